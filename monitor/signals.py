@@ -1,0 +1,149 @@
+"""The catalogue of signals: what each recorded number is called, its unit, and at which stage it was taken.
+
+One table, one truth: the hook writes these names, the reader returns them, the rules ask for them and the page labels
+its axes from them. A name that is not in the table is a user's own value; it is kept and shown, without a unit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+Steps = np.ndarray
+Values = np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class SignalSpec:
+    """What one recorded number means."""
+
+    name: str
+    """Key in the run directory. Names that repeat per group or device carry the index after a slash: ``lr/1``."""
+    unit: str
+    """``1`` for dimensionless, otherwise ``nats``, ``s``, ``GiB``, ``tokens/s``, ..."""
+    stage: str
+    """Where in the training step the number is taken. For gradients: scaled or not, before or after clipping, local or
+    reduced over ranks."""
+    meaning: str
+    """One sentence for the tooltip."""
+    stream: str
+    """``scalars``, ``layers``, ``system`` or ``landscape``: the kind of segment that carries it."""
+    cadence: str
+    """How often it is recorded by default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """One measured quantity over training.
+
+    A missing measurement is an absent step, never NaN: a NaN in ``value`` means that the training loop really produced
+    NaN at that step.
+    """
+
+    name: str
+    step: Steps
+    """int64[T], optimizer steps, strictly increasing along the current line of attempts."""
+    value: Values
+    """float64[T], in ``unit``."""
+    unit: str = "1"
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def tail(self, count: int) -> Signal:
+        """The last ``count`` measurements (all of them when there are fewer; none for 0)."""
+        start = max(0, len(self.step) - count)
+        return Signal(self.name, self.step[start:], self.value[start:], self.unit)
+
+    def between(self, first_step: int | None, last_step: int | None) -> Signal:
+        """The measurements with ``first_step <= step <= last_step``; ``None`` leaves that side open."""
+        low = 0 if first_step is None else int(np.searchsorted(self.step, first_step, side="left"))
+        high = len(self.step) if last_step is None else int(np.searchsorted(self.step, last_step, side="right"))
+        return Signal(self.name, self.step[low:high], self.value[low:high], self.unit)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerMatrix:
+    """One statistic of every layer over training."""
+
+    stat: str
+    step: Steps
+    """int64[T]."""
+    names: tuple[str, ...]
+    """Parameter names in depth order, L of them."""
+    value: Values
+    """float32[T, L]; NaN or an infinity means that the loop really produced it in that layer. A layer that had no
+    gradient at that step (frozen, unused) is marked in ``present``."""
+    present: Values
+    """bool[T, L]: False where nothing was measured."""
+    unit: str = "1"
+
+
+def _table(*rows: tuple[str, str, str, str, str, str]) -> dict[str, SignalSpec]:
+    return {row[0]: SignalSpec(*row) for row in rows}
+
+
+_EVERY = "every step"
+
+CATALOGUE: dict[str, SignalSpec] = _table(
+    # name, unit, stage, meaning, stream, cadence
+    ("train_loss", "nats", "forward, mean over the step's micro-batches and ranks", "Training loss of the step.", "scalars", _EVERY),
+    ("val_loss", "nats", "evaluation pass", "Loss on held-out data.", "scalars", "every evaluation"),
+    ("grad_norm_preclip", "1", "unscaled, before clipping, reduced over ranks, per optimizer step",
+     "L2 norm of the whole gradient as the backward pass left it.", "scalars", _EVERY),
+    ("grad_norm_postclip", "1", "unscaled, after clipping, reduced over ranks, per optimizer step",
+     "L2 norm of the gradient that the optimizer used.", "scalars", _EVERY),
+    ("clip_coef", "1", "clipping", "Factor that clipping multiplied the gradient by; 1 when the step was not clipped.", "scalars", _EVERY),
+    ("clip_max_norm", "1", "clipping", "The clip limit max_norm in force.", "scalars", _EVERY),
+    ("lr", "1", "optimizer, parameter group 0", "Learning rate used by the step.", "scalars", _EVERY),
+    ("loss_scale", "1", "GradScaler, before update()", "Factor the loss was multiplied by before backward.", "scalars", _EVERY),
+    ("skipped_steps", "1", "GradScaler", "Optimizer steps skipped so far in this attempt because gradients overflowed.", "scalars", _EVERY),
+    ("tokens", "tokens", "step, over all ranks", "Tokens seen since the start of the run.", "scalars", _EVERY),
+    ("tokens_per_s", "tokens/s", "step, over all ranks", "Tokens of the step divided by its wall time.", "scalars", _EVERY),
+    ("batch_id", "1", "data", "Identity of the step's batch: the integer given, or a 52-bit hash of the string given.", "scalars", _EVERY),
+    ("step_time_s", "s", "wall clock", "From the end of the step before to the end of this one.", "scalars", _EVERY),
+    ("data_wait_s", "s", "wall clock", "Waiting for the next batch: end of the step before to the first forward.", "scalars", _EVERY),
+    ("forward_s", "s", "wall clock", "Forward passes and loss.", "scalars", _EVERY),
+    ("backward_s", "s", "wall clock", "Backward passes, with the gradient reduction that overlaps them.", "scalars", _EVERY),
+    ("optimizer_s", "s", "wall clock", "Optimizer step.", "scalars", _EVERY),
+    ("monitor_s", "s", "wall clock", "What this monitor cost, clipping's own norm included.", "scalars", _EVERY),
+    ("eval_s", "s", "wall clock", "Evaluation passes since the step before.", "scalars", "when there was one"),
+    ("checkpoint_s", "s", "wall clock", "Writing checkpoints since the step before.", "scalars", "when there was one"),
+    ("other_s", "s", "wall clock", "What is left of step_time_s when the parts above are taken off.", "scalars", _EVERY),
+    ("landscape_loss_mean", "nats", "weights perturbed at a relative radius, this step's batch",
+     "Mean loss over random relative perturbations of the weights.", "scalars", "every k steps"),
+    ("landscape_loss_variance", "nats^2", "weights perturbed at a relative radius, this step's batch",
+     "Variance of the loss over random relative perturbations of the weights.", "scalars", "every k steps"),
+    ("cpu_pct", "%", "process", "CPU use of the training process; 100 is one core.", "system", "every 2 s"),
+    ("rss_gib", "GiB", "process", "Resident memory of the training process.", "system", "every 2 s"),
+    ("ram_used_pct", "%", "host", "Memory in use on the host.", "system", "every 2 s"),
+    ("gpu_memory_allocated_gib", "GiB", "torch allocator", "Tensor memory allocated on the device.", "system", "every 2 s"),
+    ("gpu_memory_reserved_gib", "GiB", "torch allocator", "Memory the allocator holds on the device.", "system", "every 2 s"),
+    ("gpu_memory_peak_gib", "GiB", "torch allocator", "Highest allocated memory since the attempt began.", "system", "every 2 s"),
+    ("gpu_util_pct", "%", "NVML", "Share of time in which a kernel was running.", "system", "every 2 s"),
+    ("gpu_memory_used_gib", "GiB", "NVML", "Memory in use on the device by all processes.", "system", "every 2 s"),
+    ("gpu_temperature_c", "°C", "NVML", "Core temperature.", "system", "every 2 s"),
+    ("gpu_power_w", "W", "NVML", "Power draw.", "system", "every 2 s"),
+)  # fmt: skip
+
+LAYER_CATALOGUE: dict[str, SignalSpec] = _table(
+    ("grad_norm_preclip", "1", "unscaled, before clipping, reduced over ranks, per optimizer step",
+     "L2 norm of the gradient of one parameter tensor.", "layers", _EVERY),
+)  # fmt: skip
+
+TIME_PARTS: tuple[str, ...] = (
+    "data_wait_s", "forward_s", "backward_s", "optimizer_s", "monitor_s", "eval_s", "checkpoint_s", "other_s",
+)  # fmt: skip
+"""The parts that add up to ``step_time_s``."""
+
+
+def spec_of(name: str) -> SignalSpec | None:
+    """The catalogue row for ``name``, looking through a group or device index (``lr/1`` is ``lr``); None if unknown."""
+    return CATALOGUE.get(name) or CATALOGUE.get(name.split("/", 1)[0])
+
+
+def unit_of(name: str) -> str:
+    """The unit of ``name``, or ``1`` for a user's own value."""
+    spec = spec_of(name)
+    return spec.unit if spec else "1"

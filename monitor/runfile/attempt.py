@@ -1,0 +1,265 @@
+"""One attempt as far as it has been read: its small files, and what its ranks wrote."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from monitor.errors import RunError
+from monitor.runfile import format as fmt
+from monitor.runfile.records import Attempt, Event, LandscapeSample
+from monitor.runfile.rows import Rows
+from monitor.runfile.segments import Tail, poll_lines, poll_rows, poll_tables, tails
+from monitor.runfile.store import AttemptRecords, numbered
+from monitor.runfile.tables import Growing, LayerTable, ScalarTable, frozen
+
+MAX_RANKS = 65_536
+
+Complain = Callable[[str], None]
+"""Called with one message per thing that is refused."""
+
+
+class JsonFile:
+    """A small file that is read again only when it has changed."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.value: dict[str, Any] | None = None
+        """The last content that could be used."""
+        self.problem: str | None = None
+        """Why the present content cannot be used."""
+        self._stamp: tuple[int, int, int] | None = None
+
+    def refresh(self) -> bool:
+        """Read the file if it is not what it was; True when the value changed."""
+        try:
+            status = os.lstat(self.path)
+        except OSError:
+            return False
+        stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
+        if stamp == self._stamp:
+            return False
+        self._stamp = stamp
+        try:
+            value = fmt.load_json(self.path)
+        except RunError as error:
+            self.problem = str(error)
+            return False
+        self.problem = None
+        changed, self.value = value != self.value, value
+        return changed
+
+
+class RankData:
+    """What has been read of one rank of one attempt."""
+
+    def __init__(self, folder: Path, attempt: int, rank: int):
+        self.attempt, self.rank = attempt, rank
+        self.heartbeat = JsonFile(folder / fmt.HEARTBEAT_FILE)
+        self.scalars = ScalarTable()
+        self.system = ScalarTable(has_step=False)
+        self.layers = LayerTable()
+        self.landscape: list[LandscapeSample] = []
+        self.events: list[Event] = []
+        self.late: dict[str, tuple[Growing, Growing]] = {}
+        """Values that came as events: name -> (steps, values) in the order written."""
+        self._tails = tails(folder)
+
+    @property
+    def closed(self) -> bool:
+        """The writer has said that it is done: its last heartbeat is ``closing``."""
+        return (self.heartbeat.value or {}).get("state") == "closing"
+
+    def poll(self, final: bool, complain: Complain) -> bool:
+        """Read what was appended; True if there was anything.
+
+        Args:
+            final: the writer is gone; what is torn now stays torn.
+        """
+
+        def report(path: Path, offset: int, what: str) -> None:
+            complain(f"{path}, byte {offset}: {what}")
+
+        changed = False
+        for stream, take in (("scalars", self._scalars), ("layers", self._layers), ("system", self._system)):
+            tail = self._tails[stream]
+            for rows in poll_rows(tail, final, report):
+                changed = True
+                refused = take(rows, tail)
+                if refused:
+                    report(tail.path, tail.offset, f"{refused} rows before here repeat or fall back in step; left out")
+        for table in poll_tables(self._tails["landscape"], final, report):
+            changed = True
+            self.landscape.extend(_landscape_samples(table, self.attempt))
+        tail = self._tails["events"]
+        for offset, line in poll_lines(tail, final, report):
+            changed = True
+            try:
+                self._event(line)
+            except RunError as error:
+                report(tail.path, offset, str(error))
+        return changed
+
+    def _scalars(self, rows: Rows, tail: Tail) -> int:
+        return self.scalars.append(rows)
+
+    def _layers(self, rows: Rows, tail: Tail) -> int:
+        return self.layers.append(rows, tail.layers)
+
+    def _system(self, rows: Rows, tail: Tail) -> int:
+        return self.system.append(rows)
+
+    def _event(self, line: bytes) -> None:
+        if not line.strip():
+            return
+        record = fmt.parse_json(line, "an event")
+        moment = fmt.as_number(record.get("time")) if isinstance(record, dict) else None
+        if moment is None or not isinstance(record.get("kind"), str):
+            raise RunError("an event without time or kind; left out")
+        step = _int_or_none(record.get("step"))
+        fields = {key: value for key, value in record.items() if key not in ("step", "time", "kind")}
+        values = fields.get("values")
+        if isinstance(values, dict) and record["kind"] in ("log", "eval"):
+            numbers = {name: fmt.as_number(value) for name, value in values.items()}
+            fields["values"] = {name: number for name, number in numbers.items() if number is not None}
+            self._late(step, fields["values"])
+        self.events.append(Event(step, moment, record["kind"], fields, self.attempt, self.rank))
+
+    def _late(self, step: int | None, values: dict[str, float]) -> None:
+        if step is None or step < 0:
+            return
+        for name, number in values.items():
+            steps, late = self.late.setdefault(name, (Growing(np.int64), Growing(np.float64)))
+            steps.append(np.array([step]))
+            late.append(np.array([number]))
+
+
+class AttemptData:
+    """One attempt: its records and what its ranks wrote."""
+
+    def __init__(self, run_dir: Path, number: int):
+        self.number = number
+        self.ranks: dict[int, RankData] = {}
+        self.settled = False
+        """The attempt has ended, a later one has followed it, and everything it wrote has been read."""
+        self._run_dir = run_dir
+        self._folder = fmt.attempt_dir(run_dir, number)
+        self._record = JsonFile(self._folder / fmt.ATTEMPT_FILE)
+        self._exit = JsonFile(self._folder / fmt.EXIT_FILE)
+        self._supervisor = JsonFile(self._folder / fmt.SUPERVISOR_FILE)
+        self._supervisor_exit = JsonFile(self._folder / fmt.SUPERVISOR_EXIT_FILE)
+
+    def refresh(self, superseded: bool, complain: Complain) -> bool:
+        """Read what was added; True if there was anything.
+
+        Args:
+            superseded: a later attempt has begun.
+        """
+        changed = False
+        # Asked before the segments are read: what was written before the end must not be missed.
+        for file in (self._record, self._exit, self._supervisor, self._supervisor_exit):
+            changed |= file.refresh()
+        ended = self._exit.value is not None or self._supervisor_exit.value is not None
+        changed |= self._find_ranks()
+        for rank in self.ranks.values():
+            changed |= rank.heartbeat.refresh()
+            # An exit record may be written while the writer is still at it.
+            changed |= rank.poll(ended and (rank.closed or superseded), complain)
+        self.settled = ended and superseded and not changed
+        return changed
+
+    def _find_ranks(self) -> bool:
+        new = [n for n in numbered(self._folder, "rank-") if n not in self.ranks and n < MAX_RANKS]
+        for number in new:
+            folder = fmt.rank_dir(self._run_dir, self.number, number)
+            self.ranks[number] = RankData(folder, self.number, number)
+        return bool(new)
+
+    def problems(self) -> list[str]:
+        """Why small files cannot be used as they are now."""
+        files = [self._record, self._exit, self._supervisor, self._supervisor_exit]
+        files += [rank.heartbeat for rank in self.ranks.values()]
+        return [file.problem for file in files if file.problem is not None]
+
+    def records(self, run_created: float | None) -> AttemptRecords:
+        """The small files as last read."""
+        rank = self.ranks.get(0)
+        return AttemptRecords(
+            attempt=self._record.value,
+            heartbeat=rank.heartbeat.value if rank else None,
+            exit=self._exit.value,
+            supervisor=self._supervisor.value,
+            supervisor_exit=self._supervisor_exit.value,
+            created=run_created,
+        )
+
+    def last_step(self) -> int | None:
+        """Last step recorded in the scalars of any rank."""
+        steps = [rank.scalars.step.view()[-1] for rank in self.ranks.values() if len(rank.scalars.step)]
+        return int(max(steps)) if steps else None
+
+    def has_steps(self) -> bool:
+        """Whether any row of any stream that has steps was recorded."""
+        return any(len(rank.scalars.step) or rank.layers.blocks or rank.landscape for rank in self.ranks.values())
+
+    def planned_steps(self) -> int | None:
+        """As the heartbeat says, else as the attempt began."""
+        records = self.records(None)
+        for record in (records.heartbeat, records.attempt):
+            planned = _int_or_none((record or {}).get("planned_steps"))
+            if planned is not None:
+                return planned
+        return None
+
+    def describe(self) -> Attempt:
+        """What is told of the attempt outside."""
+        record = self._record.value or {}
+        parent, resume = _int_or_none(record.get("parent")), _int_or_none(record.get("resume_step"))
+        return Attempt(
+            number=self.number,
+            parent=parent if parent is not None and 0 <= parent < self.number else None,
+            resume_step=max(0, resume or 0),
+            last_step=self.last_step(),
+            planned_steps=_int_or_none(record.get("planned_steps")),
+            world_size=_int_or_none(record.get("world_size")) or 1,
+            overrides=_dict_or_empty(record.get("overrides")),
+            exit=self._exit.value,
+            created=fmt.as_number(record.get("created")),
+            host=record.get("host") if isinstance(record.get("host"), str) else None,
+            environment=_dict_or_empty(record.get("environment")),
+            git=record.get("git") if isinstance(record.get("git"), dict) else None,
+        )
+
+
+def _int_or_none(value: Any) -> int | None:
+    plain = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 62
+    return value if plain else None
+
+
+def _dict_or_empty(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _landscape_samples(table: pa.Table, attempt: int) -> Iterator[LandscapeSample]:
+    columns = {name: table.column(name) for name in fmt.landscape_schema().names}
+    for row in range(table.num_rows):
+        cell = {name: column[row].as_py() for name, column in columns.items()}
+        coords, loss = (np.array(cell[name] or [], np.float64) for name in ("coords", "loss"))
+        if len(coords) != len(loss):
+            continue
+        yield LandscapeSample(
+            step=cell["step"],
+            time=cell["time"],
+            kind=cell["kind"] or "",
+            direction=cell["direction"] or "",
+            radius=np.nan if cell["radius"] is None else cell["radius"],
+            coords=frozen(coords),
+            loss=frozen(loss),
+            baseline=np.nan if cell["baseline"] is None else cell["baseline"],
+            attempt=attempt,
+        )

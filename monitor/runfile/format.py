@@ -1,0 +1,325 @@
+"""The run directory on disk: names, schemas, version, and how its small files are read and written.
+
+FORMAT.md is the specification in prose.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from monitor.errors import RunError
+
+FORMAT_MAJOR = 1
+"""A reader refuses a larger one."""
+FORMAT_MINOR = 0
+"""A reader accepts any; a larger one only adds."""
+
+RUN_FILE = "run.json"
+META_FILE = "meta.json"
+ATTEMPT_FILE = "attempt.json"
+EXIT_FILE = "exit.json"
+SUPERVISOR_FILE = "supervisor.json"
+SUPERVISOR_EXIT_FILE = "supervisor_exit.json"
+HEARTBEAT_FILE = "heartbeat.json"
+LOG_FILE = "log.txt"
+COMMIT_FILE = "COMMIT.json"
+ATTEMPTS_DIR = "attempts"
+CHECKPOINTS_DIR = "checkpoints"
+SEAL_SUFFIX = ".seal"
+
+STREAMS = ("scalars", "layers", "system", "landscape")
+"""Streams kept as Arrow IPC; ``events`` is kept as JSON lines."""
+OUTCOMES = ("finished", "stopped", "crashed")
+
+METADATA_KEY = b"gradiometer"
+"""Key of the JSON in a segment's schema metadata."""
+
+MAX_JSON_BYTES = 16 << 20
+MAX_EVENT_BYTES = 1 << 20
+MAX_SEGMENT_BYTES = 2 << 30
+"""A reader refuses a larger one. Writers begin the next segment at a hundredth of it."""
+MAX_COLUMNS = 4096
+MAX_LAYERS = 100_000
+MAX_MESSAGE_METADATA = 64 << 20
+MAX_MESSAGE_BODY = 1 << 30
+
+_RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+
+
+# Names -------------------------------------------------------------------------------------------------------------
+
+
+def new_run_id(name: str | None = None, now: float | None = None) -> str:
+    """A fresh run id that sorts by creation: ``20261122-103000-<name>-<4 hex>``, local time."""
+    moment = time.strftime("%Y%m%d-%H%M%S", time.localtime(time.time() if now is None else now))
+    words = re.sub(r"[^A-Za-z0-9._-]+", "-", name or "run").strip("-.")[:64] or "run"
+    return f"{moment}-{words}-{secrets.token_hex(2)}"
+
+
+def check_run_id(text: str) -> str:
+    """``text`` itself when it may name a run.
+
+    Raises:
+        RunError: anything that is not ``[A-Za-z0-9._-]{1,128}``, or that begins with a dot (hidden, ``.``, ``..``).
+    """
+    if isinstance(text, str) and _RUN_ID.fullmatch(text) and not text.startswith("."):
+        return text
+    raise RunError(
+        f"run id {text!r} cannot name a directory. Accepted: up to 128 of A-Z a-z 0-9 . _ - and no dot in front. "
+        "Choose another name or leave it out."
+    )
+
+
+def attempt_dir(run_dir: Path, attempt: int) -> Path:
+    """The folder of one attempt."""
+    return Path(run_dir) / ATTEMPTS_DIR / f"{attempt:04d}"
+
+
+def rank_dir(run_dir: Path, attempt: int, rank: int = 0) -> Path:
+    """The folder that one rank of one attempt writes; nobody else writes there."""
+    return attempt_dir(run_dir, attempt) / f"rank-{rank:05d}"
+
+
+def segment_name(stream: str, index: int) -> str:
+    """``scalars-000000.arrows``; ``events-000000.jsonl``."""
+    return f"{stream}-{index:06d}.{'jsonl' if stream == 'events' else 'arrows'}"
+
+
+def runs_folder(folder: str | os.PathLike[str] | None = None) -> Path:
+    """Where runs are kept: the argument, else the environment variable GRADIOMETER_RUNS, else ``./runs``."""
+    return Path(folder or os.environ.get("GRADIOMETER_RUNS") or "runs")
+
+
+# Schemas -----------------------------------------------------------------------------------------------------------
+
+
+def _metadata(kind: str, **more: Any) -> dict[bytes, bytes]:
+    record = {"kind": kind, "format": {"major": FORMAT_MAJOR, "minor": FORMAT_MINOR}, **more}
+    return {METADATA_KEY: json.dumps(record).encode()}
+
+
+_STEP = pa.field("step", pa.int64(), nullable=False)
+_TIME = pa.field("time", pa.float64(), nullable=False)
+
+
+def scalars_schema(names: Sequence[str]) -> pa.Schema:
+    """``step`` int64, ``time`` float64 (unix seconds), one nullable float64 column per name."""
+    columns = [pa.field(name, pa.float64()) for name in names]
+    return pa.schema([_STEP, _TIME, *columns], metadata=_metadata("scalars"))
+
+
+def system_schema(names: Sequence[str]) -> pa.Schema:
+    """``time`` float64 (unix seconds), one nullable float64 column per name."""
+    return pa.schema([_TIME, *(pa.field(name, pa.float64()) for name in names)], metadata=_metadata("system"))
+
+
+def layers_schema(stats: Sequence[str], layers: Sequence[Mapping[str, Any]]) -> pa.Schema:
+    """``step``, ``time``, one nullable ``FixedSizeList<float32>[L]`` per statistic; the L layers go to the metadata."""
+    row = pa.list_(pa.float32(), len(layers))
+    columns = [pa.field(stat, row) for stat in stats]
+    return pa.schema([_STEP, _TIME, *columns], metadata=_metadata("layers", layers=list(layers)))
+
+
+def landscape_schema() -> pa.Schema:
+    """One row per sample of the loss landscape; ``coords`` and ``loss`` are lists of equal length."""
+    return pa.schema(
+        [
+            _STEP,
+            _TIME,
+            pa.field("kind", pa.string()),
+            pa.field("direction", pa.string()),
+            pa.field("radius", pa.float64()),
+            pa.field("coords", pa.list_(pa.float64())),
+            pa.field("loss", pa.list_(pa.float64())),
+            pa.field("baseline", pa.float64()),
+        ],
+        metadata=_metadata("landscape"),
+    )
+
+
+# JSON --------------------------------------------------------------------------------------------------------------
+
+
+def dump_json(value: Any) -> str:
+    """``value`` as one line of strict JSON; non-finite numbers become the strings NaN, Infinity, -Infinity.
+
+    What JSON does not know (paths, numpy scalars, sets) is written as the nearest thing it knows, at worst ``str()``.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, ensure_ascii=False)
+    except (ValueError, TypeError):
+        return json.dumps(_plain(value), allow_nan=False, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else spell_number(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy scalars and arrays, without importing numpy for it
+        return _plain(value.tolist())
+    return str(value)
+
+
+def spell_number(value: float) -> float | str:
+    """A float as JSON may hold it: itself, or the string for a non-finite one."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def as_number(value: Any) -> float | None:
+    """The float that a JSON value spells (see :func:`spell_number`); None for anything that is not a number."""
+    if isinstance(value, str):
+        return _NON_FINITE.get(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError:
+            return math.inf if value > 0 else -math.inf
+    return None
+
+
+def parse_json(text: bytes, source: str) -> Any:
+    """Parse strict JSON.
+
+    Raises:
+        RunError: not UTF-8, not JSON, nested too deeply, or an integer of thousands of digits; the message names
+            ``source``.
+    """
+    try:
+        return json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{source}: not JSON ({error}). The file is left as it is and not used.") from None
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """The bytes of a regular file of at most ``limit`` bytes; never through a symbolic link, never from a pipe.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RunError: a link, not a regular file, too large, or unreadable; the message names the file.
+    """
+    fd = open_inside(path)
+    try:
+        size = os.fstat(fd).st_size
+        if size > limit:
+            raise RunError(f"{path}: {size} bytes; at most {limit} are read. The file is not used.")
+        pieces: list[bytes] = []
+        while size > 0 and (piece := os.read(fd, min(size, 1 << 20))):
+            pieces.append(piece)
+            size -= len(piece)
+        return b"".join(pieces)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror}).") from None
+    finally:
+        os.close(fd)
+
+
+def open_inside(path: Path) -> int:
+    """A read-only descriptor of the regular file ``path``; its last part is not followed when it is a link.
+
+    Raises:
+        FileNotFoundError: there is none.
+        RunError: a symbolic link, a pipe, a device, a folder, or no permission.
+    """
+    try:
+        # O_NONBLOCK: opening a pipe that nobody writes to would wait for ever.
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        what = "a symbolic link, which is not followed" if path.is_symlink() else str(error.strerror)
+        raise RunError(f"{path}: cannot be opened: {what}.") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise RunError(f"{path}: not a regular file; it is not read.")
+    return fd
+
+
+def is_real_folder(run_dir: Path, folder: Path) -> bool:
+    """Whether ``folder`` is a folder under ``run_dir`` without a symbolic link on the way from there."""
+    try:
+        parts = folder.relative_to(run_dir).parts
+        place = run_dir
+        for part in parts:
+            place = place / part
+            if part == ".." or not stat.S_ISDIR(os.lstat(place).st_mode):
+                return False
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def load_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """The JSON object in ``path``.
+
+    Raises:
+        RunError: missing, too large, a link, not JSON, or not an object; the message names the file.
+    """
+    try:
+        value = parse_json(read_file(path, limit), str(path))
+    except FileNotFoundError:
+        raise RunError(f"{path}: no such file.") from None
+    if not isinstance(value, dict):
+        raise RunError(f"{path}: a JSON object is expected, found {type(value).__name__}. The file is not used.")
+    return value
+
+
+def atomic_write_json(path: Path, value: Any) -> None:
+    """Replace ``path`` whole: a reader sees the old content or the new, never a half."""
+    temporary = _write_temporary(path, value)
+    try:
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink()
+        raise
+
+
+def exclusive_write_json(path: Path, value: Any) -> None:
+    """Create ``path`` whole, or not at all when it exists already.
+
+    Raises:
+        FileExistsError: somebody else was first.
+    """
+    temporary = _write_temporary(path, value)
+    try:
+        os.link(temporary, path)  # unlike rename, link refuses an existing target
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links: exclusive, though a reader may for a moment see a half
+        with path.open("x", encoding="utf-8") as file:
+            file.write(dump_json(value) + "\n")
+    finally:
+        temporary.unlink()
+
+
+def _write_temporary(path: Path, value: Any) -> Path:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        view = memoryview((dump_json(value) + "\n").encode())
+        while view:
+            view = view[os.write(fd, view) :]
+    except OSError:
+        temporary.unlink()
+        raise
+    finally:
+        os.close(fd)
+    return temporary

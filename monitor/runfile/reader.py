@@ -1,0 +1,482 @@
+"""A run on disk as numbers: opened once, then followed from where the reading stopped."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from monitor.errors import RunError
+from monitor.runfile import format as fmt
+from monitor.runfile.attempt import AttemptData, JsonFile
+from monitor.runfile.lineage import Piece, current_line, superseded_pieces
+from monitor.runfile.records import Attempt as Attempt
+from monitor.runfile.records import Checkpoint as Checkpoint
+from monitor.runfile.records import Event as Event
+from monitor.runfile.records import LandscapeSample as LandscapeSample
+from monitor.runfile.store import (
+    AttemptRecords,
+    RunState,
+    attempt_numbers,
+    check_version,
+    latest_records,
+    state_of,
+)
+from monitor.runfile.tables import Joined, frozen
+from monitor.signals import LAYER_CATALOGUE, LayerMatrix, Signal, unit_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_PROBLEMS = 100
+"""Further ones are counted in the last message."""
+LayerPart = tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray]
+"""Layer names, steps, values [n, L], present [n, L]."""
+
+LOG_TAIL_BYTES = 1 << 20
+SETTLED_EVERY = 10
+"""Attempts that a later one has followed are looked at only every so many polls."""
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """Open the run directory ``path`` and read what is there.
+
+    Raises:
+        RunError: there is none, it is not a run directory, or its format is newer than this code.
+    """
+    return Run(path)
+
+
+class Run:
+    """A run directory, read so far as it goes; :meth:`refresh` reads on.
+
+    Arrays are read-only. They stay as they are when the run is refreshed; ask again for the longer ones. What cannot be
+    read inside the directory is left out and named in :attr:`problems`. One thread at a time.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path).resolve()
+        if not self.path.is_dir():
+            raise RunError(
+                f"{path}: no such folder. Give the folder of one run, such as runs/20261122-103000-name-1a2b; "
+                "`gradiometer runs` lists them."
+            )
+        if not (self.path / fmt.RUN_FILE).exists():
+            hint = "It holds several runs; give one of them." if any(self.path.glob(f"*/{fmt.RUN_FILE}")) else ""
+            raise RunError(f"{path} is not a run directory: it has no {fmt.RUN_FILE}. {hint}".rstrip())
+        self._run = fmt.load_json(self.path / fmt.RUN_FILE)
+        check_version(self._run, self.path)
+        self._meta = JsonFile(self.path / fmt.META_FILE)
+        self._attempts: dict[int, AttemptData] = {}
+        self._described: tuple[Attempt, ...] = ()
+        self._line: tuple[Piece, ...] = ()
+        self._problems: list[str] = []
+        self._problem_count = 0
+        self._cache: dict[Any, Any] = {}
+        """Answers that hold until something changes."""
+        self._joined: dict[Any, Joined] = {}
+        """Pieces of several attempts, put together once and then only added to."""
+        self._polls = 0
+        self.version = 0
+        """Grows with every change that :meth:`refresh` sees."""
+        self.refresh()
+
+    # What the run is --------------------------------------------------------------------------------------------------
+
+    @property
+    def id(self) -> str:
+        """The run's id: the name of its folder."""
+        return self.path.name
+
+    @property
+    def name(self) -> str:
+        """What people call it: the name given later, else at creation, else the id."""
+        return str(self.meta.get("name") or self._run.get("name") or self.id)
+
+    @property
+    def created(self) -> float:
+        """Unix time; 0 when the record lacks it."""
+        return fmt.as_number(self._run.get("created")) or 0.0
+
+    @property
+    def task(self) -> str | None:
+        """What is being trained, in a word."""
+        task = self._run.get("task")
+        return task if isinstance(task, str) else None
+
+    @property
+    def config(self) -> dict[str, Any] | None:
+        """The configuration as resolved at the start."""
+        config = self._run.get("config")
+        return config if isinstance(config, dict) else None
+
+    @property
+    def code(self) -> dict[str, Any] | None:
+        """Where the code came from."""
+        code = self._run.get("code")
+        return code if isinstance(code, dict) else None
+
+    @property
+    def parent(self) -> dict[str, Any] | None:
+        """``{"run", "attempt", "step"}`` of the run this one was forked from."""
+        parent = self._run.get("parent")
+        return parent if isinstance(parent, dict) else None
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What a person may edit later: name, tags, notes."""
+        return self._meta.value or {}
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        """All attempts by number."""
+        return self._described
+
+    @property
+    def state(self) -> RunState:
+        """How the run stands now, by the records of the last refresh."""
+        return state_of(self._latest_records(), time.time())
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """One message per thing that was refused: file, byte offset, what is wrong."""
+        now = [] if self._meta.problem is None else [self._meta.problem]
+        for data in self._attempts.values():
+            now.extend(data.problems())
+        more = self._problem_count - len(self._problems)
+        return (*self._problems, *now, *([f"{more} further problems"] if more else []))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Scalar names, in the order in which they first appeared."""
+        found: dict[str, None] = {}
+        for data in self._attempts.values():
+            for rank in data.ranks.values():
+                found.update(dict.fromkeys(rank.scalars.columns))
+                found.update(dict.fromkeys(rank.late))
+        return tuple(found)
+
+    @property
+    def layer_stats(self) -> tuple[str, ...]:
+        """Names of the per-layer statistics."""
+        found: dict[str, None] = {}
+        for data in self._attempts.values():
+            for rank in data.ranks.values():
+                for block in rank.layers.blocks:
+                    found.update(dict.fromkeys(block.stats))
+        return tuple(found)
+
+    @property
+    def last_step(self) -> int | None:
+        """Last recorded step of the current line."""
+        return self._attempts[self._line[-1].attempt].last_step() if self._line else None
+
+    @property
+    def planned_steps(self) -> int | None:
+        """Steps that the latest attempt means to make, counted from the start of the run."""
+        planned = [data.planned_steps() for data in reversed(self._attempts.values())]
+        return next((steps for steps in planned if steps is not None), None)
+
+    # Reading on -------------------------------------------------------------------------------------------------------
+
+    def refresh(self) -> bool:
+        """Read what was appended since last time; True if anything changed. Its cost does not grow with the run."""
+        self._polls += 1
+        changed = self._meta.refresh()
+        changed |= self._find_attempts()
+        latest = max(self._attempts, default=-1)
+        for number, data in self._attempts.items():
+            if data.settled or (number != latest and self._polls % SETTLED_EVERY and self._polls > 1):
+                continue
+            changed |= data.refresh(number != latest, self._problem)
+        if changed:
+            self.version += 1
+            self._cache.clear()
+            self._described = tuple(data.describe() for data in self._attempts.values())
+            recorded = [number for number, data in self._attempts.items() if data.has_steps()]
+            self._line = current_line(self._described, recorded)
+        return changed
+
+    def _find_attempts(self) -> bool:
+        folder = self.path / fmt.ATTEMPTS_DIR
+        if folder.is_symlink():
+            self._problem_once(f"{folder}: a symbolic link, which is not followed.")
+            return False
+        new = [number for number in attempt_numbers(self.path) if number not in self._attempts]
+        for number in new:
+            self._attempts[number] = AttemptData(self.path, number)
+        if new:
+            self._attempts = dict(sorted(self._attempts.items()))
+        return bool(new)
+
+    def _problem(self, text: str) -> None:
+        self._problem_count += 1
+        if len(self._problems) < MAX_PROBLEMS:
+            self._problems.append(text)
+
+    def _problem_once(self, text: str) -> None:
+        if text not in self._problems:
+            self._problem(text)
+
+    def _latest_records(self) -> AttemptRecords:
+        created = fmt.as_number(self._run.get("created"))
+        return latest_records([data.records(created) for data in self._attempts.values()], created)
+
+    def follow(self, poll_seconds: float = 0.5) -> Iterator[Run]:
+        """Yield this run now and after each change, until it has ended."""
+        yield self
+        while True:
+            ended = self.state.ended
+            if self.refresh():
+                yield self
+            elif ended:
+                return
+            else:
+                time.sleep(poll_seconds)
+
+    # Values -----------------------------------------------------------------------------------------------------------
+
+    def series(self, name: str, *, attempt: int | None = None, rank: int = 0) -> Signal:
+        """One scalar over the current line of attempts, or over one ``attempt`` alone; empty when there is none."""
+        key = ("series", name, attempt, rank)
+        if key not in self._cache:
+            pieces = self._line if attempt is None else (Piece(attempt, -1, None),)
+            parts = [self._piece(name, piece, rank) for piece in pieces]
+            late = any(self._is_late(name, piece.attempt, rank) for piece in pieces)
+            step, value = self._join(key, None if late else pieces, parts)
+            self._cache[key] = Signal(name, step, value, unit_of(name))
+        return self._cache[key]
+
+    def _is_late(self, name: str, attempt: int, rank: int) -> bool:
+        """Whether values of ``name`` came as events, so that new ones may belong anywhere."""
+        data = self._attempts.get(attempt)
+        return data is not None and rank in data.ranks and name in data.ranks[rank].late
+
+    def _join(self, key: Any, identity: Any, parts: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+        """The parts end to end. With an ``identity`` only what is new since the last call is copied."""
+        if len(parts) == 1:
+            return tuple(frozen(array) for array in parts[0])
+        joined = self._joined.setdefault(key, Joined())
+        return joined.update(identity, parts) if parts else (np.empty(0, np.int64), np.empty(0, np.float64))
+
+    def _piece(self, name: str, piece: Piece, rank: int) -> tuple[np.ndarray, np.ndarray]:
+        step, value = self._attempt_series(name, piece.attempt, rank)
+        low = int(np.searchsorted(step, piece.after, side="right"))
+        high = len(step) if piece.upto is None else int(np.searchsorted(step, piece.upto, side="right"))
+        return step[low:high], value[low:high]
+
+    def _attempt_series(self, name: str, attempt: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of one attempt: the rows, with what came later as events put in."""
+        data = self._attempts.get(attempt)
+        source = data.ranks.get(rank) if data else None
+        column = source.scalars.columns.get(name) if source else None
+        if source is None or column is None:
+            step, value = np.empty(0, np.int64), np.empty(0, np.float64)
+        else:
+            step, value = column.steps(source.scalars.step), column.value.view()
+        late = source.late.get(name) if source else None
+        return (step, value) if late is None else _merged(step, value, late[0].view(), late[1].view())
+
+    def times(self, *, attempt: int | None = None) -> Signal:
+        """Wall time (unix seconds) by step, of rank 0."""
+        pieces = self._line if attempt is None else (Piece(attempt, -1, None),)
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        for piece in pieces:
+            data = self._attempts.get(piece.attempt)
+            rank = data.ranks.get(0) if data else None
+            if rank is not None:
+                step, moment = rank.scalars.step.view(), rank.scalars.time.view()
+                low = int(np.searchsorted(step, piece.after, side="right"))
+                high = len(step) if piece.upto is None else int(np.searchsorted(step, piece.upto, side="right"))
+                parts.append((step[low:high], moment[low:high]))
+        step, moment = self._join(("times", attempt), pieces, parts)
+        return Signal("time", step, moment, "s")
+
+    def superseded(self, name: str) -> list[Signal]:
+        """What attempts recorded of ``name`` that a later attempt has taken over, one signal per stretch."""
+        last_steps = {attempt.number: attempt.last_step for attempt in self.attempts if attempt.last_step is not None}
+        found: list[Signal] = []
+        for piece in superseded_pieces(self._line, last_steps):
+            step, value = self._piece(name, piece, 0)
+            if len(step):
+                found.append(Signal(name, step, value, unit_of(name)))
+        return found
+
+    def layers(self, stat: str, *, attempt: int | None = None, rank: int = 0) -> LayerMatrix:
+        """One statistic of every layer; steps at which it was not recorded at all are left out.
+
+        When the set of layers changed, the matrix has all of them and ``present`` says which were measured.
+        """
+        key = ("layers", stat, attempt, rank)
+        if key not in self._cache:
+            pieces = self._line if attempt is None else (Piece(attempt, -1, None),)
+            parts = list(self._layer_parts(stat, pieces, rank))
+            self._cache[key] = self._layer_matrix(key, stat, pieces, parts)
+        return self._cache[key]
+
+    def _layer_matrix(self, key: Any, stat: str, identity: Any, parts: Sequence[LayerPart]) -> LayerMatrix:
+        spec = LAYER_CATALOGUE.get(stat)
+        unit = spec.unit if spec else "1"
+        names = tuple(dict.fromkeys(name for part in parts for name in part[0]))
+        if any(own != names for own, *_ in parts):
+            return LayerMatrix(stat, names=names, unit=unit, **_spread(names, parts))
+        if not parts:
+            nothing = np.empty((0, 0), np.float32)
+            return LayerMatrix(stat, np.empty(0, np.int64), (), nothing, nothing.astype(bool), unit)
+        step, value, present = self._join(key, (identity, names), [part[1:] for part in parts])
+        return LayerMatrix(stat, step, names, value, present, unit)
+
+    def _layer_parts(self, stat: str, pieces: Sequence[Piece], rank: int) -> Iterator[LayerPart]:
+        for piece in pieces:
+            data = self._attempts.get(piece.attempt)
+            source = data.ranks.get(rank) if data else None
+            for block in source.layers.blocks if source else ():
+                column = block.stats.get(stat)
+                if column is None:
+                    continue
+                step = column.step.view()
+                low = int(np.searchsorted(step, piece.after, side="right"))
+                high = len(step) if piece.upto is None else int(np.searchsorted(step, piece.upto, side="right"))
+                if high > low:
+                    yield block.names, step[low:high], column.value.view(low, high), column.present()[low:high]
+
+    def events(self, kind: str | None = None) -> list[Event]:
+        """Events of all attempts and ranks, by attempt and time; of one ``kind`` when it is given."""
+        if "events" not in self._cache:
+            every: list[Event] = []
+            for data in self._attempts.values():
+                own = [event for rank in data.ranks.values() for event in rank.events]
+                every.extend(sorted(own, key=lambda event: event.time) if len(data.ranks) > 1 else own)
+            self._cache["events"] = every
+        return [event for event in self._cache["events"] if kind is None or event.kind == kind]
+
+    def landscape(self) -> list[LandscapeSample]:
+        """Landscape samples of the current line, by step."""
+        found: list[LandscapeSample] = []
+        for piece in self._line:
+            for rank in self._attempts[piece.attempt].ranks.values():
+                found.extend(
+                    sample
+                    for sample in rank.landscape
+                    if sample.step > piece.after and (piece.upto is None or sample.step <= piece.upto)
+                )
+        return sorted(found, key=lambda sample: sample.step)
+
+    def system(self, *, attempt: int | None = None, rank: int = 0) -> pd.DataFrame:
+        """Machine samples of all attempts, or of one: column ``time`` (unix seconds) and one per measure.
+
+        A measure that was not taken is NA; a NaN was measured.
+        """
+        import pandas as pd
+
+        frames: list[Any] = []
+        for number, data in self._attempts.items():
+            source = data.ranks.get(rank)
+            if source is None or (attempt is not None and attempt != number) or not len(source.system.time):
+                continue
+            rows = len(source.system.time)
+            columns: dict[str, Any] = {"time": source.system.time.view()}
+            for name, column in source.system.columns.items():
+                columns[name] = _with_gaps(column.steps(source.system.step), column.value.view(), np.arange(rows))
+            frames.append(pd.DataFrame(columns))
+        return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"time": np.empty(0)})
+
+    def frame(
+        self, signals: Sequence[str] | None = None, start: int | None = None, stop: int | None = None
+    ) -> pd.DataFrame:
+        """Scalars side by side, indexed by step, for ``start <= step <= stop``; None takes all names.
+
+        A value that was not recorded at a step is NA; a NaN was recorded.
+        """
+        import pandas as pd
+
+        chosen = [self.series(name).between(start, stop) for name in (self.names if signals is None else signals)]
+        steps = [signal.step for signal in chosen if len(signal)]
+        index = steps[0] if steps else np.empty(0, np.int64)
+        for other in steps[1:]:
+            if len(other) != len(index) or not np.array_equal(other, index):
+                index = np.union1d(index, other)
+        columns = {signal.name: _with_gaps(signal.step, signal.value, index) for signal in chosen}
+        return pd.DataFrame(columns, index=pd.Index(index, name="step"))
+
+    # Other files ------------------------------------------------------------------------------------------------------
+
+    def checkpoints(self) -> list[Checkpoint]:
+        """Checkpoint folders by step, incomplete ones included."""
+        folder = self.path / fmt.CHECKPOINTS_DIR
+        found: list[Checkpoint] = []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    plain = entry.name.isdecimal() and entry.name.isascii() and len(entry.name) <= 18
+                    if plain and entry.is_dir(follow_symlinks=False) and not folder.is_symlink():
+                        commit = Path(entry.path) / fmt.COMMIT_FILE
+                        complete = commit.is_file() and not commit.is_symlink()
+                        found.append(Checkpoint(int(entry.name), Path(entry.path), complete))
+        except OSError:
+            return []
+        return sorted(found, key=lambda checkpoint: checkpoint.step)
+
+    def log_tail(self, lines: int = 200, rank: int = 0) -> list[str]:
+        """The last lines that the latest attempt with a log printed; [] without one.
+
+        Bytes that are no text are escaped. A line may hold anything that a program can print, control codes included.
+        """
+        for data in reversed(self._attempts.values()):
+            folder = fmt.rank_dir(self.path, data.number, rank)
+            if not fmt.is_real_folder(self.path, folder):
+                continue
+            try:
+                fd = fmt.open_inside(folder / fmt.LOG_FILE)
+            except (FileNotFoundError, RunError):
+                continue
+            try:
+                size = os.fstat(fd).st_size
+                begin = max(0, size - LOG_TAIL_BYTES)
+                text = os.pread(fd, LOG_TAIL_BYTES, begin).decode("utf-8", "backslashreplace")
+            finally:
+                os.close(fd)
+            return text.splitlines()[-lines:] if lines > 0 else []
+        return []
+
+
+def _merged(
+    step: np.ndarray, value: np.ndarray, late_step: np.ndarray, late_value: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both series in one, by step; where a step has several values the last one said counts."""
+    steps = np.concatenate([step, late_step])
+    order = np.argsort(steps, kind="stable")
+    steps, values = steps[order], np.concatenate([value, late_value])[order]
+    last = np.append(steps[1:] != steps[:-1], True)
+    return frozen(steps[last]), frozen(values[last])
+
+
+def _spread(names: Sequence[str], parts: Sequence[LayerPart]) -> dict[str, np.ndarray]:
+    """Rows about different layers in one matrix of all layers."""
+    rows = sum(len(step) for _, step, _, _ in parts)
+    value, present = np.zeros((rows, len(names)), np.float32), np.zeros((rows, len(names)), bool)
+    place = {name: index for index, name in enumerate(names)}
+    at = 0
+    for own, step, part_value, part_present in parts:
+        columns = [place[name] for name in own]
+        value[at : at + len(step), columns] = part_value
+        present[at : at + len(step), columns] = part_present
+        at += len(step)
+    step = np.concatenate([step for _, step, _, _ in parts])
+    return {"step": frozen(step), "value": frozen(value), "present": frozen(present)}
+
+
+def _with_gaps(step: np.ndarray, value: np.ndarray, index: np.ndarray) -> Any:
+    """``value`` laid out along ``index`` as a pandas array that tells NA (absent) from NaN (recorded)."""
+    import pandas as pd
+
+    if len(step) == len(index):
+        return pd.arrays.FloatingArray(value.copy(), np.zeros(len(index), bool))  # pyright: ignore[reportAttributeAccessIssue]
+    full, absent = np.zeros(len(index)), np.ones(len(index), bool)
+    where = np.searchsorted(index, step)
+    full[where], absent[where] = value, False
+    return pd.arrays.FloatingArray(full, absent)  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,331 @@
+"""Following the segments of one stream: what was appended since last time, checked, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+
+from monitor.errors import RunError
+from monitor.runfile import format as fmt
+from monitor.runfile.framing import BadMessage, Incomplete, Stretch, parse_schema, scan
+from monitor.runfile.rows import Place, Rows, places
+
+CHUNK = 32 << 20
+"""Bytes read at once; bounds the memory that a poll takes beside what it keeps."""
+
+SCHEMA_GUESS = 64 << 10
+"""Bytes read first for a schema; more only when it says that it is longer."""
+
+_SEGMENT = re.compile(r"(scalars|layers|system|landscape|events)-([0-9]{6})\.(?:arrows|jsonl)")
+
+Report = Callable[[Path, int, str], None]
+"""Called with file, byte offset and what is wrong."""
+
+
+@dataclass(slots=True)
+class Tail:
+    """Where the reading of one stream stands."""
+
+    folder: Path
+    stream: str
+    index: int = 0
+    """Number of the segment being read."""
+    offset: int = 0
+    """Bytes of it that are dealt with."""
+    schema: pa.Schema | None = None
+    columns: dict[str, Place] = field(default_factory=dict)
+    layers: tuple[str, ...] = ()
+    """Layer names of a layers segment."""
+    schema_bytes: bytes = b""
+    seed: int = 0
+    given_up: bool = False
+    """The segment is refused; nothing more is read of it."""
+    seal_seen: bool = False
+    last_known: int = -1
+    """Largest number seen in the folder's listing; tells a missing segment from the end."""
+
+    @property
+    def path(self) -> Path:
+        return self.folder / fmt.segment_name(self.stream, self.index)
+
+    def next_segment(self) -> None:
+        self.index += 1
+        self.offset = 0
+        self.schema, self.columns, self.layers, self.schema_bytes, self.seed = None, {}, (), b"", 0
+        self.given_up = self.seal_seen = False
+
+    def next_exists(self) -> bool:
+        return os.path.lexists(self.folder / fmt.segment_name(self.stream, self.index + 1))
+
+
+def tails(folder: Path) -> dict[str, Tail]:
+    """One tail per stream of a rank's folder, at its beginning."""
+    found = {stream: Tail(folder, stream) for stream in (*fmt.STREAMS, "events")}
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                match = _SEGMENT.fullmatch(entry.name)
+                if match is not None:
+                    tail = found[match[1]]
+                    tail.last_known = max(tail.last_known, int(match[2]))
+    except OSError:
+        pass  # not there, or not ours to read: each file says so by itself
+    return found
+
+
+def poll_rows(tail: Tail, final: bool, report: Report) -> Iterator[Rows]:
+    """The rows of scalars, layers or system appended since the last call, in pieces of one layout.
+
+    The pieces are views into what was read; ``tail`` holds the schema of the one just given.
+    """
+    for data, stretch, offset in _poll(tail, final, report):
+        try:
+            yield Rows(data, stretch, tail.columns)
+        except BadMessage as error:
+            report(tail.path, offset, f"{stretch.rows} rows cannot be decoded: {error}")
+
+
+def poll_tables(tail: Tail, final: bool, report: Report) -> Iterator[pa.Table]:
+    """The rows of landscape appended since the last call, decoded by pyarrow: texts and lists, and never many."""
+    for data, stretch, offset in _poll(tail, final, report):
+        source = pa.BufferReader(pa.py_buffer(tail.schema_bytes + data[stretch.start : stretch.stop]))
+        try:
+            table = pa.ipc.open_stream(source).read_all()
+            table.validate(full=True)
+        except (pa.ArrowException, ValueError, OSError, StopIteration) as error:
+            report(tail.path, offset, f"{stretch.rows} rows cannot be decoded: {_first_line(error)}")
+        else:
+            yield table
+
+
+def _poll(tail: Tail, final: bool, report: Report) -> Iterator[tuple[bytes, Stretch, int]]:
+    """(bytes, where whole batches are in them, offset of these in the file) of what was appended.
+
+    Args:
+        tail: is moved forward.
+        final: the writer is gone; what is torn now stays torn.
+        report: told about what is refused.
+    """
+    while True:
+        # Asked before reading: what is appended to this segment before the next one begins must not be missed.
+        followed = tail.next_exists()
+        over = final or followed or tail.index < tail.last_known
+        yield from _poll_segment(tail, over, report)
+        if not _go_on(tail, over, followed, report):
+            return
+
+
+def _go_on(tail: Tail, over: bool, followed: bool, report: Report) -> bool:
+    """Hold a finished segment against its seal and move to the next one; False when there is none."""
+    if over and not tail.seal_seen and not tail.given_up:
+        tail.seal_seen = True
+        _check_seal(tail, report)
+    if followed:
+        tail.next_segment()
+        return True
+    if tail.index >= tail.last_known:
+        return False
+    missing = tail.index + 1
+    while not tail.next_exists() and tail.index < tail.last_known:
+        tail.next_segment()
+    report(tail.folder / fmt.segment_name(tail.stream, missing), 0, f"missing, up to number {tail.index}")
+    tail.next_segment()
+    return tail.index <= tail.last_known
+
+
+def _check_seal(tail: Tail, report: Report) -> None:
+    """A segment may have lost its end at a place where a batch ends; only its seal knows."""
+    try:
+        seal = fmt.load_json(tail.path.with_name(tail.path.name + fmt.SEAL_SUFFIX))
+        size = os.lstat(tail.path).st_size
+    except (RunError, OSError):
+        return
+    if isinstance(seal.get("bytes"), int) and seal["bytes"] != size:
+        report(tail.path, size, f"the file has {size} bytes; it had {seal['bytes']} when it was finished")
+
+
+def _poll_segment(tail: Tail, final: bool, report: Report) -> Iterator[tuple[bytes, Stretch, int]]:
+    if tail.given_up:
+        return
+    try:
+        fd = fmt.open_inside(tail.path)
+    except FileNotFoundError:
+        return
+    except RunError as error:
+        tail.given_up = True
+        report(tail.path, 0, str(error))
+        return
+    try:
+        size = os.fstat(fd).st_size
+        if (
+            _size_is_good(tail, size, report)
+            and size > tail.offset
+            and (tail.schema is not None or _read_schema(tail, fd, size, report))
+        ):
+            yield from _read_batches(tail, fd, size, final, report)
+    except OSError as error:
+        report(tail.path, tail.offset, f"cannot be read: {error.strerror}")
+    finally:
+        os.close(fd)
+
+
+def _size_is_good(tail: Tail, size: int, report: Report) -> bool:
+    if size < tail.offset:
+        report(tail.path, size, f"the file has shrunk from {tail.offset} bytes; nothing more is read of it")
+    elif size > fmt.MAX_SEGMENT_BYTES:
+        report(tail.path, tail.offset, f"{size} bytes; at most {fmt.MAX_SEGMENT_BYTES} are read of a segment")
+    else:
+        return True
+    tail.given_up = True
+    return False
+
+
+def _read_schema(tail: Tail, fd: int, size: int, report: Report) -> bool:
+    try:
+        try:
+            data = os.pread(fd, SCHEMA_GUESS, 0)
+            message = parse_schema(data)
+        except Incomplete as more:
+            if more.needed > size:
+                return False
+            data = os.pread(fd, more.needed, 0)
+            message = parse_schema(data)
+        head = data[: message.end]
+        schema = pa.ipc.read_schema(pa.py_buffer(head))
+        wrong = check_schema(schema, tail.stream)
+    except (BadMessage, pa.ArrowException, ValueError, OSError) as error:  # ValueError: names that are not UTF-8
+        wrong = _first_line(error)
+    if wrong:
+        tail.given_up = True
+        report(tail.path, 0, f"the segment cannot be read: {wrong}")
+        return False
+    tail.schema, tail.schema_bytes, tail.seed, tail.offset = schema, head, zlib.crc32(head), len(head)
+    tail.columns = places(schema) if tail.stream != "landscape" else {}
+    tail.layers = layer_names(schema) or ()
+    return True
+
+
+def _read_batches(tail: Tail, fd: int, size: int, final: bool, report: Report) -> Iterator[tuple[bytes, Stretch, int]]:
+    want = CHUNK
+    while tail.offset < size:
+        data = os.pread(fd, min(want, size - tail.offset), tail.offset)
+        if not data:
+            return
+        at_end = tail.offset + len(data) >= size
+        found = scan(data, tail.seed, final and at_end)
+        for position, what in found.problems:
+            report(tail.path, tail.offset + position, what)
+        base = tail.offset
+        tail.offset += found.end
+        for stretch in found.good:
+            if stretch.rows:
+                yield data, stretch, base + stretch.start
+        if found.ended:
+            tail.offset = size
+            return
+        if at_end:
+            return
+        if found.end == 0 and found.needed <= len(data):
+            tail.given_up = True
+            report(tail.path, tail.offset, f"no batch begins in the next {len(data)} bytes; nothing more is read of it")
+            return
+        want = max(CHUNK, found.needed)  # one message may be larger than a chunk
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def check_schema(schema: pa.Schema, stream: str) -> str | None:
+    """What is wrong with a segment's schema; None when it is one of the format's."""
+    if len(schema) > fmt.MAX_COLUMNS + 2:
+        return f"{len(schema)} columns; at most {fmt.MAX_COLUMNS + 2}"
+    if len(set(schema.names)) != len(schema.names):
+        return "two columns have the same name"
+    if stream == "landscape":
+        missing = [field.name for field in fmt.landscape_schema() if not _has(schema, field)]
+        return f"column {missing[0]!r} is missing or of another type" if missing else None
+    fixed = [fmt.scalars_schema([]).field("time")] if stream == "system" else list(fmt.scalars_schema([]))
+    for column in fixed:
+        if not _has(schema, column):
+            return f"column {column.name!r} is missing or of another type"
+    for column in schema:
+        if column.name in ("step", "time"):
+            continue
+        if stream == "layers":
+            if not pa.types.is_fixed_size_list(column.type) or column.type.value_type != pa.float32():
+                return f"column {column.name!r} is {column.type}; FixedSizeList<float32> is expected"
+            if layer_names(schema) is None:
+                return "the layers in its metadata do not fit its columns"
+        elif column.type != pa.float64():
+            return f"column {column.name!r} is {column.type}; float64 is expected"
+    return None
+
+
+def layer_names(schema: pa.Schema) -> tuple[str, ...] | None:
+    """Layer names in the metadata of a layers segment; None when they do not fit its columns."""
+    try:
+        record = json.loads((schema.metadata or {}).get(fmt.METADATA_KEY, b"{}"))
+        names = tuple(str(layer["name"]) for layer in record["layers"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    widths = {column.type.list_size for column in schema if pa.types.is_fixed_size_list(column.type)}
+    return names if len(set(names)) == len(names) and widths <= {len(names)} else None
+
+
+def _has(schema: pa.Schema, field: pa.Field) -> bool:
+    return field.name in schema.names and schema.field(field.name).type == field.type
+
+
+# Events ------------------------------------------------------------------------------------------------------------
+
+
+def poll_lines(tail: Tail, final: bool, report: Report) -> Iterator[tuple[int, bytes]]:
+    """(offset, line) of the whole lines appended to an events stream since the last call."""
+    while True:
+        followed = tail.next_exists()
+        yield from _poll_line_segment(tail, report)
+        if not _go_on(tail, final or followed, followed, report):
+            return
+
+
+def _poll_line_segment(tail: Tail, report: Report) -> Iterator[tuple[int, bytes]]:
+    if tail.given_up:
+        return
+    try:
+        fd = fmt.open_inside(tail.path)
+    except FileNotFoundError:
+        return
+    except RunError as error:
+        tail.given_up = True
+        report(tail.path, 0, str(error))
+        return
+    try:
+        size = os.fstat(fd).st_size
+        if not _size_is_good(tail, size, report):
+            return
+        while tail.offset < size:
+            data = os.pread(fd, min(4 * fmt.MAX_EVENT_BYTES, size - tail.offset), tail.offset)
+            end = data.rfind(b"\n") + 1
+            if end == 0:
+                if len(data) > fmt.MAX_EVENT_BYTES:
+                    tail.given_up = True
+                    what = f"a line of more than {fmt.MAX_EVENT_BYTES} bytes; nothing more is read of the file"
+                    report(tail.path, tail.offset, what)
+                return
+            at = tail.offset
+            for line in data[: end - 1].split(b"\n"):
+                yield at, line
+                at += len(line) + 1
+            tail.offset += end
+    except OSError as error:
+        report(tail.path, tail.offset, f"cannot be read: {error.strerror}")
+    finally:
+        os.close(fd)

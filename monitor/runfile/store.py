@@ -1,0 +1,381 @@
+"""The folder of runs: list them, and say how each one stands."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from monitor.errors import RunError
+from monitor.runfile import format as fmt
+from monitor.runfile.writer import boot_id, pid_namespace
+
+STARTING_S = 300.0
+"""An attempt without a heartbeat may take this long to begin (imports, data, compilation). Our judgement."""
+REMOTE_FRESH_S = 30.0
+"""A heartbeat is written every second; a shared file system may show it this much later (distributed.md section 6)."""
+STALE_STEPS = 20.0
+"""A step that takes this many times the usual is worth a word. Our judgement."""
+STALE_AT_LEAST_S = 120.0
+"""... but never before this long."""
+SLOW_PHASE_FACTOR = 10.0
+"""Evaluations and checkpoints may take this much longer than a step may."""
+LOST_S = 3600.0
+"""A writer on another host that has said nothing for this long is lost."""
+
+ENDED = ("finished", "stopped", "crashed", "lost")
+"""Words of a run that will not go on by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """How a run stands, computed from what lies in its directory and from the process table."""
+
+    word: str
+    """starting, running, finished, stopped, crashed, stale (alive but without progress), lost (silent, cannot tell)."""
+    reason: str
+    """One sentence for the tooltip."""
+    updated: float | None
+    """Unix time of the last sign of life."""
+    step: int | None
+    """Last step the run has told of."""
+    heartbeat: dict[str, Any] | None
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more is to be expected from the present attempt."""
+        return self.word in ENDED
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecords:
+    """The small files of the latest attempt that its state is computed from."""
+
+    attempt: Mapping[str, Any] | None
+    heartbeat: dict[str, Any] | None
+    exit: Mapping[str, Any] | None
+    supervisor: Mapping[str, Any] | None
+    supervisor_exit: Mapping[str, Any] | None
+    created: float | None
+    """When the run was made."""
+
+
+def state_of(records: AttemptRecords, now: float) -> RunState:
+    """The state of a run whose latest attempt left ``records``."""
+    heartbeat = records.heartbeat
+    updated = _number(heartbeat, "time")
+    step = _integer(heartbeat, "step")
+
+    def state(word: str, reason: str) -> RunState:
+        return RunState(word, reason, updated, step, heartbeat)
+
+    if records.exit is not None:
+        updated = _number(records.exit, "time") or updated
+        ended_at = _integer(records.exit, "step")
+        step = ended_at if ended_at is not None else step
+        outcome = records.exit.get("outcome")
+        word = outcome if outcome in fmt.OUTCOMES else "lost"
+        return state(word, str(records.exit.get("reason") or f"The attempt's exit record says {outcome}."))
+    if records.supervisor_exit is not None:
+        signal = records.supervisor_exit.get("signal")
+        how = f"signal {signal}" if signal else f"exit code {records.supervisor_exit.get('returncode')}"
+        if records.supervisor_exit.get("asked"):
+            return state("stopped", f"Stopped on request; the process ended with {how}.")
+        return state("crashed", f"The training process ended with {how} and left no exit record.")
+
+    writer = heartbeat if _integer(heartbeat, "pid") is not None else records.attempt
+    alive = _is_alive(writer, records.attempt)
+    if alive is False:
+        return state("crashed", f"Process {writer['pid'] if writer else '?'} is gone and left no exit record.")
+    began = _number(records.attempt, "created") or _number(records.supervisor, "started") or records.created
+    quiet = now - max(updated or 0.0, began or 0.0)
+    if heartbeat is None:
+        if quiet < STARTING_S:
+            return state("starting", "No step has been recorded yet.")
+        if alive:
+            return state("stale", f"The process is alive but has recorded nothing for {_duration(quiet)}.")
+        return state(
+            "lost", f"Nothing has been recorded for {_duration(quiet)} and the process cannot be seen from here."
+        )
+    if alive is None and quiet > REMOTE_FRESH_S:
+        where = f"host {records.attempt.get('host')}" if records.attempt else "another host"
+        text = f"Last sign of life from {where} {_duration(quiet)} ago."
+        return state("lost" if quiet > LOST_S else "stale", text)
+    if heartbeat.get("state") == "closing" and quiet > REMOTE_FRESH_S:
+        return state("stopped", "The recording was closed without a word on how the training ended.")
+    return _progress(state, heartbeat, step, now)
+
+
+def _progress(state: Any, heartbeat: Mapping[str, Any], step: int | None, now: float) -> RunState:
+    if step is None:
+        return state("starting", "The first step is not complete yet.")
+    usual = _number(heartbeat, "step_time_s") or 0.0
+    patience = max(STALE_AT_LEAST_S, STALE_STEPS * usual)
+    phase = heartbeat.get("state")
+    if phase in ("eval", "checkpoint"):
+        patience *= SLOW_PHASE_FACTOR
+    waiting = now - (_number(heartbeat, "step_at") or _number(heartbeat, "time") or now)
+    if waiting > patience:
+        return state("stale", f"Step {step} ended {_duration(waiting)} ago; a step usually takes {usual:.3g} s.")
+    return state("running", f"Step {step} ended {_duration(max(0.0, waiting))} ago.")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def _number(record: Mapping[str, Any] | None, key: str) -> float | None:
+    return fmt.as_number(record.get(key)) if record else None
+
+
+def _integer(record: Mapping[str, Any] | None, key: str) -> int | None:
+    value = record.get(key) if record else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _is_alive(writer: Mapping[str, Any] | None, attempt: Mapping[str, Any] | None) -> bool | None:
+    """Whether the writing process lives; None when that cannot be seen from here."""
+    if writer is None:
+        return None
+    place = {**(attempt or {}), **writer}
+    if place.get("host") != socket.gethostname():
+        return None
+    if place.get("boot_id") and boot_id() and place["boot_id"] != boot_id():
+        return False  # the machine has been started anew since
+    if place.get("pid_namespace") and pid_namespace() and place["pid_namespace"] != pid_namespace():
+        return None
+    return process_is_alive(_integer(writer, "pid"), _number(writer, "pid_create_time"))
+
+
+def process_is_alive(pid: int | None, create_time: float | None) -> bool | None:
+    """Whether process ``pid`` of this host, created at ``create_time``, is running; None without a pid.
+
+    A zombie is not running, and a stranger that got the same pid later is not the process.
+    """
+    if pid is None or pid <= 0:
+        return None
+    try:
+        process = psutil.Process(pid)
+        if create_time is not None and abs(process.create_time() - create_time) > 1.0:
+            return False
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+    except (psutil.Error, OverflowError):
+        return None
+
+
+# From the directory ------------------------------------------------------------------------------------------------
+
+
+def numbered(folder: Path, prefix: str = "") -> list[int]:
+    """Numbers N of the real subfolders ``<prefix>N`` of ``folder``, sorted; links and strange names are left out."""
+    found: list[int] = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                digits = entry.name[len(prefix) :]
+                plain = entry.name.startswith(prefix) and digits.isdecimal() and digits.isascii() and len(digits) <= 8
+                if plain and entry.is_dir(follow_symlinks=False):
+                    found.append(int(digits))
+    except OSError:
+        return []
+    return sorted(found)
+
+
+def attempt_numbers(run_dir: Path) -> list[int]:
+    """Numbers of the attempts that lie in the run directory itself, sorted."""
+    folder = run_dir / fmt.ATTEMPTS_DIR
+    return [] if folder.is_symlink() else numbered(folder)
+
+
+def optional_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in ``path``, or None when it is missing or cannot be used."""
+    try:
+        return fmt.load_json(path)
+    except RunError:
+        return None
+
+
+def read_records(run_dir: Path, number: int, created: float | None) -> AttemptRecords:
+    """The small files of attempt ``number``."""
+    folder = fmt.attempt_dir(run_dir, number)
+    rank = fmt.rank_dir(run_dir, number)
+    attempt = optional_json(folder / fmt.ATTEMPT_FILE)
+    return AttemptRecords(
+        attempt=attempt,
+        heartbeat=optional_json(rank / fmt.HEARTBEAT_FILE) if fmt.is_real_folder(run_dir, rank) else None,
+        exit=optional_json(folder / fmt.EXIT_FILE),
+        supervisor=optional_json(folder / fmt.SUPERVISOR_FILE),
+        supervisor_exit=optional_json(folder / fmt.SUPERVISOR_EXIT_FILE),
+        created=created,
+    )
+
+
+def latest_records(records: Sequence[AttemptRecords], created: float | None) -> AttemptRecords:
+    """The records that a run's state is computed from: the latest attempt's that has any."""
+    for record in reversed(records):
+        if record.attempt is not None or record.supervisor is not None:
+            return record
+    return records[-1] if records else AttemptRecords(None, None, None, None, None, created)
+
+
+def run_state(run_dir: str | os.PathLike[str], now: float | None = None) -> RunState:
+    """The state of the run in ``run_dir``, from a handful of small files; never raises for what lies in it."""
+    run_dir = Path(run_dir)
+    run = optional_json(run_dir / fmt.RUN_FILE)
+    created = _number(run, "created")
+    records = [read_records(run_dir, number, created) for number in attempt_numbers(run_dir)]
+    return state_of(latest_records(records, created), time.time() if now is None else now)
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """One row of the list of runs."""
+
+    id: str
+    name: str
+    path: Path
+    state: RunState
+    created: float | None
+    last_step: int | None
+    planned_steps: int | None
+    last_loss: float | None
+    """Last recorded training loss, in nats; may be NaN or infinite."""
+    best_loss: float | None
+    """Smallest finite training loss."""
+    duration_s: float | None
+    """Wall time of all attempts, added up."""
+    task: str | None
+    device: str | None
+    tags: tuple[str, ...]
+    problem: str | None
+    """Why the run cannot be shown in full; None when it can."""
+
+
+def list_runs(runs_dir: str | os.PathLike[str] | None = None, now: float | None = None) -> list[RunSummary]:
+    """Every run in the folder, newest first. A run that cannot be read is a row with a ``problem``.
+
+    An absent folder is an empty list.
+    """
+    folder = fmt.runs_folder(runs_dir)
+    moment = time.time() if now is None else now
+    rows: list[RunSummary] = []
+    try:
+        with os.scandir(folder) as entries:
+            names = [(entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in entries]
+    except OSError:
+        return []
+    for name, is_folder, is_link in names:
+        if name.startswith("."):
+            continue
+        if is_link and (folder / name).is_dir():
+            rows.append(_unreadable(folder / name, "a symbolic link; links are not followed. Open its target instead."))
+        elif is_folder:
+            rows.append(summarise(folder / name, moment))
+    rows.sort(key=lambda row: (row.created if row.created is not None else 0.0, row.id), reverse=True)
+    return rows
+
+
+def _unreadable(path: Path, problem: str) -> RunSummary:
+    state = RunState("lost", problem, None, None, None)
+    return RunSummary(path.name, path.name, path, state, None, None, None, None, None, None, None, None, (), problem)
+
+
+def summarise(run_dir: Path, now: float) -> RunSummary:
+    """One row of the list, from the run's small files alone."""
+    try:
+        run = fmt.load_json(run_dir / fmt.RUN_FILE)
+        check_version(run, run_dir)
+    except RunError as error:
+        return _unreadable(run_dir, str(error))
+    meta = optional_json(run_dir / fmt.META_FILE) or {}
+    numbers = attempt_numbers(run_dir)
+    records = [read_records(run_dir, number, _number(run, "created")) for number in numbers]
+    latest = latest_records(records, _number(run, "created"))
+    state = state_of(latest, now)
+    losses = [_loss(record.heartbeat) for record in records]
+    last = [loss for loss, _ in losses if loss is not None]
+    best = [value for _, value in losses if value is not None]
+    environment = latest.attempt.get("environment") if latest.attempt else None
+    return RunSummary(
+        id=run_dir.name,
+        name=str(meta.get("name") or run.get("name") or run_dir.name),
+        path=run_dir,
+        state=state,
+        created=_number(run, "created"),
+        last_step=next(
+            (step for step in (_last_step(record) for record in reversed(records)) if step is not None), None
+        ),
+        planned_steps=_planned(latest),
+        last_loss=last[-1] if last else None,
+        best_loss=min(best) if best else None,
+        duration_s=_total_duration(records, now if state.word in ("running", "stale") else None),
+        task=_text(run.get("task")),
+        device=_text(environment.get("device")) if isinstance(environment, dict) else None,
+        tags=tags_of(meta),
+        problem=None,
+    )
+
+
+def tags_of(meta: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tags in a run's meta.json; () for anything that is not a list of texts."""
+    tags = meta.get("tags")
+    return tuple(tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list) else ()
+
+
+def check_version(run: Mapping[str, Any], run_dir: Path) -> None:
+    """Refuse a format that this code does not know.
+
+    Raises:
+        RunError: no version, or a newer major one; the message says what to do.
+    """
+    version = run.get("format")
+    major = version.get("major") if isinstance(version, dict) else None
+    if not isinstance(major, int) or isinstance(major, bool) or major < 1:
+        raise RunError(f"{run_dir / fmt.RUN_FILE}: format.major is {major!r}; a whole number from 1 is expected.")
+    if major > fmt.FORMAT_MAJOR:
+        raise RunError(
+            f"{run_dir} is written in format {major}; this version reads up to {fmt.FORMAT_MAJOR}. "
+            "Upgrade: pip install --upgrade gradiometer."
+        )
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _loss(heartbeat: Mapping[str, Any] | None) -> tuple[float | None, float | None]:
+    summary = heartbeat.get("summary") if heartbeat else None
+    loss = summary.get("train_loss") if isinstance(summary, dict) else None
+    return (_number(loss, "last"), _number(loss, "best")) if isinstance(loss, dict) else (None, None)
+
+
+def _last_step(records: AttemptRecords) -> int | None:
+    step = _integer(records.heartbeat, "step")
+    return step if step is not None else _integer(records.exit, "step")
+
+
+def _planned(records: AttemptRecords) -> int | None:
+    planned = _integer(records.heartbeat, "planned_steps")
+    return planned if planned is not None else _integer(records.attempt, "planned_steps")
+
+
+def _total_duration(records: list[AttemptRecords], now: float | None) -> float | None:
+    total: float | None = None
+    for index, record in enumerate(records):
+        began = _number(record.attempt, "created")
+        ended = _number(record.exit, "time") or _number(record.heartbeat, "time")
+        if now is not None and index == len(records) - 1:
+            ended = now
+        if began is not None and ended is not None:
+            total = (total or 0.0) + max(0.0, ended - began)
+    return total

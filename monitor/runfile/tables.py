@@ -1,0 +1,238 @@
+"""Columns that grow: what a reader keeps of a stream, so that a poll costs only what is new."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from monitor.runfile.rows import Rows
+
+
+class Growing:
+    """A numpy array that is appended to; capacity doubles, so appending costs a constant per element."""
+
+    __slots__ = ("_buffer", "_size")
+
+    def __init__(self, dtype: Any, width: int | None = None):
+        self._buffer = np.empty((0,) if width is None else (0, width), dtype=dtype)
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def append(self, values: np.ndarray) -> None:
+        """Copy ``values`` ([n] or [n, width]) to the end; with one axis more, n is the product of the first two."""
+        folded = values.ndim > self._buffer.ndim
+        size = self._size + (values.shape[0] * values.shape[1] if folded else len(values))
+        if size > len(self._buffer):
+            larger = np.empty((max(size, 2 * len(self._buffer), 64), *self._buffer.shape[1:]), self._buffer.dtype)
+            larger[: self._size] = self._buffer[: self._size]
+            self._buffer = larger
+        self._buffer[self._size : size].reshape(values.shape)[...] = values  # a view: the target is contiguous
+        self._size = size
+
+    def view(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """A read-only view. It stays valid and unchanged when more is appended."""
+        view = self._buffer[start : self._size if stop is None else min(stop, self._size)]
+        view.flags.writeable = False
+        return view
+
+
+def frozen(array: np.ndarray) -> np.ndarray:
+    """The same array, read-only."""
+    array.flags.writeable = False
+    return array
+
+
+class Joined:
+    """Arrays in several parts, end to end. While only the last part grows, only what it gained is copied."""
+
+    def __init__(self) -> None:
+        self._fixed: Any = None
+        self._taken = 0
+        self._arrays: list[Growing] = []
+
+    def update(self, identity: Any, parts: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+        """The parts, joined array by array.
+
+        Args:
+            identity: equal to that of the call before when all parts are the same but for what the last one gained;
+                None when that is not known.
+        """
+        lengths = [len(part[0]) for part in parts]
+        fixed = (identity, lengths[:-1])
+        new: Sequence[tuple[np.ndarray, ...]]
+        if identity is not None and self._fixed == fixed and lengths[-1] >= self._taken:
+            new = [tuple(array[self._taken :] for array in parts[-1])]
+        else:
+            self._arrays = [Growing(array.dtype, array.shape[1] if array.ndim > 1 else None) for array in parts[0]]
+            new = parts
+        for part in new:
+            for whole, array in zip(self._arrays, part, strict=True):
+                whole.append(array)
+        self._fixed, self._taken = fixed, lengths[-1]
+        return tuple(whole.view() for whole in self._arrays)
+
+
+class Column:
+    """The values of one scalar and their steps; rows without a value are not kept at all.
+
+    As long as no row since the column's first lacks a value, the steps are the table's own, from ``start`` on.
+    """
+
+    __slots__ = ("_own_step", "start", "value")
+
+    def __init__(self, start: int):
+        self.start = start
+        self.value = Growing(np.float64)
+        self._own_step: Growing | None = None
+
+    def append(self, table_step: Growing, rows_before: int, values: np.ndarray, present: np.ndarray | None) -> None:
+        """Append the column's part of a chunk of rows that the table has appended already.
+
+        Args:
+            table_step: the table's steps, the chunk included.
+            rows_before: rows in the table before this chunk.
+            values: float64[n], or [batches, rows] with n = batches * rows.
+            present: bool[n]; None when all are.
+        """
+        whole = present is None or bool(present.all())
+        if self._own_step is None and not (whole and self.start + len(self.value) == rows_before):
+            self._own_step = Growing(np.int64)
+            self._own_step.append(table_step.view(self.start, self.start + len(self.value)))
+        steps = table_step.view(rows_before)
+        if not whole:
+            assert present is not None
+            values, steps = values.reshape(-1)[present], steps[present]
+        self.value.append(values)
+        if self._own_step is not None:
+            self._own_step.append(steps)
+
+    def steps(self, table_step: Growing) -> np.ndarray:
+        """int64[n], the steps of ``value``."""
+        if self._own_step is not None:
+            return self._own_step.view()
+        return table_step.view(self.start, self.start + len(self.value))
+
+
+class ScalarTable:
+    """The scalars or the system samples of one rank of one attempt.
+
+    For system samples ``step`` holds the row number: they belong to times.
+    """
+
+    def __init__(self, has_step: bool = True):
+        self.has_step = has_step
+        self.step = Growing(np.int64)
+        self.time = Growing(np.float64)
+        self.columns: dict[str, Column] = {}
+
+    def append(self, rows: Rows) -> int:
+        """Append rows; returns how many were refused because their step does not increase."""
+        before = len(self.step)
+        if self.has_step:
+            steps, keep = increasing(rows.values("step").reshape(-1), self.step)
+        else:
+            steps, keep = np.arange(before, before + len(rows)), None
+        self.step.append(steps)
+        self.time.append(_kept(rows.values("time"), keep))
+        for name in rows.names:
+            if name in ("step", "time"):
+                continue
+            present = rows.present(name)
+            if keep is not None and present is not None:
+                present = present[keep]
+            column = self.columns.get(name)
+            if column is None:
+                if present is not None and not present.any():
+                    continue
+                column = self.columns[name] = Column(before)
+            column.append(self.step, before, _kept(rows.values(name), keep), present)
+        return 0 if keep is None else int((~keep).sum())
+
+
+def _kept(values: np.ndarray, keep: np.ndarray | None) -> np.ndarray:
+    return values if keep is None else values.reshape(len(keep), *values.shape[2:])[keep]
+
+
+class LayerBlock:
+    """Rows of per-layer statistics that share one set of layers."""
+
+    def __init__(self, names: tuple[str, ...]):
+        self.names = names
+        self.step = Growing(np.int64)
+        self.stats: dict[str, LayerColumn] = {}
+
+
+class LayerColumn:
+    """One statistic: rows in which it is missing are not kept."""
+
+    def __init__(self, width: int):
+        self.width = width
+        self.step = Growing(np.int64)
+        self.value = Growing(np.float32, width)
+        self._present: Growing | None = None
+
+    def append(self, steps: np.ndarray, values: np.ndarray, present: np.ndarray | None) -> None:
+        """Append float32[n, L] or [batches, rows, L] with bool[n, L] present (None: all)."""
+        if present is not None and self._present is None:
+            self._present = Growing(np.bool_, self.width)
+            self._present.append(np.ones((len(self.step), self.width), bool))
+        self.step.append(steps)
+        self.value.append(values)
+        if self._present is not None:
+            self._present.append(np.ones((len(steps), self.width), bool) if present is None else present)
+
+    def present(self) -> np.ndarray:
+        """bool[T, L]."""
+        if self._present is not None:
+            return self._present.view()
+        return np.broadcast_to(np.True_, (len(self.step), self.width))
+
+
+class LayerTable:
+    """The layer statistics of one rank of one attempt: one block per set of layers, in the order written."""
+
+    def __init__(self) -> None:
+        self.blocks: list[LayerBlock] = []
+
+    def append(self, rows: Rows, names: tuple[str, ...]) -> int:
+        """Append rows; returns how many were refused because their step does not increase."""
+        last = self.blocks[-1].step if self.blocks else np.empty(0, np.int64)
+        steps, keep = increasing(rows.values("step").reshape(-1), last)
+        if not self.blocks or self.blocks[-1].names != names:
+            self.blocks.append(LayerBlock(names))
+        block = self.blocks[-1]
+        block.step.append(steps)
+        for stat in rows.names:
+            if stat in ("step", "time"):
+                continue
+            given, present = rows.present(stat), rows.present(stat, inner=True)
+            values = rows.values(stat)
+            chosen = steps
+            if given is not None or keep is not None:
+                kept = np.ones(len(rows), bool) if given is None else given
+                kept = kept if keep is None else kept & keep
+                chosen = rows.values("step").reshape(-1)[kept]
+                values = _kept(values, kept)
+                present = None if present is None else present[kept]
+            if len(chosen) == 0:
+                continue
+            column = block.stats.get(stat)
+            if column is None:
+                column = block.stats[stat] = LayerColumn(len(names))
+            column.append(chosen, values, present)
+        return 0 if keep is None else int((~keep).sum())
+
+
+def increasing(steps: np.ndarray, before: Growing | np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """The steps that are larger than every one before them, and bool[n] of which those are (None: all)."""
+    last = before.view(max(0, len(before) - 1)) if isinstance(before, Growing) else before[-1:]
+    floor = last[0] if len(last) else np.int64(-1)
+    if len(steps) == 0 or (steps[0] > floor and (steps[1:] > steps[:-1]).all()):
+        return steps, None
+    highest = np.maximum.accumulate(np.concatenate([[floor], steps]))[:-1]
+    keep = steps > highest
+    return steps[keep], keep

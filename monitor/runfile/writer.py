@@ -1,0 +1,1026 @@
+"""Append-only writer of a run: the training thread queues, a background thread writes.
+
+What it promises: nothing here blocks the training thread or raises into it; every batch goes to the file in one write;
+what :meth:`RankWriter.flush` has acknowledged survives ``kill -9``; two writers never share a file; after a fork only
+the parent writes; a full disk costs rows, never a torn file and never the training.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import errno
+import os
+import queue
+import socket
+import threading
+import time
+import warnings
+import weakref
+import zlib
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+
+from monitor import guard
+from monitor.errors import MonitorWarning, RunError
+from monitor.runfile import format as fmt
+from monitor.runfile.columns import landscape_batch, layers_batch, scalars_batch, system_batch
+from monitor.runfile.framing import END_OF_STREAM, encode_batch, encode_schema
+
+EVENT_DELAY_S = 0.02
+"""An event waits this long for others before the thread writes them together."""
+HEARTBEAT_SECONDS = 1.0
+MAX_NAME = 512
+"""Characters in the name of a value."""
+CLOSE_SECONDS = 10.0
+"""How long close() waits for rows that the disk does not take."""
+EVENT_HEADROOM_BYTES = 1 << 20
+"""Events are written until the quota is exceeded by this much: they are what says that the quota is reached."""
+BULKY_QUOTA_SHARE = 0.9
+"""Layers, system and landscape stop at this share of the quota, so that the scalars can go on. Our judgement."""
+
+_RESERVED = ("step", "time")
+"""Column names that every stream has already."""
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+# Run and attempt ---------------------------------------------------------------------------------------------------
+
+
+def create_run(
+    runs_dir: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    run_id: str | None = None,
+    task: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    parent: Mapping[str, Any] | None = None,
+    code: Mapping[str, Any] | None = None,
+    now: Callable[[], float] = time.time,
+) -> Path:
+    """Make a run directory with ``run.json``, ``attempts/`` and ``checkpoints/``, and return its path.
+
+    Args:
+        parent: ``{"run": id, "attempt": number, "step": step}`` of the run this one was forked from.
+
+    Raises:
+        RunError: the id cannot name a directory, is taken, or the folder cannot be written.
+    """
+    created = now()
+    run_id = fmt.check_run_id(run_id if run_id is not None else fmt.new_run_id(name, created))
+    run_dir = Path(runs_dir) / run_id
+    try:
+        run_dir.mkdir(parents=True)
+        (run_dir / fmt.ATTEMPTS_DIR).mkdir()
+        (run_dir / fmt.CHECKPOINTS_DIR).mkdir()
+        fmt.exclusive_write_json(
+            run_dir / fmt.RUN_FILE,
+            {
+                "format": {"major": fmt.FORMAT_MAJOR, "minor": fmt.FORMAT_MINOR},
+                "id": run_id,
+                "name": name or run_id,
+                "created": created,
+                "parent": dict(parent) if parent else None,
+                "task": task,
+                "config": dict(config) if config is not None else None,
+                "code": dict(code) if code is not None else None,
+            },
+        )
+    except FileExistsError:
+        raise RunError(f"{run_dir} exists already. Choose another name, or resume that run.") from None
+    except OSError as error:
+        raise RunError(f"{run_dir} cannot be created: {error.strerror}. Choose a folder you can write to.") from None
+    return run_dir
+
+
+def begin_attempt(
+    run_dir: str | os.PathLike[str],
+    *,
+    number: int | None = None,
+    parent: int | None = None,
+    resume_step: int = 0,
+    overrides: Mapping[str, Any] | None = None,
+    world_size: int = 1,
+    planned_steps: int | None = None,
+    environment: Mapping[str, Any] | None = None,
+    git: Mapping[str, Any] | None = None,
+    engine: Mapping[str, Any] | None = None,
+    now: Callable[[], float] = time.time,
+) -> int:
+    """Begin an attempt of a run and return its number.
+
+    Args:
+        number: an attempt folder that a launcher has made and that has no ``attempt.json`` yet; None takes the next
+            free number.
+        parent: the attempt that this one goes on from; None for a fresh start.
+        resume_step: last step of the parent that still counts; the first step of this attempt is the next one.
+
+    Raises:
+        RunError: no such run, or the attempt has begun already.
+    """
+    run_dir = Path(run_dir)
+    if not (run_dir / fmt.RUN_FILE).is_file():
+        raise RunError(f"{run_dir} is not a run directory: it has no {fmt.RUN_FILE}. Make one with create_run().")
+    try:
+        number = _next_attempt(run_dir) if number is None else number
+        folder = fmt.attempt_dir(run_dir, number)
+        for part in ("control", "receipts"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+        record = {
+            "attempt": number,
+            "parent": parent,
+            "resume_step": resume_step,
+            "overrides": dict(overrides or {}),
+            "world_size": world_size,
+            "planned_steps": planned_steps,
+            **process_identity(),
+            "created": now(),
+            "environment": dict(environment or {}),
+            "git": dict(git) if git is not None else None,
+            "engine": dict(engine) if engine is not None else None,
+        }
+        fmt.exclusive_write_json(folder / fmt.ATTEMPT_FILE, record)
+    except FileExistsError:
+        raise RunError(
+            f"attempt {number} of {run_dir} has begun already. Leave the number out for a new one."
+        ) from None
+    except OSError as error:
+        raise RunError(f"an attempt of {run_dir} cannot be made: {error.strerror}.") from None
+    return number
+
+
+def _next_attempt(run_dir: Path) -> int:
+    """The next attempt number, claimed by making its folder: mkdir is exclusive on every file system."""
+    folder = run_dir / fmt.ATTEMPTS_DIR
+    folder.mkdir(exist_ok=True)
+    taken = [int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()]
+    number = max(taken, default=-1) + 1
+    while True:
+        try:
+            fmt.attempt_dir(run_dir, number).mkdir()
+            return number
+        except FileExistsError:
+            number += 1
+
+
+def is_anonymous() -> bool:
+    """Whether records leave out the names of this machine: GRADIOMETER_ANONYMOUS=1, for runs that will be published.
+
+    The state of such a run is computed from its heartbeat alone.
+    """
+    return os.environ.get("GRADIOMETER_ANONYMOUS") == "1"
+
+
+def process_identity() -> dict[str, Any]:
+    """Who writes: host, boot and pid namespace (a pid means nothing outside them), pid and its creation time."""
+    named = not is_anonymous()
+    return {
+        "host": socket.gethostname() if named else None,
+        "boot_id": boot_id() if named else None,
+        "pid_namespace": pid_namespace() if named else None,
+        "pid": os.getpid(),
+        "pid_create_time": psutil.Process().create_time(),
+    }
+
+
+def boot_id() -> str | None:
+    """Linux's name for this boot of the machine; None where there is none."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+
+
+def pid_namespace() -> str | None:
+    """Linux's name for this process's pid namespace (containers have their own); None where there is none."""
+    try:
+        return str(Path("/proc/self/ns/pid").readlink())
+    except OSError:
+        return None
+
+
+def write_exit(
+    run_dir: str | os.PathLike[str],
+    attempt: int,
+    *,
+    outcome: str,
+    step: int | None,
+    reason: str,
+    signal: int | None = None,
+    returncode: int | None = None,
+    traceback: Sequence[str] = (),
+    now: Callable[[], float] = time.time,
+) -> bool:
+    """Say how an attempt ended. The first record stands; returns False when there was one already.
+
+    Raises:
+        RunError: ``outcome`` is none of finished, stopped, crashed.
+    """
+    if outcome not in fmt.OUTCOMES:
+        raise RunError(f"outcome {outcome!r} is not known. Accepted: {', '.join(fmt.OUTCOMES)}.")
+    record = {
+        "outcome": outcome,
+        "step": step,
+        "time": now(),
+        "reason": reason,
+        "signal": signal,
+        "returncode": returncode,
+        "traceback": list(traceback),
+    }
+    try:
+        fmt.exclusive_write_json(fmt.attempt_dir(Path(run_dir), attempt) / fmt.EXIT_FILE, record)
+    except FileExistsError:
+        return False
+    return True
+
+
+# Segments ----------------------------------------------------------------------------------------------------------
+
+
+class Segment:
+    """One open file of one stream. Appends whole blocks or nothing."""
+
+    def __init__(self, folder: Path, stream: str, index: int):
+        self.path = folder / fmt.segment_name(stream, index)
+        self.index = index
+        self.size = 0
+        self.rows = 0
+        self.batches = 0
+        self.first_step: int | None = None
+        self.last_step: int | None = None
+        self.crc = 0
+        # O_EXCL: two writers can never share a segment.
+        self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+
+    def append(self, block: bytes | bytearray, steps: Sequence[int | None] = ()) -> None:
+        """Write ``block`` at the end in one write; ``steps`` are the steps of its rows.
+
+        Raises:
+            OSError: it did not fit; the file is cut back to what it was.
+        """
+        view = memoryview(block)
+        done = 0
+        try:
+            while done < len(view):  # one turn, unless the disk is nearly full
+                done += os.pwrite(self.fd, view[done:], self.size + done)
+        except OSError:
+            os.ftruncate(self.fd, self.size)
+            raise
+        self.size += done
+        self.crc = zlib.crc32(view, self.crc)
+        if steps:
+            self.batches += 1
+            self.rows += len(steps)
+            known = [step for step in steps if step is not None]
+            if known:
+                self.first_step = known[0] if self.first_step is None else self.first_step
+                self.last_step = known[-1]
+
+    def sync(self) -> None:
+        os.fdatasync(self.fd)
+
+    def seal(self) -> None:
+        """Make the segment durable, say what it holds, and close it."""
+        try:
+            self.sync()
+            fmt.atomic_write_json(
+                self.path.with_name(self.path.name + fmt.SEAL_SUFFIX),
+                {
+                    "file": self.path.name,
+                    "rows": self.rows,
+                    "batches": self.batches,
+                    "first_step": self.first_step,
+                    "last_step": self.last_step,
+                    "bytes": self.size,
+                    "crc32": f"{self.crc:08x}",
+                },
+            )
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close the descriptor, leaving the segment as a live one that does not grow any more."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):  # an error here has been met by a write before
+                os.close(fd)
+
+
+class Wake:
+    """An event that a signal handler may set while it interrupts the same thread in :meth:`set`.
+
+    threading.Event would deadlock there; SimpleQueue.put is reentrant by promise.
+    """
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._called = False
+
+    def set(self) -> None:
+        if not self._called:
+            self._called = True
+            self._calls.put(None)
+
+    def wait(self, seconds: float) -> None:
+        """Return after :meth:`set`, at once if it was called since the last return, or after ``seconds``."""
+        with contextlib.suppress(queue.Empty):
+            self._calls.get(timeout=seconds)
+        self._called = False
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._calls.get_nowait()
+
+
+@dataclass(slots=True)
+class Row:
+    """What the training thread queues. ``values`` is as the stream's batch builder wants it."""
+
+    step: int | None
+    time: float
+    values: Any
+    layout: Any = None
+    """layers: the (names, shapes) in force."""
+
+
+@dataclass(slots=True)
+class Stream:
+    """One kind of row: what is waiting, and the segment it goes to."""
+
+    name: str
+    build: Callable[[Sequence[Row], Sequence[str], Any], tuple[pa.RecordBatch, int]]
+    schema_of: Callable[[Sequence[str], Any], pa.Schema]
+    waiting: deque[Row] = field(default_factory=deque)
+    columns: list[str] = field(default_factory=list)
+    layout: Any = None
+    segment: Segment | None = None
+    schema: pa.Schema | None = None
+    schema_size: int = 0
+    seed: int = 0
+    next_index: int = 0
+    last_step: int | None = None
+    """Last step that was queued."""
+
+
+class RankWriter:
+    """Writes what one rank of one attempt records. Every method may be called from any thread and returns at once.
+
+    Args:
+        run_dir, attempt, rank: where; the attempt must have been begun.
+        rows_per_batch, seconds_per_batch: a batch is written when either is reached.
+        segment_bytes: a segment that has grown beyond it is sealed and the next one begun.
+        quota_bytes: bytes that this writer may put on disk; None: no limit. Near it layers, system and landscape stop,
+            at it the scalars, and the heartbeat says so.
+        queue_rows: rows kept in memory while the disk does not take them; further ones are counted and dropped.
+        clock, monotonic: wall clock for what is written, monotonic clock for when to write.
+
+    Raises:
+        RunError: no such attempt, or this rank of it has a writer already (resume is a new attempt).
+    """
+
+    def __init__(
+        self,
+        run_dir: str | os.PathLike[str],
+        attempt: int,
+        rank: int = 0,
+        *,
+        rows_per_batch: int = 64,
+        seconds_per_batch: float = 1.0,
+        segment_bytes: int = 16 << 20,
+        quota_bytes: int | None = None,
+        queue_rows: int = 100_000,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+    ):
+        self.folder = fmt.rank_dir(Path(run_dir), attempt, rank)
+        self.attempt, self.rank = attempt, rank
+        self._rows_per_batch, self._seconds_per_batch = rows_per_batch, seconds_per_batch
+        self._segment_bytes, self._quota_bytes, self._queue_rows = segment_bytes, quota_bytes, queue_rows
+        self._clock, self._monotonic = clock, monotonic
+
+        self._streams = {
+            "scalars": Stream("scalars", scalars_batch, lambda names, _: fmt.scalars_schema(names)),
+            "layers": Stream("layers", layers_batch, fmt.layers_schema),
+            "system": Stream("system", system_batch, lambda names, _: fmt.system_schema(names)),
+            "landscape": Stream("landscape", landscape_batch, lambda _names, _: fmt.landscape_schema()),
+        }
+        self._events: deque[bytes] = deque()
+        self._events_segment: Segment | None = None
+        self._events_index = 0
+        self._layout: Any = None
+
+        self._new_locks()
+        self._put = 0  # rows and events accepted so far
+        self._done = 0  # of those, written or given up
+        self._requests: deque[tuple[int, bool]] = deque()  # (wanted _done, with fdatasync)
+        self._served = 0
+        self._requested = 0
+        self._stop = False
+        self._closed = False
+        self._dropped = 0
+        self._written = 0
+        self._error: BaseException | None = None
+        self._error_said = False
+        self._disk_full = False
+        self._heartbeat: dict[str, Any] = {}
+        self._warnings: list[str] = []
+        self._warned: set[str] = set()
+        self._summary: dict[str, dict[str, Any]] = {}
+        self._scalar_rows = 0
+        self._last_step: int | None = None
+        self._step_at: float | None = None
+        self._identity = process_identity()
+        self._claim()
+        self._thread = threading.Thread(target=self._run, name=f"gradiometer-writer-{attempt}-{rank}", daemon=True)
+        self._thread.start()
+        _LIVE.add(self)
+        self._atexit = _close_at_exit(weakref.ref(self))
+        atexit.register(self._atexit)
+
+    def _claim(self) -> None:
+        """Make this rank's folder ours: the heartbeat can be created once only."""
+        if not (self.folder.parent / fmt.ATTEMPT_FILE).is_file():
+            raise RunError(f"{self.folder.parent} has no {fmt.ATTEMPT_FILE}. Begin the attempt with begin_attempt().")
+        try:
+            self.folder.mkdir(exist_ok=True)
+            fmt.exclusive_write_json(self.folder / fmt.HEARTBEAT_FILE, self._heartbeat_record())
+        except FileExistsError:
+            raise RunError(
+                f"{self.folder} has been written before. One writer per attempt and rank: begin a new attempt."
+            ) from None
+        except OSError as error:
+            raise RunError(f"{self.folder} cannot be written: {error.strerror}.") from None
+
+    def _new_locks(self) -> None:
+        # Reentrant: a signal handler that writes an event may interrupt this very thread inside one of these methods.
+        self._lock = threading.RLock()
+        self._wake = Wake()
+        self._finished = threading.Condition(self._lock)
+
+    # What the training thread calls ---------------------------------------------------------------------------------
+
+    def scalars(self, step: int, time: float, values: Mapping[str, float]) -> None:
+        """Queue one row of named numbers; a name that is left out is absent at that step, a NaN is a value."""
+        self._put_row("scalars", Row(int(step), float(time), dict(values)))
+
+    def define_layers(self, names: Sequence[str], shapes: Sequence[Sequence[int]]) -> None:
+        """Name the layers (parameters in depth order) that the rows of :meth:`layers` are about, from now on."""
+        if len(names) != len(shapes):
+            self._warn(
+                "define_layers",
+                f"{len(names)} layer names with {len(shapes)} shapes; both must have one entry a layer.",
+            )
+            return
+        if not 0 < len(names) <= fmt.MAX_LAYERS:
+            self._warn("define_layers", f"{len(names)} layers; 1 to {fmt.MAX_LAYERS} are accepted.")
+            return
+        self._layout = tuple(
+            {"name": str(name), "shape": [int(size) for size in shape], "depth": depth}
+            for depth, (name, shape) in enumerate(zip(names, shapes, strict=True))
+        )
+
+    def layers(self, step: int, time: float, stats: Mapping[str, Any]) -> None:
+        """Queue one row of per-layer statistics.
+
+        Args:
+            stats: statistic -> float32[L], or (float32[L], bool[L] present), or None when it is absent at that step.
+        """
+        if self._layout is None:
+            self._warn("layers", "layers() was called before define_layers(); the rows are dropped.")
+            self._drop()
+            return
+        count = len(self._layout)
+        values: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
+        for stat, given in stats.items():
+            if given is None:
+                continue
+            array, present = given if isinstance(given, tuple) else (given, None)
+            array = np.array(array, dtype=np.float32)  # a copy: the caller may reuse its buffer
+            present = None if present is None else np.array(present, dtype=bool)
+            if array.shape != (count,) or (present is not None and present.shape != (count,)):
+                self._warn(
+                    f"layers {stat}", f"{stat} of step {step} has shape {array.shape}; expected ({count},). Dropped."
+                )
+                continue
+            values[stat] = (array, present)
+        self._put_row("layers", Row(int(step), float(time), values, self._layout))
+
+    def system(self, time: float, values: Mapping[str, float]) -> None:
+        """Queue one sample of the machine; it belongs to a time, not to a step."""
+        self._put_row("system", Row(None, float(time), dict(values)))
+
+    def landscape(
+        self,
+        step: int,
+        time: float,
+        *,
+        kind: str,
+        direction: str,
+        radius: float,
+        coords: Any,
+        loss: Any,
+        baseline: float,
+    ) -> None:
+        """Queue one landscape sample: ``loss[i]`` at ``coords[i]``; several samples may share a step."""
+        coords, loss = np.array(coords, np.float64).ravel(), np.array(loss, np.float64).ravel()
+        values = (kind, direction, float(radius), coords, loss, float(baseline))
+        self._put_row("landscape", Row(int(step), float(time), values))
+
+    def event(self, kind: str, step: int | None = None, **fields: Any) -> None:
+        """Queue one event; a reader sees it within 0.1 s."""
+        record = {"step": None if step is None else int(step), "time": self._clock(), "kind": kind}
+        record.update((key, value) for key, value in fields.items() if key not in record)
+        line = (fmt.dump_json(record) + "\n").encode("utf-8", "replace")
+        if len(line) > fmt.MAX_EVENT_BYTES:
+            self._warn(
+                "event", f"an event of kind {kind!r} has {len(line)} bytes; at most {fmt.MAX_EVENT_BYTES}. Dropped."
+            )
+            self._drop()
+            return
+        self._surface()
+        with self._lock:
+            if self._refuses_locked():
+                return
+            self._events.append(line)
+            self._put += 1
+        self._wake.set()
+
+    def heartbeat(self, **fields: Any) -> None:
+        """Update fields of the heartbeat; ``warnings`` is added to the writer's own."""
+        with self._lock:
+            if fields.get("step") is not None and fields["step"] != self._heartbeat.get("step"):
+                self._step_at = self._clock()
+            self._heartbeat.update(fields)
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Wait until everything queued so far is on disk; False when it is not within ``timeout`` seconds."""
+        return self._request(timeout, durable=False)
+
+    def sync(self) -> None:
+        """Flush, then make it durable against a power cut. Slow (milliseconds); for checkpoints."""
+        self._request(CLOSE_SECONDS, durable=True)
+
+    def close(self) -> None:
+        """Write what is queued, seal every segment and end the thread. Calling it again does nothing."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._stop = True
+        self._wake.set()
+        self._thread.join(CLOSE_SECONDS + 5)
+        atexit.unregister(self._atexit)
+        _LIVE.discard(self)
+        self._surface()
+
+    @property
+    def rows_dropped(self) -> int:
+        """Rows and events that were not written: no room in the queue, over the quota, or refused."""
+        return self._dropped
+
+    @property
+    def bytes_written(self) -> int:
+        """Bytes on disk, in all segments of this writer."""
+        return self._written
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended the background thread; None while all is well."""
+        return self._error
+
+    def _put_row(self, stream_name: str, row: Row) -> None:
+        stream = self._streams[stream_name]
+        self._surface()
+        with self._lock:
+            if self._refuses_locked():
+                return
+            if row.step is not None:
+                last = stream.last_step
+                # Landscape samples of one step are several rows.
+                if last is not None and (row.step < last or (row.step == last and stream_name != "landscape")):
+                    self._dropped += 1
+                    refused = last
+                else:
+                    refused = None
+                    stream.last_step = row.step
+            else:
+                refused = None
+            if refused is None:
+                stream.waiting.append(row)
+                self._put += 1
+        if refused is not None:
+            self._warn(
+                f"{stream_name} steps",
+                f"{stream_name}: step {row.step} after {refused}; steps must increase within an attempt. The row is "
+                "not written. To go back, begin a new attempt.",
+            )
+        elif len(stream.waiting) >= self._rows_per_batch and not self._disk_full:
+            self._wake.set()
+
+    def _refuses_locked(self) -> bool:
+        """Whether nothing more is accepted; counts the row as dropped. The lock is held."""
+        if self._closed or self._error is not None or self._put - self._done >= self._queue_rows:
+            self._dropped += 1
+            return True
+        return False
+
+    def _drop(self) -> None:
+        with self._lock:
+            self._dropped += 1
+
+    def _warn(self, topic: str, text: str) -> None:
+        """Say ``text`` once per ``topic``: as a MonitorWarning and in the heartbeat."""
+        if self._note(topic, text):
+            warnings.warn(text, MonitorWarning, stacklevel=4)
+
+    def _note(self, topic: str, text: str) -> bool:
+        """Put ``text`` into the heartbeat; False when the topic was there already."""
+        with self._lock:
+            if topic in self._warned:
+                return False
+            self._warned.add(topic)
+            self._warnings.append(text)
+        return True
+
+    def _surface(self) -> None:
+        """Report the thread's error, once, in the thread of the caller."""
+        if self._error is not None and not self._error_said:
+            self._error_said = True
+            guard.report(f"the run in {self.folder}", self._error)
+
+    def _request(self, timeout: float, durable: bool) -> bool:
+        deadline = time.monotonic() + timeout
+        with self._finished:
+            if self._closed or self._error is not None:
+                return self._put == self._done and self._error is None
+            self._requested += 1
+            ticket = self._requested
+            wanted = self._put
+            self._requests.append((ticket, durable))
+            self._wake.set()
+            while (self._served < ticket or self._done < wanted) and self._error is None and self._thread.is_alive():
+                left = deadline - time.monotonic()
+                if left <= 0:
+                    break
+                self._finished.wait(min(left, 0.5))
+            done = self._served >= ticket and self._done >= wanted and self._error is None
+        self._surface()
+        return done
+
+    # The background thread ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            self._loop()
+        except BaseException as error:  # surfaces in the caller's thread: see _surface
+            with self._finished:
+                self._error = error
+                self._finished.notify_all()
+            self._abandon()
+
+    def _loop(self) -> None:
+        next_flush = next_beat = self._monotonic() + min(self._seconds_per_batch, HEARTBEAT_SECONDS)
+        while not self._stop:
+            # At least once a second: the heartbeat shows a living process, and no row waits longer than its time.
+            self._wake.wait(min(self._seconds_per_batch, HEARTBEAT_SECONDS))
+            if self._events and not self._requests and not self._stop:
+                time.sleep(EVENT_DELAY_S)
+            now = self._monotonic()
+            with self._lock:
+                requests = list(self._requests)
+                self._requests.clear()
+            forced = bool(requests)
+            if forced or now >= next_flush or self._batch_is_ready():
+                self._write_all()
+                next_flush = now + self._seconds_per_batch
+            else:
+                self._write_events()
+            if forced or now >= next_beat:
+                self._write_heartbeat()
+                next_beat = now + HEARTBEAT_SECONDS
+            self._serve(requests)
+        self._finish()
+
+    def _batch_is_ready(self) -> bool:
+        return not self._disk_full and any(
+            len(stream.waiting) >= self._rows_per_batch for stream in self._streams.values()
+        )
+
+    def _serve(self, requests: Sequence[tuple[int, bool]]) -> None:
+        if not requests:
+            return
+        if any(durable for _, durable in requests):
+            for segment in self._open_segments():
+                segment.sync()
+        with self._finished:
+            self._served = requests[-1][0]
+            self._finished.notify_all()
+
+    def _open_segments(self) -> list[Segment]:
+        segments = [stream.segment for stream in self._streams.values()] + [self._events_segment]
+        return [segment for segment in segments if segment is not None]
+
+    def _write_all(self) -> None:
+        self._write_events()
+        left = list(self._streams.values())
+        while left:  # in turns, so that with a backlog no stream runs ahead of the others
+            left = [stream for stream in left if stream.waiting and self._write_batch(stream)]
+
+    def _write_batch(self, stream: Stream) -> bool:
+        """Write one batch of what waits; False when the disk does not take it (it keeps waiting)."""
+        rows = _same_layout(stream.waiting, self._rows_per_batch)
+        if self._over_quota(stream.name):
+            self._done_with(stream, len(rows), dropped=True)
+            return True
+        try:
+            self._open_for(stream, rows)
+            assert stream.segment is not None and stream.schema is not None
+            batch, refused = stream.build(rows, stream.columns, stream.schema)
+            if refused:
+                self._note(
+                    f"{stream.name} values", f"{stream.name}: {refused} value(s) that are not numbers were left out."
+                )
+            block = encode_batch(batch, stream.schema_size, stream.seed)
+            stream.segment.append(block, [row.step for row in rows])
+        except OSError as error:
+            return self._disk_refuses(error)
+        except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
+            # Values that cannot be put into columns: these rows are lost, the recording is not.
+            self._note(f"{stream.name} rows", f"{stream.name}: rows up to step {rows[-1].step} were left out: {error}")
+            self._done_with(stream, len(rows), dropped=True)
+            return True
+        self._disk_is_back()
+        self._written += len(block)
+        self._done_with(stream, len(rows))
+        if stream.name == "scalars":
+            self._scalar_rows += len(rows)
+            self._summarise(rows)
+        if stream.segment.size >= self._segment_bytes:
+            self._end_segment(stream)
+        return True
+
+    def _open_for(self, stream: Stream, rows: Sequence[Row]) -> None:
+        """See to it that the stream's open segment has a column for everything in ``rows``; begin a new one if not."""
+        known = set(stream.columns)
+        new: dict[str, None] = {}
+        if stream.name != "landscape":
+            for row in rows:
+                for name in row.values:
+                    if name not in known and name not in new and self._accepts_name(stream.name, name):
+                        new[name] = None
+        if len(known) + len(new) > fmt.MAX_COLUMNS:
+            self._note(
+                f"{stream.name} columns",
+                f"{stream.name}: more than {fmt.MAX_COLUMNS} names; further ones are left out.",
+            )
+            new = dict.fromkeys(list(new)[: fmt.MAX_COLUMNS - len(known)])
+        if stream.segment is not None and not new and rows[0].layout == stream.layout:
+            return
+        if stream.segment is not None:
+            self._end_segment(stream)
+        columns = [*stream.columns, *new]
+        schema = stream.schema_of(columns, rows[0].layout)
+        block = encode_schema(schema)
+        segment = Segment(self.folder, stream.name, stream.next_index)
+        try:
+            segment.append(block)
+        except OSError:
+            segment.abandon()
+            segment.path.unlink()  # empty and ours alone; the number is used again when there is space
+            raise
+        stream.segment, stream.schema, stream.columns, stream.layout = segment, schema, columns, rows[0].layout
+        stream.schema_size, stream.seed = len(block), zlib.crc32(block)
+        stream.next_index += 1
+        self._written += len(block)
+
+    def _accepts_name(self, stream_name: str, name: Any) -> bool:
+        """Whether ``name`` can be a column; said once per stream when not."""
+        if name in _RESERVED:
+            return False
+        if isinstance(name, str) and 0 < len(name) <= MAX_NAME and "\0" not in name and _is_unicode(name):
+            return True
+        self._note(f"{stream_name} names", f"{stream_name}: {name!r:.80} cannot name a value; it is left out.")
+        return False
+
+    def _end_segment(self, stream: Stream) -> None:
+        segment, stream.segment = stream.segment, None
+        if segment is None:
+            return
+        try:
+            segment.append(END_OF_STREAM)
+            self._written += len(END_OF_STREAM)
+            segment.seal()
+        except OSError as error:
+            segment.abandon()  # without a seal it stays readable as a live one
+            self._disk_refuses(error)
+
+    def _write_events(self) -> None:
+        with self._lock:
+            lines = list(self._events)
+        if not lines:
+            return
+        if self._over_quota("events"):
+            self._done_with_events(len(lines), dropped=True)
+            return
+        block = b"".join(lines)
+        try:
+            if self._events_segment is None:
+                self._events_segment = Segment(self.folder, "events", self._events_index)
+                self._events_index += 1
+            self._events_segment.append(block, [None] * len(lines))
+        except OSError as error:
+            self._disk_refuses(error)
+            return
+        self._written += len(block)
+        self._done_with_events(len(lines))
+        if self._events_segment.size >= self._segment_bytes:
+            self._end_events()
+
+    def _end_events(self) -> None:
+        segment, self._events_segment = self._events_segment, None
+        if segment is not None:
+            try:
+                segment.seal()
+            except OSError as error:
+                self._disk_refuses(error)
+
+    def _done_with(self, stream: Stream, count: int, dropped: bool = False) -> None:
+        with self._finished:
+            for _ in range(count):
+                stream.waiting.popleft()
+            self._done += count
+            self._dropped += count if dropped else 0
+            self._finished.notify_all()
+
+    def _done_with_events(self, count: int, dropped: bool = False) -> None:
+        with self._finished:
+            for _ in range(count):
+                self._events.popleft()
+            self._done += count
+            self._dropped += count if dropped else 0
+            self._finished.notify_all()
+
+    def _over_quota(self, stream_name: str) -> bool:
+        if self._quota_bytes is None:
+            return False
+        limit = {
+            "scalars": float(self._quota_bytes),
+            "events": self._quota_bytes + EVENT_HEADROOM_BYTES,
+        }.get(stream_name, BULKY_QUOTA_SHARE * self._quota_bytes)
+        if self._written < limit:
+            return False
+        if self._note(
+            f"quota {stream_name}",
+            f"quota of {self._quota_bytes} bytes: {stream_name} no longer recorded ({self._written} bytes written).",
+        ):
+            self.event("warning", self._last_step, text=self._warnings[-1])
+        return True
+
+    def _disk_refuses(self, error: OSError) -> bool:
+        """Go on in memory when the disk is full. Anything else ends the writer. Always False."""
+        if error.errno not in _DISK_FULL:
+            raise error
+        self._disk_full = True
+        return False
+
+    def _disk_is_back(self) -> None:
+        if self._disk_full:
+            self._disk_full = False
+            self.event("warning", self._last_step, text="the disk was full and has space again; rows are written again")
+
+    def _summarise(self, rows: Sequence[Row]) -> None:
+        """Keep last and best loss for the list of runs, so that listing need not read the rows."""
+        for row in rows:
+            for name in ("train_loss", "val_loss"):
+                value = fmt.as_number(row.values.get(name))
+                if value is None:
+                    continue
+                summary = self._summary.setdefault(
+                    name, {"last": value, "last_step": row.step, "best": None, "best_step": None}
+                )
+                summary["last"], summary["last_step"] = value, row.step
+                if np.isfinite(value) and (summary["best"] is None or value < summary["best"]):
+                    summary["best"], summary["best_step"] = value, row.step
+        if rows[-1].step != self._last_step:
+            self._last_step = rows[-1].step
+            self._step_at = self._clock()
+
+    def _heartbeat_record(self) -> dict[str, Any]:
+        with self._lock:
+            given = dict(self._heartbeat)
+            record: dict[str, Any] = {
+                "step": self._last_step,
+                "time": self._clock(),
+                "state": "idle",
+                "step_time_s": None,
+                "planned_steps": None,
+                "monitor_share": None,
+                "bytes_per_step": round(self._written / self._scalar_rows, 1) if self._scalar_rows else None,
+                **given,
+                "step_at": self._step_at,
+                "bytes_written": self._written,
+                "rows_dropped": self._dropped,
+                "summary": self._summary,
+                "warnings": [*given.get("warnings", []), *self._warnings],
+                **self._identity,
+            }
+            if self._disk_full:
+                waiting = self._put - self._done
+                record["warnings"].insert(0, f"disk full: {waiting} rows wait in memory, {self._dropped} dropped")
+        return record
+
+    def _write_heartbeat(self, **more: Any) -> None:
+        record = {**self._heartbeat_record(), **more}
+        path = self.folder / fmt.HEARTBEAT_FILE
+        try:
+            fmt.atomic_write_json(path, record)
+        except OSError as error:
+            self._disk_refuses(error)
+            _overwrite_in_place(path, record)
+
+    def _finish(self) -> None:
+        deadline = time.monotonic() + CLOSE_SECONDS
+        self._write_all()
+        while self._done < self._put and time.monotonic() < deadline:
+            time.sleep(0.2)
+            self._write_all()
+        with self._lock:
+            self._dropped += self._put - self._done
+        for stream in self._streams.values():
+            self._end_segment(stream)
+        self._end_events()
+        self._write_heartbeat(state="closing")
+        self._serve([(self._requested, False)])
+
+    def _abandon(self) -> None:
+        for segment in self._open_segments():
+            segment.abandon()
+
+    def _after_fork_in_child(self) -> None:
+        """The copy in a forked child writes nothing: same files, and no thread."""
+        self._new_locks()
+        self._closed = True
+        self._abandon()
+        atexit.unregister(self._atexit)
+
+
+def _same_layout(waiting: deque[Row], count: int) -> list[Row]:
+    """The first rows, at most ``count``, that can share a segment."""
+    rows: list[Row] = []
+    for index in range(min(len(waiting), count)):
+        row = waiting[index]
+        if rows and row.layout is not rows[0].layout and row.layout != rows[0].layout:
+            break
+        rows.append(row)
+    return rows
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return True
+
+
+def _overwrite_in_place(path: Path, record: Mapping[str, Any]) -> None:
+    """Change a small file without asking the full disk for a new block. A reader may see a half for a moment."""
+    text = fmt.dump_json(record).encode()
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return
+    try:
+        size = os.fstat(fd).st_size
+        os.pwrite(fd, text.ljust(max(size - 1, 0)) + b"\n", 0)
+    except OSError:
+        pass  # not even that: the heartbeat grows old, which says the same
+    finally:
+        os.close(fd)
+
+
+def _close_at_exit(reference: weakref.ref[RankWriter]) -> Callable[[], None]:
+    def close() -> None:
+        writer = reference()
+        if writer is not None:
+            writer.close()
+
+    return close
+
+
+_LIVE: weakref.WeakSet[RankWriter] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for writer in list(_LIVE):
+        writer._after_fork_in_child()
+    _LIVE.clear()
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -1,0 +1,113 @@
+"""A run is read by FORMAT.md alone: its code blocks are run, and they import none of our code."""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import monitor.runfile
+from monitor.runfile.reader import open_run
+from monitor.runfile.writer import RankWriter, begin_attempt
+from tests.monitor.runfile.conftest import LAYERS, SHAPES, START
+
+FORMAT = (Path(monitor.runfile.__file__).parent / "FORMAT.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", FORMAT, re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def spec() -> dict[str, Any]:
+    """The functions that FORMAT.md defines."""
+    names: dict[str, Any] = {}
+    exec("\n".join(BLOCKS), names)
+    return names
+
+
+def test_the_code_in_the_specification_imports_none_of_ours() -> None:
+    imported = {
+        (node.module if isinstance(node, ast.ImportFrom) else node.names[0].name)
+        for node in ast.walk(ast.parse("\n".join(BLOCKS)))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    }
+    assert imported == {"json", "pathlib", "pyarrow", "struct", "zlib"}
+
+
+@pytest.fixture
+def written(run_dir: Path) -> Path:
+    """Two attempts with a rewind, NaN, infinities, absent values, growing columns, changing layers, late values."""
+    writer = RankWriter(run_dir, 0, rows_per_batch=7, segment_bytes=4000)
+    writer.define_layers(LAYERS, SHAPES)
+    for step in range(1, 61):
+        values = {"train_loss": math.nan if step == 9 else math.inf if step == 10 else 1 / step}
+        if step > 30 and step % 10 == 0:
+            values["val_loss"] = -math.inf if step == 40 else 2.0 / step
+        writer.scalars(step, START + step, values)
+        norms = np.array([step, np.nan, np.inf], np.float32)
+        present = np.array([True, True, step % 2 == 0])
+        writer.layers(step, START + step, {"grad_norm_preclip": (norms, present), "extra": None if step % 3 else norms})
+    writer.event("log", 12, values={"accuracy": 0.5, "train_loss": math.nan})
+    writer.event("eval", 13, values={"accuracy": math.inf})
+    writer.close()
+    begin_attempt(run_dir, parent=0, resume_step=50)
+    with_rewind = RankWriter(run_dir, 1)
+    for step in range(51, 71):
+        with_rewind.scalars(step, START + step, {"train_loss": -1.0 * step})
+    with_rewind.close()
+    begin_attempt(run_dir, parent=1, resume_step=60)  # died before its first step
+    RankWriter(run_dir, 2).close()
+    return run_dir
+
+
+def test_scalars_read_by_the_specification_equal_ours(written: Path, spec: dict[str, Any]) -> None:
+    run = open_run(written)
+    assert set(run.names) == {"train_loss", "val_loss", "accuracy"}
+    for name in run.names:
+        ours = run.series(name)
+        theirs = spec["run_series"](written, name)
+        assert ours.step.tolist() == list(theirs)
+        np.testing.assert_array_equal(ours.value, list(theirs.values()))
+    assert run.series("train_loss").step.tolist() == list(range(1, 71))
+
+
+def test_layers_read_by_the_specification_equal_ours(written: Path, spec: dict[str, Any]) -> None:
+    folder = written / "attempts" / "0000" / "rank-00000"
+    for stat in ("grad_norm_preclip", "extra"):
+        ours = open_run(written).layers(stat, attempt=0)
+        theirs = spec["layers"](folder, stat)
+        assert ours.step.tolist() == list(theirs)
+        for row, (step, cells) in enumerate(theirs.items()):
+            measured = [name for name, there in zip(ours.names, ours.present[row], strict=True) if there]
+            assert measured == list(cells), step
+            np.testing.assert_array_equal(ours.value[row][ours.present[row]], list(cells.values()))
+
+
+def test_checksums_and_seals_hold_as_specified(written: Path, spec: dict[str, Any]) -> None:
+    segments = sorted(written.glob("attempts/*/rank-*/*.arrows"))
+    assert len(segments) > 3
+    assert all(spec["damaged"](segment) == [] for segment in segments)
+    seals = sorted(written.glob("attempts/*/rank-*/*.seal"))
+    assert len(seals) == len(segments) + 1  # and the events
+    assert all(spec["check_seal"](seal) for seal in seals)
+
+
+def test_the_specification_finds_a_flipped_bit(written: Path, spec: dict[str, Any]) -> None:
+    segment = written / "attempts" / "0000" / "rank-00000" / "scalars-000000.arrows"
+    data = bytearray(segment.read_bytes())
+    data[-40] ^= 1
+    segment.write_bytes(data)
+    assert len(spec["damaged"](segment)) == 1
+    assert not spec["check_seal"](segment.with_name(segment.name + ".seal"))
+
+
+def test_every_file_of_a_run_is_in_the_specification(written: Path) -> None:
+    tree = FORMAT.split("## Tree")[1].split("## Versions")[0]
+    for path in written.rglob("*"):
+        stem = re.sub(r"\d{4,}", "", path.name.removesuffix(".seal")) or "0000/"
+        assert any(re.sub(r"\d{4,}", "", word) == stem for word in tree.replace("/", " ").split()) or stem == "0000/", (
+            path
+        )

@@ -1,0 +1,166 @@
+"""Attach the monitor to a training loop.
+
+The loop, and what fires where. ``·`` is seen without a line of yours; ``mon.`` is a line of yours.
+
+    mon = monitor.attach(model, optimizer, run="runs")
+    for batch in loader:                                                                         part of step_time_s
+        for micro_batch in batch:                        # once per micro-step                   ------------------
+            · root module's forward pre-hook             the wait for data is over; the row of   data_wait
+              loss = model(...)                          the step before is taken                forward
+            · torch.autograd.backward                                                            backward
+              loss.backward()                            gradients are counted; no norm is taken
+                                                                # once per optimizer step
+      (· scaler.unscale_(optimizer))                     known and meant change                  optimizer
+        mon.clip_grad_norm_(1.0)                         one fused pass: per-layer norms,        monitor
+      or· torch.nn.utils.clip_grad_norm_(...)            global norm, clip                       optimizer
+      (· scaler.step(optimizer))                         loss scale; norms if nobody clipped
+        · optimizer step pre-hook                        learning rates; norms if nobody clipped
+          optimizer.step()                                                                       optimizer
+        · optimizer step post-hook
+          scheduler.step()                                                                       other
+          mon.step(loss=loss)                            ends the step: one vector leaves the    monitor
+                                                         device, its row is opened
+          mon.log({"accuracy": 0.5})                     goes into the open row
+          with mon.phase("eval"): ...                    hooks rest                              eval
+
+What is between two marks and has no name is ``other``. On the CPU values are read when the step ends; on CUDA they are
+copied behind the kernels and read one or two steps later, and the loop never waits for them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from monitor.errors import RunError
+from monitor.hook.handle import Monitor
+from monitor.hook.ranks import agree, environment, rank_and_world, stages, together
+from monitor.runfile import format as fmt
+from monitor.runfile.writer import RankWriter, begin_attempt, create_run
+
+
+def attach(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | Sequence[torch.optim.Optimizer],
+    run: str | os.PathLike[str] | None = None,
+    *,
+    name: str | None = None,
+    config: Mapping[str, Any] | None = None,
+    task: str | None = None,
+    planned_steps: int | None = None,
+    tokens_per_step: float | None = None,
+    scaler: Any = None,
+    landscape_every: int | None = None,
+    rank: int | None = None,
+    world_size: int | None = None,
+    attempt: int | None = None,
+    writer: RankWriter | None = None,
+    budget: float = 0.02,
+    start_step: int = 0,
+    start_tokens: float | None = None,
+) -> Monitor:
+    """Measure the training of ``model`` by ``optimizer`` into a run.
+
+    Args:
+        model: the module whose forward begins a step; may be wrapped by DistributedDataParallel or torch.compile.
+        optimizer: one, or several that step within one ``mon.step()``.
+        run: a folder of runs, in which a new run is made; or a run directory, to which an attempt is added. None: the
+            environment variable GRADIOMETER_RUNS, else ``./runs``.
+        name, config, task: recorded with a new run.
+        planned_steps: optimizer steps that the training is going to take, for the progress shown.
+        tokens_per_step: tokens of each step over all ranks, unless ``mon.step(tokens=...)`` says otherwise.
+        scaler: the loop's ``torch.amp.GradScaler``; ``mon.clip_grad_norm_`` unscales with it.
+        landscape_every: steps between the ones at which ``mon.landscape_due`` is true.
+        rank, world_size: of this process; by default what torch.distributed says.
+        attempt: number of an attempt of the run directory ``run``, for example one that a launcher made.
+        writer: write through this one instead of making one; ``run`` and ``attempt`` are then its own.
+        budget: share of the step that the monitor may cost.
+        start_step: optimizer steps done before (resume): the first step recorded is the next one.
+        start_tokens: tokens seen before; by default ``start_step * tokens_per_step``.
+
+    Raises:
+        RunError: the run cannot be made, found or written. Every rank raises it.
+        TypeError: ``model`` or ``optimizer`` is something else. Once attached, nothing of the monitor raises.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"attach needs a torch.nn.Module, not {type(model).__name__}: attach(model, optimizer)")
+    optimizers = _optimizers(optimizer)
+    rank, world_size = rank_and_world(rank, world_size)
+    if writer is not None:
+        run_dir, attempt = writer.folder.parents[2], writer.attempt
+    else:
+        if world_size > 1 and rank > 0 and not together() and attempt is None:
+            raise RunError(
+                f"rank {rank} cannot know which attempt rank 0 writes: no process group is up. Call attach after "
+                "torch.distributed.init_process_group, or give run=<run directory> and attempt=<number>."
+            )
+
+        def begin() -> tuple[Path, int]:
+            return _begin(
+                run, attempt, new_run={"name": name, "config": config, "task": task},
+                new_attempt={
+                    "resume_step": start_step, "world_size": world_size, "planned_steps": planned_steps,
+                    "environment": environment(model),
+                },
+            )  # fmt: skip
+
+        run_dir, attempt = agree(begin, rank)
+        writer = RankWriter(run_dir, attempt, rank)
+    if start_tokens is None:
+        start_tokens = start_step * (tokens_per_step or 0)
+    monitor = Monitor(
+        model, optimizers, writer, Path(run_dir), attempt,
+        rank=rank, world_size=world_size, scaler=scaler, planned_steps=planned_steps, tokens_per_step=tokens_per_step,
+        start_step=start_step, start_tokens=start_tokens, landscape_every=landscape_every, budget=budget,
+    )  # fmt: skip
+    sentence = stages(model, world_size)
+    if sentence is not None:
+        monitor.event("note", text=sentence)
+    return monitor
+
+
+def _optimizers(given: Any) -> list[torch.optim.Optimizer]:
+    optimizers = [given] if isinstance(given, torch.optim.Optimizer) else given
+    if not isinstance(optimizers, Sequence) or not optimizers:
+        raise TypeError(f"attach needs a torch.optim.Optimizer or a list of them, not {type(given).__name__}")
+    for optimizer in optimizers:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"attach needs torch.optim.Optimizers, not {type(optimizer).__name__}")
+    return list(optimizers)
+
+
+def _begin(
+    run: str | os.PathLike[str] | None,
+    attempt: int | None,
+    *,
+    new_run: dict[str, Any],
+    new_attempt: dict[str, Any],
+) -> tuple[Path, int]:
+    """The run directory and the attempt to write, made when they are not there yet."""
+    folder = fmt.runs_folder(run)
+    if not (folder / fmt.RUN_FILE).is_file():
+        if attempt is not None:
+            raise RunError(
+                f"{folder} is not a run directory (it has no {fmt.RUN_FILE}), so it has no attempt {attempt}."
+            )
+        folder = create_run(folder, **new_run)
+    if attempt is None:
+        return folder, begin_attempt(folder, parent=_newest_attempt(folder), **new_attempt)
+    if not (fmt.attempt_dir(folder, attempt) / fmt.ATTEMPT_FILE).is_file():
+        begin_attempt(folder, number=attempt, parent=_newest_attempt(folder, attempt), **new_attempt)
+    return folder, attempt
+
+
+def _newest_attempt(run_dir: Path, before: int | None = None) -> int | None:
+    """The newest attempt that has begun; None in a new run."""
+    begun = (
+        int(folder.name)
+        for folder in (run_dir / fmt.ATTEMPTS_DIR).iterdir()
+        if folder.name.isdecimal() and (folder / fmt.ATTEMPT_FILE).is_file()
+    )
+    return max((number for number in begun if before is None or number < before), default=None)

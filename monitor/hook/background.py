@@ -1,0 +1,51 @@
+"""The monitor's one thread: takes rows that have been open for long, samples the machine, says that the loop lives.
+
+It wakes four times a second for some ten microseconds. Nothing heavier belongs here: a Python thread that holds the
+interpreter for a millisecond takes that millisecond from the training.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from monitor.guard import contained
+from monitor.hook.rows import Rows
+from monitor.hook.system import SystemSampler
+
+WAKE_S = 0.25
+SYSTEM_S = 2.0
+BEAT_S = 0.5
+
+
+class Background:
+    """Runs until ``stop``; a daemon, so that it never keeps a process alive."""
+
+    def __init__(self, rows: Rows, sampler: SystemSampler, beat: Callable[[], None]) -> None:
+        self._rows = rows
+        self._sampler = sampler
+        self._beat = beat
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="gradiometer-monitor", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join(timeout=5.0)
+
+    def _run(self) -> None:
+        next_sample = next_beat = time.monotonic()
+        while not self._stop.wait(WAKE_S):
+            now = time.monotonic()
+            self._rows.tend()
+            if now >= next_beat:
+                self._beat()
+                next_beat = now + BEAT_S
+            if now >= next_sample:
+                with contained("samples of the machine"):
+                    self._sampler.sample()
+                next_sample = now + SYSTEM_S
+        with contained("samples of the machine"):
+            self._sampler.close()

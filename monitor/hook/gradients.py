@@ -1,0 +1,601 @@
+"""Per-layer gradient norms in one fused pass, shared with clipping.
+
+Stages, and where each number is taken:
+
+    backward ... backward   gradients accumulate (and are reduced over ranks by DDP)
+    [unscale_]              GradScaler divides them by the loss scale
+    clip                    grad_norm_preclip: the norms that clipping needs anyway are the per-layer norms
+                            grad_norm_postclip = grad_norm_preclip * clip_coef
+    optimizer.step          without clipping the norms are taken here, where pre-clip and post-clip are the same
+
+Norms of gradients that are still multiplied by the loss scale are divided by it, so every norm is unscaled.
+
+Something may change the gradients between backward and the optimizer without being seen (a clip function that was
+imported by name, ``clip_grad_value_``, added noise). Each in-place change raises a tensor's version counter, so the
+counters are noted when backward ends and compared before the optimizer steps. From the first such step on, norms are
+also taken at the end of every backward, which is then the pre-clip stage; nothing measured after a change is ever
+called pre-clip.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._foreach_utils import (
+    _device_has_foreach_support,
+    _group_tensors_by_device_and_dtype,
+)
+
+from monitor.guard import contained
+from monitor.hook.layers import LayerTable
+from monitor.hook.observe import ClipCall
+from monitor.hook.timing import StepClock
+
+PART = "per-layer gradient norms"
+
+_LOW_PRECISION = frozenset((torch.bfloat16, torch.float16))
+_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+_DTYPE = operator.attrgetter("dtype")
+_has_foreach = functools.cache(_device_has_foreach_support)
+
+_UNSEEN_CHANGE = (
+    "gradients were changed between backward and the optimizer step by something that is not watched (a clip function "
+    "imported by name before attach, clip_grad_value_, added noise)"
+)
+_CLIPPED_SCALED = (
+    "gradients are clipped while they are still multiplied by the loss scale: call scaler.unscale_(optimizer) first, "
+    "or mon.clip_grad_norm_, which does; norms are recorded unscaled"
+)
+_NO_GRADIENTS = (
+    "backward ran, but none of the parameters that the model had at attach has a gradient: attach after the model has "
+    "been moved, wrapped or sharded"
+)
+
+Scale = float | Tensor
+"""The loss scale: a number, or a tensor that stays on its device."""
+
+
+@dataclass(slots=True)
+class Norms:
+    """L2 norms of n gradients, taken in one pass, on the device of the first."""
+
+    groups: list[tuple[list[Tensor], Sequence[int]]]
+    """The gradients by device and dtype, with the position of each in the list given. Dropped once they are scaled."""
+    order: Sequence[int] | None
+    """``each[j]`` belongs to gradient ``order[j]`` of the list given: groups change the order. None: the same order."""
+    each: Tensor
+    """[n], in the precision that torch's own clipping computes in: rounded to bf16 for bf16 gradients."""
+    total: Tensor
+    """Norm of ``each``."""
+    exact: Tensor | None = None
+    """float32[n] when ``each`` is rounded to half precision, in the same order."""
+    sparse: bool = False
+    repaired: np.ndarray | None = None
+    """float64[n] when a norm overflowed though the gradient's elements are finite, in the same order."""
+
+
+@dataclass(slots=True)
+class Piece:
+    """The norms of some layers at one moment of one step, and what was done to these gradients next."""
+
+    rows: Sequence[int] | None
+    """Row in the layer table of each gradient given; -1 for a tensor that is not in it. None: all rows in order."""
+    norms: Norms
+    divisor: Scale = 1.0
+    """The loss scale still contained in ``norms``."""
+    coef: Tensor | None = None
+    """Factor the gradients were multiplied by afterwards; None when they were left alone."""
+    max_norm: float | None = None
+    """The L2 limit of that clipping."""
+
+
+@dataclass(slots=True)
+class StepNorms:
+    """Everything taken in one optimizer step; ``read`` the tensors, then ``decode`` the arrays."""
+
+    layers: int
+    before: list[Piece]
+    """The pieces that make up the pre-clip norms; none when pre-clip is not known."""
+    after: Piece | None
+    """Measured again before the optimizer, when ``before`` does not tell what clipping left."""
+    whole: bool = True
+    """False when some layers' gradients changed unseen, so that the norms of the whole gradient are not known."""
+    after_known: bool = True
+    """False when the gradients changed unseen inside a closure, so that only pre-clip is known."""
+
+    def tensors(self) -> list[Tensor]:
+        return [tensor for piece in self._pieces() for tensor in _tensors(piece)]
+
+    def decode(self, arrays: list[np.ndarray]) -> tuple[dict[str, float], np.ndarray | None, np.ndarray | None]:
+        """Scalars by name; pre-clip norms float32[L]; present bool[L], or None when every layer has one.
+
+        ``arrays`` are the values of ``tensors()``. Without pre-clip norms both arrays are None.
+        """
+        supply = iter(arrays)
+        read = {id(piece): _Host(piece, supply) for piece in self._pieces()}
+        values: dict[str, float] = {}
+        row = present = None
+        if self.before:
+            hosts = [read[id(piece)] for piece in self.before]
+            row, present = _layer_row(self.layers, hosts)
+            if self.whole:
+                values["grad_norm_preclip"] = _hypot([host.total for host in hosts])
+            if self.whole and self.after_known and self.after is None:
+                values.update(_clipped(hosts))
+        if self.after is not None:
+            after = read[id(self.after)]
+            values["grad_norm_postclip"] = after.total
+            if row is not None:
+                values.update(_common_factor(row, present, after, self.layers))
+        return values, row, present
+
+    def _pieces(self) -> list[Piece]:
+        return [*self.before, *((self.after,) if self.after else ())]
+
+
+class Gradients:
+    """Takes the norms of one model's gradients, once per optimizer step.
+
+    Args:
+        table: the model's parameters.
+        optimizers: with several, each one's layers are taken when it steps (a GAN's two halves step at two moments).
+        clock: told what is monitoring and what is clipping, for the step's time parts.
+        tell: called with a sentence when the stage of the numbers changes; becomes an event.
+    """
+
+    def __init__(
+        self,
+        table: LayerTable,
+        optimizers: Sequence[torch.optim.Optimizer],
+        clock: StepClock,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._table = table
+        self._rows_of = {} if len(optimizers) == 1 else {id(o): _rows_of(o, table) for o in optimizers}
+        self._clock = clock
+        self._tell = tell
+        self._told: set[str] = set()
+        self._at_backward = len(optimizers) == 1
+        """Norms are taken at the end of backward. On in the first step, until it is known how the loop clips."""
+        self._unseen_changes = False
+        self._clipped_last = False
+        self._sample = range(0, len(table), max(1, len(table) // 16))
+        self._begin_step()
+
+    def _begin_step(self) -> None:
+        self._pieces: list[Piece] = []
+        self._after: Piece | None = None
+        self._whole = True
+        self._after_known = True
+        self._from_backward: Piece | None = None
+        self._versions: tuple[Sequence[int], list[int]] | None = None
+        self._covered = False
+        self._in_closure = False
+        self.micro_steps = 0
+        self.unscaled = False
+
+    # What the loop does ----------------------------------------------------------------------------------------------
+
+    def backward_ended(self, scale: Scale) -> None:
+        """Once per micro-step, gradients accumulated so far."""
+        self.micro_steps += 1
+        if self._in_closure:  # evaluated again: what an earlier evaluation clipped is gone
+            self._pieces, self._covered, self._after_known = [], False, True
+        if self._at_backward:
+            self._from_backward = self._measure(scale) or self._from_backward
+        # A loop that clips through us needs no full look at the counters: a few tell whether something else came first.
+        self._note_versions(self._sample if self._clipped_last else range(len(self._table)))
+
+    def was_unscaled(self) -> None:
+        """GradScaler divided the gradients: a change that is known and meant."""
+        self.unscaled = True
+        if self._versions is not None:
+            self._note_versions(self._versions[0])
+
+    def were_scaled(self, scale: Scale) -> None:
+        """What was measured in this step so far turns out to be multiplied by the loss scale."""
+        for piece in [*self._pieces, *([self._from_backward] if self._from_backward else [])]:
+            piece.divisor = scale
+            piece.max_norm = None
+
+    def clip(self, call: ClipCall, scale: Scale) -> Tensor:
+        """Clip as ``torch.nn.utils.clip_grad_norm_`` does, bit for bit, and keep the norms that this needs.
+
+        A training action: errors of the gradients themselves are raised as torch raises them.
+        """
+        before = self._clock.switch("monitor")
+        try:
+            rows = self._rows(call.parameters)
+            taken = _grads(call.parameters, rows)
+            if taken is None or call.norm_type != 2.0 or call.foreach is False or not _plain(taken[0]):
+                return self._clip_by_torch(call, taken)
+            grads, rows = taken
+            norms = take_norms(grads)
+            if norms.sparse and call.original is not None:
+                return call.run()  # torch refuses sparse gradients; the loop must hear so with or without us
+            if call.error_if_nonfinite and not math.isfinite(norms.total.item()):  # SYNC: asked for by the caller
+                return call.run()
+            coef = torch.clamp(float(call.max_norm) / (norms.total + 1e-6), max=1.0)
+            with contained(PART):
+                repair_overflow(norms)
+                self._keep(Piece(rows, norms, self._left(scale), coef, float(call.max_norm)), call.parameters)
+            self._clock.switch("optimizer")
+            scale_gradients(norms, coef)
+            return norms.total
+        finally:
+            self._clock.switch(before)
+
+    def before_optimizer(self, optimizer: torch.optim.Optimizer, scale: Scale) -> None:
+        """Gradients are what ``optimizer`` is about to use, except for a loss scale still in them."""
+        if self._covered:
+            return
+        rows = self._rows_of.get(id(optimizer))
+        self._covered = rows is None
+        if self.micro_steps == 0:
+            self._measure_unknown(scale, rows, "no backward() was seen before the optimizer step")
+        elif self._pieces:
+            self._take_rest(scale, rows)
+        elif self._changed(rows):
+            self._measure_unknown(scale, rows, _UNSEEN_CHANGE)
+        else:
+            self._add(self._from_backward or self._measure(scale, rows))
+
+    def closure_begins(self) -> None:
+        """Forward and backward run inside ``optimizer.step``: what backward leaves there is what will be used."""
+        self._at_backward = self._in_closure = True
+
+    def closure_ended(self) -> None:
+        """Afterwards the gradients may still be looked at, though not measured: the step has used them."""
+        self._in_closure = False
+        if not self._pieces:
+            self._after_known = not self._changed(None)
+
+    def end_step(self) -> StepNorms | None:
+        """What was taken in the step that ends; None when nothing was."""
+        if not self._covered and not self._pieces:
+            # The optimizer ran a closure, or no step of it was seen (it is compiled): backward is what there is.
+            self._add(self._from_backward)
+        if self.micro_steps and not self._pieces and self._after is None and not self._told:
+            self._say("no gradients", _NO_GRADIENTS)
+        step = None
+        if self._pieces or self._after is not None:
+            step = StepNorms(len(self._table), self._pieces, self._after, self._whole, self._after_known)
+            self._clipped_last = any(piece.coef is not None for piece in self._pieces)
+            self._at_backward = self._unseen_changes
+        self._begin_step()
+        return step
+
+    # How -------------------------------------------------------------------------------------------------------------
+
+    def _measure(self, scale: Scale, rows: Sequence[int] | None = None) -> Piece | None:
+        parameters = self._table.parameters
+        taken = _grads(parameters if rows is None else [parameters[row] for row in rows], rows)
+        if taken is None:
+            return None
+        grads, rows = taken
+        if not _plain(grads):
+            kinds = sorted({type(grad).__name__ for grad in grads} - {"Tensor", "Parameter"})
+            self._say("kind", f"gradients of type {', '.join(kinds)} are not measured; per-layer norms are absent")
+            return None
+        norms = take_norms(grads)
+        repair_overflow(norms)
+        norms.groups = []
+        return Piece(rows, norms, self._left(scale))
+
+    def _left(self, scale: Scale) -> Scale:
+        """The loss scale that is still in the gradients."""
+        return 1.0 if self.unscaled else scale
+
+    def _add(self, piece: Piece | None) -> None:
+        if piece is not None:
+            self._pieces.append(piece)
+
+    def _rows(self, parameters: Sequence[Tensor]) -> Sequence[int] | None:
+        table = self._table
+        if parameters is table.parameters or (
+            len(parameters) == len(table) and all(a is b for a, b in zip(parameters, table.parameters, strict=True))
+        ):
+            return None
+        return [table.index.get(id(parameter), -1) for parameter in parameters]
+
+    def _keep(self, piece: Piece, parameters: Sequence[Tensor]) -> None:
+        """Remember what a clip call took. Other layers, if any, are taken before the optimizer steps."""
+        if isinstance(piece.divisor, Tensor) or piece.divisor != 1.0:
+            self._say("scaled", _CLIPPED_SCALED)
+            piece.max_norm = None
+        earlier = next((other for other in self._pieces if _share_rows(other, piece)), None)
+        if earlier is None:
+            self._pieces.append(piece)
+            self._covered = piece.rows is None or self._table.index.keys() <= set(map(id, parameters))
+        elif earlier.rows == piece.rows and earlier.coef is not None and piece.coef is not None:
+            # Clipped a second time: pre-clip is before the first, and both factors apply.
+            earlier.coef, earlier.max_norm = earlier.coef * piece.coef, piece.max_norm
+        else:
+            self._after_known = False
+
+    def _take_rest(self, scale: Scale, rows: Sequence[int] | None) -> None:
+        """Some layers were taken already, by a clip call that named only them or with another optimizer."""
+        done = {row for piece in self._pieces for row in piece.rows or ()}
+        self._add(self._measure(scale, [row for row in rows or range(len(self._table)) if row not in done]))
+
+    def _clip_by_torch(self, call: ClipCall, taken: tuple[list[Tensor], Sequence[int] | None] | None) -> Tensor:
+        """For what the fused pass does not do: another norm, foreach=False, sharded gradients, no gradients at all."""
+        norms = None
+        with contained(PART):
+            if taken is not None and _plain(taken[0]):
+                norms = take_norms(taken[0])
+                repair_overflow(norms)
+                norms.groups = []
+        self._clock.switch("optimizer")
+        total = call.run()
+        with contained(PART):
+            if norms is not None and taken is not None:
+                coef = torch.clamp(float(call.max_norm) / (total + 1e-6), max=1.0)
+                max_norm = float(call.max_norm) if call.norm_type == 2.0 else None
+                self._keep(Piece(taken[1], norms, 1.0, coef, max_norm), call.parameters)
+        return total
+
+    def _measure_unknown(self, scale: Scale, rows: Sequence[int] | None, reason: str) -> None:
+        """The gradients are not as backward left them, so what is measured now is post-clip and nothing else."""
+        if rows is not None:
+            self._whole = False
+            self._say("unseen", f"{reason}: pre-clip norms of the layers of one of several optimizers are not known")
+            return
+        self._after = self._measure(scale)
+        if self._from_backward is not None:
+            self._pieces.append(self._from_backward)
+            told = "pre-clip norms are those at the end of backward, post-clip norms those before the optimizer step"
+        elif self.micro_steps:
+            told = (
+                "pre-clip norms of this step are not known; from the next step on they are taken at the end of backward"
+            )
+        else:
+            told = "only post-clip norms are known"
+        self._at_backward = self._unseen_changes = self.micro_steps > 0
+        self._say("unseen", f"{reason}: {told}")
+
+    def _note_versions(self, rows: Sequence[int]) -> None:
+        self._versions = rows, self._versions_of(rows)
+
+    def _versions_of(self, rows: Sequence[int]) -> list[int]:
+        parameters = self._table.parameters
+        return [-1 if (grad := parameters[row].grad) is None else grad._version for row in rows]
+
+    def _changed(self, only: Sequence[int] | None) -> bool:
+        """Whether a gradient was written to since backward, as far as the counters noted then can tell."""
+        if self._versions is None:
+            return False
+        rows, versions = self._versions
+        now = self._versions_of(rows)
+        if only is None:
+            return now != versions
+        changed = {row for row, a, b in zip(rows, versions, now, strict=True) if a != b}
+        return not changed.isdisjoint(only)
+
+    def _say(self, key: str, text: str) -> None:
+        if key not in self._told:
+            self._told.add(key)
+            self._tell(text)
+
+
+# The fused pass ------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def take_norms(grads: list[Tensor]) -> Norms:
+    """The L2 norms of ``grads`` and their total: the same operations in the same order as torch's clip_grad_norm_.
+
+    Sparse gradients, which torch's own clipping refuses, are measured by their coalesced values.
+    """
+    try:
+        return _take_norms(grads)
+    except NotImplementedError:
+        if not any(grad.is_sparse for grad in grads):
+            raise
+        # Coalescing sums the entries of one index, as the optimizer will; the norm of the parts would be another.
+        norms = _take_norms([grad.coalesce()._values() if grad.is_sparse else grad for grad in grads], grads)
+        norms.sparse = True
+        return norms
+
+
+def _take_norms(grads: list[Tensor], originals: list[Tensor] | None = None) -> Norms:
+    groups = _groups(grads)
+    each: list[Tensor] = []
+    exact: list[Tensor] = []
+    order: list[int] = []
+    low = False
+    for members, positions in groups:
+        norms = _norm_each(members)
+        each.extend(norms)
+        order.extend(positions)
+        if members[0].dtype in _LOW_PRECISION:
+            low = True
+            norms = _norm_each(members, torch.float32)
+        exact.extend(norms)
+    if len(groups) > 1:
+        each = [norm.to(grads[0].device) for norm in each]
+        exact = [norm.to(grads[0].device) for norm in exact]
+    stacked = torch.stack(each)
+    return Norms(
+        groups if originals is None else [([originals[at] for at in positions], positions) for _, positions in groups],
+        order if len(groups) > 1 else None,
+        stacked,
+        torch.linalg.vector_norm(stacked),
+        torch.stack(exact) if low else None,
+    )
+
+
+def _groups(grads: list[Tensor]) -> list[tuple[list[Tensor], Sequence[int]]]:
+    """The gradients by device and dtype with their positions, in the order in which torch's clipping takes them."""
+    if len(set(map(_DTYPE, grads))) == 1 and len(set(map(Tensor.get_device, grads))) == 1:
+        return [(grads, range(len(grads)))]  # three times faster than asking torch, in the case that nearly always is
+    grouped: dict[Any, Any] = _group_tensors_by_device_and_dtype([grads], with_indices=True)  # type: ignore[list-item]
+    return [(members, positions) for [members], positions in grouped.values()]
+
+
+def _norm_each(tensors: list[Tensor], dtype: torch.dtype | None = None) -> Sequence[Tensor]:
+    if _has_foreach(tensors[0].device):
+        return torch._foreach_norm(tensors, 2.0, dtype=dtype) if dtype else torch._foreach_norm(tensors, 2.0)
+    return [torch.linalg.vector_norm(tensor, 2.0, dtype=dtype) for tensor in tensors]
+
+
+@torch.no_grad()
+def scale_gradients(norms: Norms, coef: Tensor) -> None:
+    """Multiply the gradients in place by ``coef``, as torch's clip_grads_with_norm_ does."""
+    for members, _ in norms.groups:
+        device = members[0].device
+        local = coef if len(norms.groups) == 1 else coef.to(device)
+        if norms.sparse:
+            for member in members:
+                # Scaling the entries before they are summed is scaling the sum.
+                (member._values() if member.is_sparse else member).mul_(local)
+        elif _has_foreach(device):
+            torch._foreach_mul_(members, local)
+        else:
+            for member in members:
+                member.mul_(local)
+    norms.groups = []
+
+
+def repair_overflow(norms: Norms) -> None:
+    """An infinite norm of finite elements is arithmetic, not a finding: take it again in float64.
+
+    On the CPU only, where looking costs nothing; on a device it would make the training wait. The total that clipping
+    uses stays what torch computes.
+    """
+    if norms.total.get_device() < 0 and not math.isfinite(norms.total.item()):
+        _repair(norms)
+
+
+@torch.no_grad()
+def _repair(norms: Norms) -> None:
+    values = (norms.each if norms.exact is None else norms.exact).double().numpy().copy()
+    grads = [member for members, _ in norms.groups for member in members]
+    for j in np.flatnonzero(np.isinf(values)):
+        dense = grads[j].coalesce()._values() if grads[j].is_sparse else grads[j]
+        if torch.isfinite(dense).all():
+            wide = dense.to(torch.complex128 if dense.is_complex() else torch.float64)
+            values[j] = torch.linalg.vector_norm(wide).item()
+    norms.repaired = values
+
+
+def _plain(grads: list[Tensor]) -> bool:
+    """Ordinary tensors, not subclasses such as DTensor, whose norm is a collective operation."""
+    return _PLAIN.issuperset(map(type, grads))
+
+
+def _share_rows(a: Piece, b: Piece) -> bool:
+    if a.rows is None or b.rows is None:
+        return True
+    return not {row for row in a.rows if row >= 0}.isdisjoint(b.rows)
+
+
+def _rows_of(optimizer: torch.optim.Optimizer, table: LayerTable) -> list[int]:
+    ids = (id(parameter) for group in optimizer.param_groups for parameter in group["params"])
+    return sorted(table.index[i] for i in ids if i in table.index)
+
+
+def _grads(
+    parameters: Sequence[Tensor], rows: Sequence[int] | None
+) -> tuple[list[Tensor], Sequence[int] | None] | None:
+    """The gradients that exist and the table rows they belong to; None when there is none."""
+    grads = [grad for parameter in parameters if (grad := parameter.grad) is not None]
+    if not grads:
+        return None
+    if len(grads) < len(parameters):
+        rows = range(len(parameters)) if rows is None else rows
+        rows = [row for row, parameter in zip(rows, parameters, strict=True) if parameter.grad is not None]
+    return grads, rows
+
+
+# On the host ---------------------------------------------------------------------------------------------------------
+
+
+def _tensors(piece: Piece) -> list[Tensor]:
+    tensors = [piece.norms.each if piece.norms.exact is None else piece.norms.exact, piece.norms.total]
+    if piece.coef is not None:
+        tensors.append(piece.coef)
+    if isinstance(piece.divisor, Tensor):
+        tensors.append(piece.divisor)
+    return tensors
+
+
+class _Host:
+    """One piece with its values on the host, unscaled."""
+
+    __slots__ = ("clipped", "coef", "max_norm", "norms", "rows", "total")
+
+    def __init__(self, piece: Piece, supply: Iterator[np.ndarray]) -> None:
+        norms = next(supply)
+        total = float(next(supply))
+        self.clipped = piece.coef is not None
+        self.coef = float(next(supply)) if self.clipped else 1.0
+        divisor = float(next(supply)) if isinstance(piece.divisor, Tensor) else piece.divisor
+        self.max_norm = piece.max_norm
+        if piece.norms.repaired is not None:
+            norms = piece.norms.repaired
+        if not math.isfinite(total) or piece.norms.exact is not None:
+            # The sum of squares of finite norms can overflow too, and half precision rounds the total.
+            total = math.sqrt(float(np.dot(wide := norms.astype(np.float64), wide)))
+        if divisor != 1.0:
+            norms = norms / divisor
+            total /= divisor
+        if piece.norms.order is not None:
+            grouped, norms = norms, np.empty_like(norms)
+            norms[np.asarray(piece.norms.order)] = grouped
+        self.norms = norms
+        self.total = total
+        self.rows = piece.rows
+
+
+def _hypot(totals: list[float]) -> float:
+    return totals[0] if len(totals) == 1 else math.sqrt(sum(total * total for total in totals))
+
+
+def _layer_row(layers: int, hosts: list[_Host]) -> tuple[np.ndarray, np.ndarray | None]:
+    if len(hosts) == 1 and hosts[0].rows is None:
+        return _float32(hosts[0].norms), None
+    row = np.zeros(layers, np.float32)
+    present = np.zeros(layers, bool)
+    for host in hosts:
+        rows = np.arange(layers) if host.rows is None else np.asarray(host.rows, dtype=np.int64)
+        known = rows >= 0
+        row[rows[known]] = _float32(host.norms)[known]
+        present[rows[known]] = True
+    return row, None if present.all() else present
+
+
+def _float32(norms: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # a norm above 3.4e38 is an infinity in the layers' precision
+        return norms.astype(np.float32, copy=False)
+
+
+def _clipped(hosts: list[_Host]) -> dict[str, float]:
+    values = {"grad_norm_postclip": _hypot([host.total * host.coef for host in hosts])}
+    if len(hosts) == 1 or not any(host.clipped for host in hosts):
+        values["clip_coef"] = hosts[0].coef
+    if len(hosts) == 1 and hosts[0].max_norm is not None:
+        values["clip_max_norm"] = hosts[0].max_norm
+    return values
+
+
+def _common_factor(row: np.ndarray, present: np.ndarray | None, after: _Host, layers: int) -> dict[str, float]:
+    """``clip_coef`` when every layer shrank by the same factor, else nothing: it was not a clip by the global norm."""
+    after_row, after_present = _layer_row(layers, [after])
+    both = np.ones(layers, bool) if present is None else present.copy()
+    if after_present is not None:
+        both &= after_present
+    usable = both & (row > 0) & np.isfinite(row) & np.isfinite(after_row)
+    if not usable.any():
+        return {}
+    ratio = after_row[usable].astype(np.float64) / row[usable]
+    middle = float(np.median(ratio))
+    return {"clip_coef": middle} if np.allclose(ratio, middle, rtol=1e-3, atol=0.0) else {}

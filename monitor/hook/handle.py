@@ -1,0 +1,386 @@
+"""The handle that ``attach`` returns."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import statistics
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monitor.guard import contained
+from monitor.hook import observe
+from monitor.hook.background import Background
+from monitor.hook.layers import layer_table
+from monitor.hook.loop import Loop, StepFacts
+from monitor.hook.observe import ClipCall
+from monitor.hook.rows import Arriving, Row, Rows
+from monitor.hook.system import SystemSampler
+from monitor.hook.timing import PARTS, StepClock, as_signals
+from monitor.hook.transfer import HostRead
+from monitor.hook.values import as_value, batch_number, split_values
+from monitor.runfile.writer import RankWriter, write_exit
+
+LR_JUMP = 2.0
+"""A learning rate that changes by more than this factor from one step to the next is an event. Our judgement: a
+schedule's own ramps stay below it, except for the first two steps of a linear warm-up, which are exactly at it."""
+TRACEBACK_LINES = 30
+
+
+class Monitor:
+    """Measures one training loop into one run. Made by ``monitor.attach``; a context manager.
+
+    No method raises into the loop, with two exceptions that are training itself: ``clip_grad_norm_`` raises what
+    torch's raises, and what a ``landscape_sample``'s own loss function raises is the caller's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        writer: RankWriter,
+        run_dir: Path,
+        attempt: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        scaler: Any = None,
+        planned_steps: int | None = None,
+        tokens_per_step: float | None = None,
+        start_step: int = 0,
+        start_tokens: float = 0,
+        landscape_every: int | None = None,
+        budget: float = 0.02,
+        clock: StepClock | None = None,
+        wall: Callable[[], float] = time.time,
+        background: bool = True,
+    ) -> None:
+        self.run_dir = run_dir
+        self.attempt = attempt
+        self.rank = rank
+        self.world_size = world_size
+        self.step_number = start_step
+        """The last optimizer step that has ended; ``start_step`` before the first."""
+        self._start_step = start_step
+        self.budget = budget
+        """Share of the step that the monitor may cost; recorded beside what it does cost."""
+        self.landscape_every = landscape_every
+        self._model = model
+        self._writer = writer
+        self._wall = wall
+        self._planned_steps = planned_steps
+        self._tokens_per_step = tokens_per_step
+        self._tokens = float(start_tokens)
+        self._table = layer_table(model)
+        self._clock = clock or StepClock()
+        self._values: dict[str, float] = {}
+        self._device_values: dict[str, Tensor] = {}
+        self._skipped = 0
+        self._last_lrs: dict[str, float] = {}
+        self._state = "idle"
+        self._share = 0.0
+        self._recent_step_s: deque[float] = deque(maxlen=32)
+        self._closed = False
+        self._pid = os.getpid()
+        self._rows = Rows(writer, self._finish_row)
+        if len(self._table):
+            writer.define_layers(self._table.names, self._table.shapes)
+        self._loop = Loop(
+            model, optimizers, self._table,
+            clock=self._clock, step_begins=self._step_begins, tell=self._warn_in_run, scaler=scaler,
+        )  # fmt: skip
+        sampler = SystemSampler(writer, note=lambda text: self.event("note", text=text))
+        self._background = Background(self._rows, sampler, self._beat) if background else None
+        atexit.register(self._close_at_exit)
+
+    # What the loop calls ---------------------------------------------------------------------------------------------
+
+    def step(self, loss: Any = None, *, tokens: float | None = None, batch_id: int | str | None = None) -> None:
+        """End one optimizer step, after ``optimizer.step()`` (and after ``scaler.update()``).
+
+        Args:
+            loss: the step's training loss; a tensor on a device stays there and is read when it has arrived.
+            tokens: tokens of this step over all ranks and micro-steps.
+            batch_id: identity of the step's batch, an integer or a string.
+        """
+        if not self._loop.live:
+            return
+        self._clock.switch("monitor")
+        self._clock.settle("other")
+        with contained("steps of the loop"):
+            facts = self._loop.end_step()
+            self._end_step(facts, loss, tokens, batch_id)
+
+    def log(self, values: dict[str, Any]) -> None:
+        """Record values of the step in progress; right after ``mon.step()``, of the step that just ended.
+
+        Values are numbers or tensors with one element; None is absent. A value for a step whose row has been written
+        already (half a second after its end) is kept as an event.
+        """
+        if not self._loop.live:
+            return
+        before = self._clock.switch("monitor")
+        with contained("mon.log"):
+            host, device = split_values(values, "mon.log")
+            if self._loop.begun or self.step_number == self._start_step:
+                self._values.update(host)
+                self._device_values.update(device)
+            elif not self._rows.log(host, device):
+                host.update((name, float(value)) for name, value in device.items())  # SYNC: logged late, outside a step
+                if host:
+                    self._writer.event("log", self.step_number, values=host)
+        self._clock.switch(before)
+
+    def event(self, kind: str, **fields: Any) -> None:
+        """Record something that happened; visible to a reader at once."""
+        if self._closed:
+            return
+        with contained(f"event {kind!r:.60}"):
+            step = fields.pop("step", self.step_number)
+            self._writer.event(str(kind), step, **fields)
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time that is not training: ``eval``, ``checkpoint``, or a name of your own (counted as ``other``).
+
+        Forward passes inside do not begin a step, and ``mon.log`` still reaches the step before.
+        """
+        if not self._loop.live:
+            yield
+            return
+        state, self._state = self._state, name if name in ("eval", "checkpoint") else self._state
+        began = time.perf_counter()
+        try:
+            with self._loop.aside(name if name in PARTS else "other"):
+                yield
+        finally:
+            self._state = state
+            self.event("phase", name=name, seconds=time.perf_counter() - began)
+
+    def clip_grad_norm_(
+        self, max_norm: float, parameters: Sequence[Tensor] | None = None, *, error_if_nonfinite: bool = False
+    ) -> Tensor:
+        """Clip the gradients to ``max_norm`` and record their norms from the same pass.
+
+        Bit for bit what ``torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)`` does; with a GradScaler the
+        gradients are unscaled first, unless they have been in this step.
+
+        Returns:
+            The norm before clipping, on the gradients' device.
+        """
+        listed = self._table.parameters if parameters is None else list(parameters)
+        loop = self._loop
+        if not loop.live:
+            return observe.original_clip()(listed, max_norm, error_if_nonfinite=error_if_nonfinite)
+        loop.unscale_once()
+        return loop.clip_called(ClipCall(listed, max_norm, error_if_nonfinite=error_if_nonfinite))
+
+    @property
+    def landscape_due(self) -> bool:
+        """Whether the step that just ended is one of every ``landscape_every``."""
+        every = self.landscape_every
+        return every is not None and every > 0 < self.step_number and self.step_number % every == 0
+
+    def landscape_sample(self, loss_fn: Callable[[], Tensor | float], **options: Any) -> None:
+        """Sample the loss around the present weights: mean and variance under perturbation, and a line through them.
+
+        The training does not notice: weights, buffers, random states and modes are restored bit for bit.
+
+        Args:
+            loss_fn: the loss of a fixed batch, without gradients; called some 20 times. Under DDP it must not
+                communicate (call the inner module), unless every rank samples.
+            options: ``radius``, ``perturbations``, ``points``, ``seed`` of ``monitor.landscape.sample``.
+        """
+        if not self._loop.live:
+            return
+        from monitor.landscape.sample import sample_landscape
+
+        with self._loop.aside("monitor"):
+            sample = sample_landscape(self._model, loss_fn, **{"seed": self.step_number, **options})
+            with contained("landscape samples"):
+                now = self._wall()
+                for part in (sample.perturbation, sample.line):
+                    self._writer.landscape(
+                        self.step_number, now, kind=part.kind, direction=part.direction, radius=part.radius,
+                        coords=part.coords, loss=part.loss, baseline=sample.baseline,
+                    )  # fmt: skip
+        self.log({"landscape_loss_mean": sample.mean, "landscape_loss_variance": sample.variance})
+
+    def sync(self) -> None:
+        """Make everything recorded so far durable on disk; for checkpoints."""
+        with contained("rows of the run"):
+            self._rows.drain()
+            self._writer.sync()
+
+    def remove(self) -> None:
+        """Take every hook out of the model, the optimizer and torch. The run stays open for ``close``."""
+        if self._loop.live:
+            self._loop.remove()
+            with contained("rows of the run"):
+                self._rows.drain()
+
+    def close(self, outcome: str = "finished", reason: str = "", *, error: BaseException | None = None) -> None:
+        """Remove the hooks, write what is left, seal the run and say how it ended. Idempotent.
+
+        Args:
+            outcome: ``finished``, ``stopped`` or ``crashed``. The first exit record of an attempt stands.
+            error: what ended the loop; its traceback's last lines go into the record.
+        """
+        if self._closed or os.getpid() != self._pid:  # a forked child holds a copy of the handle: not its run
+            return
+        self.remove()
+        atexit.unregister(self._close_at_exit)
+        self._closed = True
+        if self._values:  # of a step that never ended
+            with contained("mon.log"):
+                self._writer.event("log", self.step_number + 1, values=self._values)
+        self._beat("closing")
+        if self._background is not None:
+            self._background.stop()
+        with contained("the end of the run"):
+            self._writer.close()
+            if self.rank == 0 or outcome != "finished":
+                lines = traceback.format_exception(error) if error is not None else []
+                write_exit(
+                    self.run_dir, self.attempt, outcome=outcome, step=self.step_number,
+                    reason=reason, traceback="".join(lines).splitlines()[-TRACEBACK_LINES:],
+                )  # fmt: skip
+
+    def __enter__(self) -> Monitor:
+        if not self._loop.begun:
+            self._clock.restart()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.close()
+        elif isinstance(error, KeyboardInterrupt | SystemExit):
+            self.close("stopped", type(error).__name__, error=error)
+        else:
+            self.close("crashed", f"{type(error).__name__}: {error}", error=error)
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """The parameter tensors in the order of the per-layer statistics."""
+        return self._table.names
+
+    # How a row is made -----------------------------------------------------------------------------------------------
+
+    def _end_step(self, facts: StepFacts, loss: Any, tokens: float | None, batch_id: int | str | None) -> None:
+        self.step_number += 1
+        values, device = self._values, self._device_values
+        self._values, self._device_values = {}, {}
+        if loss is not None:
+            with contained("the loss given to mon.step"):
+                _put(values, device, "train_loss", as_value("loss", loss))
+        if batch_id is not None:
+            with contained("the batch_id given to mon.step"):
+                values["batch_id"] = batch_number(batch_id)
+        row = Row(self.step_number, self._wall(), values, lr_names=_LR_NAMES[: len(facts.lrs)])
+        for name, lr in zip(row.lr_names, facts.lrs, strict=False):
+            _put(values, device, name, lr)
+        if facts.loss_scale is not None:
+            row.scaled = True
+            _put(values, device, "loss_scale", facts.loss_scale)
+            values["skipped_steps"] = float(facts.skipped)
+            if facts.scale_after is not None:
+                _put(values, device, _SCALE_AFTER, facts.scale_after)
+        tensors = [*(facts.norms.tensors() if facts.norms else ()), *device.values()]
+        if tensors:
+            row.arriving.append(Arriving(HostRead(tensors), list(device), facts.norms))
+        spent = self._clock.end_step()  # from here on the monitor's time is the next step's
+        self._clock.switch("monitor")
+        values.update(as_signals(spent))
+        self._count_tokens(values, tokens)
+        self._state = "training"
+        self._rows.end_step(row)
+        self._clock.switch("gap")
+
+    def _count_tokens(self, values: dict[str, float], tokens: float | None) -> None:
+        seconds = values["step_time_s"]
+        self._recent_step_s.append(seconds)
+        if seconds > 0:
+            self._share += 0.05 * (values["monitor_s"] / seconds - self._share)
+        tokens = self._tokens_per_step if tokens is None else tokens
+        if tokens is None:
+            return
+        with contained("the tokens given to mon.step"):
+            count = float(tokens)
+            self._tokens += count
+            values["tokens"] = self._tokens
+            if seconds > 0:
+                values["tokens_per_s"] = count / seconds
+
+    def _step_begins(self) -> None:
+        with contained("rows of the run"):
+            self._rows.step_begins()
+
+    def _finish_row(self, row: Row) -> None:
+        """Values that depend on the rows before. Called in the order of steps, with every value on the host."""
+        values = row.values
+        if row.scaled:
+            fell = values.pop(_SCALE_AFTER, float("inf")) < values["loss_scale"]
+            self._skipped += int(values["skipped_steps"] or fell)
+            values["skipped_steps"] = float(self._skipped)
+        for name in row.lr_names:
+            lr = values[name]
+            before = self._last_lrs.get(name, 0.0)
+            self._last_lrs[name] = lr
+            if _jumps(before, lr):
+                self._writer.event("lr_change", row.step, name=name, before=before, after=lr)
+
+    def _warn_in_run(self, text: str) -> None:
+        self.event("warning", step=self.step_number + 1, text=text)
+
+    def _beat(self, state: str | None = None) -> None:
+        """Say how the loop is doing; the writer puts it on disk at most once a second."""
+        with contained("the heartbeat"):
+            recent = list(self._recent_step_s)
+            self._writer.heartbeat(
+                step=self.step_number,
+                state=state or self._state,
+                step_time_s=statistics.median(recent) if recent else None,
+                planned_steps=self._planned_steps,
+                monitor_share=round(self._share, 5),
+                monitor_budget=self.budget,
+            )
+
+    def _close_at_exit(self) -> None:
+        """The script ended without ``close``: by an exception that nobody caught, or simply at its end."""
+        error = getattr(sys, "last_value", None)
+        self.__exit__(type(error) if error else None, error, None)
+
+
+_LR_NAMES = ("lr", *(f"lr/{group}" for group in range(1, 1000)))
+"""One per parameter group over all optimizers. A loop with more groups than these has the first thousand recorded."""
+_SCALE_AFTER = "\0scale after"
+"""Key of a value that only ``_finish_row`` sees; no user's name can begin so."""
+
+
+def _put(host: dict[str, float], device: dict[str, Tensor], name: str, value: float | Tensor) -> None:
+    host.pop(name, None)
+    device.pop(name, None)
+    if isinstance(value, Tensor):
+        device[name] = value
+    else:
+        host[name] = value
+
+
+def _jumps(before: float, after: float) -> bool:
+    """More than ``LR_JUMP`` up or down, or down to nothing. From zero every rate is a first one, no jump."""
+    if before <= 0:
+        return False
+    limit = LR_JUMP * (1 + 1e-6)  # a warm-up's second step doubles the first, to rounding
+    return after > before * limit or after < before / limit

@@ -1,0 +1,322 @@
+"""Follows one training loop through its steps from the calls that it makes.
+
+    end of step k-1 ... forward  backward ... forward  backward  [unscale_] [clip] optimizer.step [update] mon.step
+    |-- data wait ----|-- micro-step 1 -|---|-- micro-step 2 -|-------- once per optimizer step -----------------|
+
+Nothing in here raises into the loop, and nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monitor.guard import contained
+from monitor.hook import observe
+from monitor.hook.gradients import PART, Gradients, Scale, StepNorms
+from monitor.hook.layers import LayerTable
+from monitor.hook.observe import ClipCall
+from monitor.hook.timing import GAP, StepClock
+
+_NO_FORWARD = (
+    "no forward pass of the module given to attach was seen before this backward: the wait for data and the forward "
+    "pass are counted as other_s. Attach what the loop calls, for example the result of torch.compile"
+)
+
+
+@dataclass(slots=True)
+class StepFacts:
+    """What was seen in the optimizer step that ended."""
+
+    micro_steps: int
+    norms: StepNorms | None
+    lrs: list[float | Tensor]
+    loss_scale: Scale | None
+    """Before ``update()``; None without an enabled GradScaler."""
+    scale_after: Scale | None
+    """After ``update()``, with an optimizer that skips on the device (fused), where only a fallen scale tells."""
+    skipped: bool
+    """The scaler left the optimizer step out."""
+
+
+class ForwardProbe:
+    """The forward pre-hook of the root module.
+
+    It is the one thing of ours inside the user's model, so a copy of the model must not drag the monitor along: copied
+    or pickled it becomes ``contextlib.nullcontext().__exit__``, which takes anything, does nothing, and is in every
+    Python.
+    """
+
+    __slots__ = ("_begins",)
+
+    def __init__(self, begins: Callable[[nn.Module], None]) -> None:
+        self._begins = begins
+
+    def __call__(self, module: nn.Module, _args: Any) -> None:
+        if not torch.compiler.is_compiling():
+            self._begins(module)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (contextlib.nullcontext(), "__exit__")
+
+
+class Loop:
+    """One loop being watched; an ``observe.Listener``.
+
+    Args:
+        step_begins: called at the first forward or backward of a step.
+        tell: called with a sentence that becomes an event.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizers: Sequence[torch.optim.Optimizer],
+        table: LayerTable,
+        *,
+        clock: StepClock,
+        step_begins: Callable[[], None],
+        tell: Callable[[str], None],
+        scaler: Any = None,
+    ) -> None:
+        self.clock = clock
+        self.gradients = Gradients(table, optimizers, clock, tell)
+        self.scaler = scaler
+        self._optimizers = tuple(optimizers)
+        self._skips_on_device = any(getattr(o, "_step_supports_amp_scaling", False) for o in optimizers)
+        self._table = table
+        self._step_begins = step_begins
+        self._tell = tell
+        self._told: set[str] = set()
+        self.thread = threading.get_ident()
+        self.live = True
+        self._aside = 0
+        self._between = GAP  # the part to be in when neither forward nor backward runs
+        self._backward_depth = 0
+        self._new_step()
+        self._handles = [model.register_forward_pre_hook(ForwardProbe(self.forward_begins))]
+        for optimizer in self._optimizers:
+            self._handles.append(optimizer.register_step_pre_hook(self._optimizer_begins))
+            self._handles.append(optimizer.register_step_post_hook(self._optimizer_ended))
+        observe.watch(self)
+
+    def remove(self) -> None:
+        """Take every hook out. Idempotent."""
+        self.live = False
+        observe.unwatch(self)
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def forget(self) -> None:
+        """This is a copy in a forked child: nothing here is the training any more."""
+        self.live = False
+
+    def _new_step(self) -> None:
+        self.begun = False
+        self._lrs: list[float | Tensor] = []
+        self._loss_scale: Scale | None = None
+        self._stepped = False
+        self._scaler_stepped = False
+        self._unscaled: set[int] = set()
+
+    @contextlib.contextmanager
+    def aside(self, part: str) -> Iterator[None]:
+        """Time that is not the loop's own: an evaluation, a checkpoint, a landscape sample. Its passes do not count."""
+        before = self.clock.switch(part)
+        self._aside += 1
+        try:
+            yield
+        finally:
+            self._aside -= 1
+            self.clock.switch(before)
+
+    def _mine(self) -> bool:
+        return self.live and not self._aside and threading.get_ident() == self.thread
+
+    # Once per micro-step ---------------------------------------------------------------------------------------------
+
+    def forward_begins(self, module: nn.Module) -> None:
+        if not self._mine() or self._backward_depth:  # in backward: activation checkpointing computes it again
+            return
+        clock = self.clock
+        clock.switch("monitor")
+        if torch.is_grad_enabled() or module.training:
+            clock.settle("data_wait")
+            self._begin()
+            clock.switch("forward")
+        else:
+            # An evaluation outside mon.phase("eval"). Where it ends only the next event tells.
+            clock.settle("other")
+            clock.switch("eval")
+
+    def backward_begins(self) -> None:
+        if not self._mine():
+            return
+        self._backward_depth += 1  # reentrant checkpointing calls backward within backward
+        if self._backward_depth == 1:
+            self.clock.switch("monitor")
+            self.clock.settle("other")
+            if not self.begun:
+                self._say("no forward", _NO_FORWARD)
+            self._begin()
+            self.clock.switch("backward")
+
+    def backward_ended(self) -> None:
+        if not self._backward_depth or not self._mine():
+            return
+        self._backward_depth -= 1
+        if self._backward_depth:
+            return
+        self.clock.switch("monitor")
+        with contained(PART):
+            self.gradients.backward_ended(self._scale())
+            self._read_lrs()
+        self.clock.switch(self._between)
+
+    def _begin(self) -> None:
+        if not self.begun:
+            self.begun = True
+            self._step_begins()
+
+    # Once per optimizer step -----------------------------------------------------------------------------------------
+
+    def claims_clip(self, parameters: list[Tensor]) -> bool:
+        return self._mine() and any(id(parameter) in self._table.index for parameter in parameters)
+
+    def clip_called(self, call: ClipCall) -> Tensor:
+        self.clock.settle("other")
+        return self.gradients.clip(call, self._scale())
+
+    def unscale_once(self) -> None:
+        """Divide the gradients by the loss scale where that has not been done in this step. A training action."""
+        scaler = self.scaler
+        if scaler is not None and scaler.is_enabled():
+            for optimizer in self._optimizers:
+                if id(optimizer) not in self._unscaled:
+                    scaler.unscale_(optimizer)
+
+    def claims_scaler(self, scaler: Any, optimizer: torch.optim.Optimizer) -> bool:
+        if not self._mine() or not any(optimizer is mine for mine in self._optimizers):
+            return False
+        if scaler is not self.scaler and scaler.is_enabled():
+            # One that attach was not told of. What was measured in this step was taken for unscaled, and is not.
+            self.scaler = scaler
+            self.gradients.were_scaled(self._scale())
+        return scaler.is_enabled()
+
+    def unscale_called(self, optimizer: torch.optim.Optimizer, call: Callable[[], Any]) -> Any:
+        self.clock.settle("other")
+        before = self.clock.switch("optimizer")
+        self._scale()  # noted before anything changes it
+        result = call()
+        self._unscaled.add(id(optimizer))
+        self.clock.switch("monitor")
+        with contained(PART):
+            self.gradients.was_unscaled()
+        self.clock.switch(before)
+        return result
+
+    def scaler_step_called(self, optimizer: torch.optim.Optimizer, call: Callable[[], Any]) -> Any:
+        # Here and not in the optimizer's pre-hook, because of an overflow the optimizer's step is never called.
+        self.clock.settle("other")
+        before = self.clock.switch("monitor")
+        with contained(PART):
+            self.gradients.before_optimizer(optimizer, self._scale())
+            self._read_lrs()
+            self._scaler_stepped = True
+        self.clock.switch("optimizer")
+        try:
+            return call()
+        finally:
+            self.clock.switch(before)
+
+    def _optimizer_begins(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._mine() or torch.compiler.is_compiling():
+            return
+        self.clock.settle("other")
+        self.clock.switch("monitor")
+        with contained(PART):
+            self._stepped = True
+            if _has_closure(args, kwargs):
+                self.gradients.closure_begins()
+            else:
+                self.gradients.before_optimizer(optimizer, self._scale())
+            self._read_lrs()
+        self._between = "optimizer"
+        self.clock.switch("optimizer")
+
+    def _optimizer_ended(self, _optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if not self._mine() or torch.compiler.is_compiling():
+            return
+        self.clock.switch("monitor")
+        if _has_closure(args, kwargs):
+            with contained(PART):
+                self.gradients.closure_ended()
+        self._between = GAP
+        self.clock.switch(GAP)
+
+    def end_step(self) -> StepFacts:
+        """Everything seen since the step before; the clock is left running in ``monitor``."""
+        self.thread = threading.get_ident()  # the loop is where mon.step() is called
+        facts = StepFacts(
+            micro_steps=self.gradients.micro_steps,
+            norms=self.gradients.end_step(),
+            lrs=self._lrs or self._current_lrs(),
+            loss_scale=self._loss_scale,
+            scale_after=self._scale_now() if self._scaler_stepped and self._skips_on_device else None,
+            skipped=self._scaler_stepped and not self._stepped,
+        )
+        if not self._stepped and not self._scaler_stepped:
+            self._say("no step", "mon.step() was called though no optimizer step was seen since the last one")
+        self._new_step()
+        return facts
+
+    def _say(self, key: str, text: str) -> None:
+        if key not in self._told:
+            self._told.add(key)
+            self._tell(text)
+
+    # Reading ---------------------------------------------------------------------------------------------------------
+
+    def _read_lrs(self) -> None:
+        self._lrs = self._current_lrs()
+
+    def _current_lrs(self) -> list[float | Tensor]:
+        """Learning rate per parameter group over all optimizers, in order; a tensor on a device stays there."""
+        return [
+            _scalar(group["lr"]) for optimizer in self._optimizers for group in optimizer.param_groups if "lr" in group
+        ]
+
+    def _scale(self) -> Scale:
+        """The loss scale of this step: noted once, because ``update()`` changes it at the end of the step."""
+        if self._loss_scale is None:
+            self._loss_scale = self._scale_now()
+        return 1.0 if self._loss_scale is None else self._loss_scale
+
+    def _scale_now(self) -> Scale | None:
+        scaler = self.scaler
+        if scaler is None or not scaler.is_enabled():
+            return None
+        scale = getattr(scaler, "_scale", None)  # private, but get_scale() makes the host wait for the device
+        if isinstance(scale, Tensor) and scale.device.type != "cpu":
+            return scale.clone()
+        return scaler.get_scale()
+
+
+def _scalar(value: Any) -> float | Tensor:
+    if isinstance(value, Tensor):
+        # Cloned: a scheduler fills the same tensor with the next step's rate before this one is read.
+        return value.detach().clone() if value.device.type != "cpu" else value.item()
+    return float(value)
+
+
+def _has_closure(args: Any, kwargs: Any) -> bool:
+    """Whether this is ``optimizer.step(closure)``, with forward and backward inside (L-BFGS, Lightning)."""
+    return (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None

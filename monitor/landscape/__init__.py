@@ -1,0 +1,1 @@
+"""The loss around the present weights: directions, samples, and the undisturbed model behind them."""

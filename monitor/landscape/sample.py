@@ -1,0 +1,121 @@
+"""One look at the loss landscape during training: what a small relative change of the weights does to the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from monitor.landscape.directions import filter_normalised, move
+from monitor.landscape.undisturbed import Borrowed, undisturbed
+
+RADIUS = 0.05
+"""Relative size of the perturbations: each filter moves by this share of its own norm. Our judgement: large against a
+training step, small against the distance to another basin."""
+PERTURBATIONS = 8
+LINE_RADIUS = 0.5
+LINE_POINTS = 11
+
+LossFn = Callable[[], Tensor | float]
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Losses at some places near the weights."""
+
+    kind: str
+    """``perturbation``: independent random directions, all at ``radius``. ``line``: one, from -radius to +radius."""
+    direction: str
+    radius: float
+    coords: np.ndarray
+    """float64[N]. perturbation: the number of the direction; line: the signed distance."""
+    loss: np.ndarray
+    """float64[N], in the unit of the loss function; NaN or infinity where it really was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Everything taken at one step."""
+
+    baseline: float
+    """Loss of the undisturbed weights, in eval mode."""
+    perturbation: Slice
+    line: Slice
+
+    @property
+    def mean(self) -> float:
+        """Mean loss over the perturbations."""
+        return float(np.mean(self.perturbation.loss))
+
+    @property
+    def variance(self) -> float:
+        """Unbiased variance of the loss over the perturbations; NaN or infinity when a loss is."""
+        with np.errstate(invalid="ignore"):
+            return float(np.var(self.perturbation.loss, ddof=1))
+
+
+def sample_landscape(
+    model: nn.Module,
+    loss_fn: LossFn,
+    *,
+    radius: float = RADIUS,
+    perturbations: int = PERTURBATIONS,
+    line_radius: float = LINE_RADIUS,
+    points: int = LINE_POINTS,
+    seed: int = 0,
+) -> Sample:
+    """Evaluate ``loss_fn`` at perturbed weights of ``model`` and put everything back.
+
+    Args:
+        loss_fn: the loss of one fixed batch under the model's present weights; ``1 + perturbations + points`` calls. It
+            runs in eval mode, without gradients, and from the same random state each time.
+        radius: size of the perturbations relative to each filter's norm.
+        perturbations: directions for mean and variance, at least 2.
+        line_radius, points: reach of the line to both sides, and number of points on it, odd: the middle one is the
+            weights themselves.
+        seed: of the directions; the same seed gives the same directions.
+
+    Raises:
+        ValueError: a number outside of what is accepted; or ``loss_fn`` does not return one number.
+    """
+    if perturbations < 2 or points < 3 or points % 2 == 0 or not (radius > 0 and line_radius > 0):
+        raise ValueError(
+            f"radius={radius}, perturbations={perturbations}, line_radius={line_radius}, points={points}; accepted are "
+            "radii above 0, at least 2 perturbations and an odd number of at least 3 points"
+        )
+    with undisturbed(model) as borrowed:
+        baseline = _loss(loss_fn, borrowed)
+        near = np.empty(perturbations)
+        for number in range(perturbations):
+            direction = filter_normalised(borrowed.saved, _seed(seed, 1 + number))
+            move(borrowed.weights, borrowed.saved, direction, radius)
+            near[number] = _loss(loss_fn, borrowed)
+        coords = np.linspace(-line_radius, line_radius, points)
+        coords[points // 2] = 0.0
+        direction = filter_normalised(borrowed.saved, _seed(seed, 0))
+        along = np.empty(points)
+        for place, distance in enumerate(coords):
+            move(borrowed.weights, borrowed.saved, direction, float(distance))
+            along[place] = _loss(loss_fn, borrowed)
+    return Sample(
+        baseline,
+        Slice("perturbation", "filter-normalised gaussian", radius, np.arange(perturbations, dtype=np.float64), near),
+        Slice("line", f"filter-normalised gaussian, seed {seed}", line_radius, coords, along),
+    )
+
+
+def _seed(seed: int, stream: int) -> int:
+    return (seed * 1_000_003 + stream) % (1 << 63)
+
+
+def _loss(loss_fn: LossFn, borrowed: Borrowed) -> float:
+    borrowed.same_randomness()
+    loss = loss_fn()
+    if isinstance(loss, Tensor):
+        if loss.numel() != 1:
+            raise ValueError(f"loss_fn returned a tensor of shape {tuple(loss.shape)}; one number is accepted")
+        loss = loss.detach().to(torch.float64).item()  # SYNC: a landscape sample is out of the loop's own path
+    return float(loss)

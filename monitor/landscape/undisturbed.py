@@ -1,0 +1,70 @@
+"""Borrow a model in the middle of its training and give it back as it was, bit for bit."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Borrowed:
+    """A model whose weights may be overwritten until it is given back."""
+
+    weights: list[Tensor]
+    """The parameters' data. Writing to it is not seen by autograd, whose graph may be alive."""
+    saved: list[Tensor]
+    """A copy of the weights as they were."""
+    same_randomness: Callable[[], None]
+    """Puts the random states back to where they were at the beginning, for the next evaluation."""
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[Borrowed]:
+    """Inside, ``model`` is in eval mode and without gradients; afterwards nothing has happened to it.
+
+    Restored from copies, never by subtracting what was added: weights, buffers (running statistics), the mode of every
+    module, the random states of torch (CPU and CUDA), NumPy and Python. Gradients are not touched.
+    """
+    weights = [parameter.data for parameter in model.parameters()]
+    buffers = [buffer.data for buffer in model.buffers()]
+    saved = [weight.clone() for weight in weights]
+    saved_buffers = [buffer.clone() for buffer in buffers]
+    modes = [(module, module.training) for module in model.modules()]
+    states = _random_states()
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield Borrowed(weights, saved, lambda: _set_random_states(states))
+    finally:
+        with torch.no_grad():
+            for weight, copy in zip([*weights, *buffers], [*saved, *saved_buffers], strict=True):
+                weight.copy_(copy)
+        for module, training in modes:
+            module.training = training
+        _set_random_states(states)
+
+
+def _random_states() -> dict[str, Any]:
+    states: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": np.random.get_state(),
+        "python": random.getstate(),
+    }
+    if torch.cuda.is_initialized():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def _set_random_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    np.random.set_state(states["numpy"])
+    random.setstate(states["python"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state_all(states["cuda"])

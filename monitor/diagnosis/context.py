@@ -1,0 +1,229 @@
+"""The situation of a measurement: warm-up, restarts, changes of data; and the tracks that several rules share."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from monitor.diagnosis.primitives import (
+    DriftSettings,
+    DriftTrack,
+    Spike,
+    SpikeSettings,
+    SpikeTrack,
+    anchored_cusum,
+    expanding_median,
+    jumps_to_new_height,
+    restarts,
+    robust_spikes,
+    rows_at,
+    steady_then_changed,
+    warmup_rows,
+)
+from monitor.diagnosis.view import Signals
+from monitor.signals import Signal
+
+GATE_EVENTS = (
+    "data_stage", "batch_size", "batch_size_change", "seq_len", "seq_len_change", "sequence_length", "param_group",
+)  # fmt: skip
+"""Event kinds after which old levels no longer apply. "resume" is not among them on purpose: a clean resume leaves no
+mark, so one that does is a fault, and the cause ranking names it. "lr_change" counts where no learning rate is
+recorded; where it is, its values decide."""
+
+EARLY_ROWS = 50
+"""Rows at the start of a run in which the loss may still go up before it goes down; our judgement."""
+UNKNOWN_WARMUP_ROWS = 100
+"""The same where no learning rate is recorded, so that a warm-up cannot be excluded; our judgement."""
+
+MOST_EARLY_ROWS = 200
+"""Rows after which a sudden event is no longer excused by a warm-up, however long; our judgement."""
+EARLY_SPIKE = 0.5
+"""Smallest relative rise of the loss that counts as a spike up to twice the warm-up; our judgement."""
+LOSS_NEAR_ZERO = 0.2
+"""Share of the first losses. A loss that has been learnt down to nearly nothing is made of a few hard samples, so its
+ratios are huge and mean nothing; a rise counts only above this share. Our judgement."""
+GRADIENT_NEAR_ZERO = 0.5
+"""The same for a gradient norm, as a share of the run's median so far."""
+
+
+def span(signals: Signals, steps: int) -> int:
+    """``steps``, or three rows of a sparse log where that is more: what counts as near in time."""
+    return max(steps, 3 * signals.remember("spacing", lambda: _spacing(signals)))
+
+
+def _spacing(signals: Signals) -> int:
+    step = max((signals["train_loss"].step, signals["grad_norm_preclip"].step), key=len)
+    return int(np.median(np.diff(step[:10_000]))) if len(step) > 1 else 1
+
+
+def gate_steps(signals: Signals) -> tuple[int, ...]:
+    """Steps at which a new situation begins: restarts of the learning rate, changes of data, batch, sequence length."""
+    return signals.remember("gate_steps", lambda: _gate_steps(signals))
+
+
+def _gate_steps(signals: Signals) -> tuple[int, ...]:
+    kinds = GATE_EVENTS if "lr" in signals else (*GATE_EVENTS, "lr_change")
+    steps = {event.step for event in signals.events(*kinds) if event.step is not None}
+    lr = signals["lr"]
+    steps.update(lr.step[restarts(lr.value)].tolist())
+    tokens = signals["tokens"]
+    if len(tokens) > 1:
+        per_step = np.diff(tokens.value) / np.diff(tokens.step)
+        steps.update(tokens.step[1:][steady_then_changed(per_step)].tolist())
+    return tuple(sorted(steps))
+
+
+def lr_jump_steps(signals: Signals) -> tuple[int, ...]:
+    """Steps at which the learning rate more than doubles to a height the run had never seen, after warm-up."""
+    lr = signals["lr"]
+    rows = jumps_to_new_height(lr.value)
+    return tuple(lr.step[rows[rows >= warmup_rows(lr.value)]].tolist())
+
+
+def warmup_end(signals: Signals) -> int | None:
+    """Last step of the rise of the learning rate from the start; 0 without warm-up, None without a learning rate."""
+    lr = signals["lr"]
+    if len(lr) == 0:
+        return None
+    rows = warmup_rows(lr.value)
+    return int(lr.step[rows - 1]) if rows else 0
+
+
+def early_bar(
+    signals: Signals, step: np.ndarray, *, early: float, later: float, most_rows: int | None = None, fall: float = 1.0
+) -> np.ndarray:
+    """float64[T]: ``early`` up to twice the warm-up, then falling in a straight line to ``later`` over ``fall`` times
+    that long.
+
+    A loss hump in warm-up is healthy: the learning rate rises faster than the model adapts. What lies beyond
+    ``early`` is not. ``most_rows`` bounds the first part, for events of a step or two: a warm-up over a third of the
+    run must not hide them.
+    """
+    end = warmup_end(signals)
+    rows = UNKNOWN_WARMUP_ROWS if end is None else EARLY_ROWS
+    by_rows = float(step[min(rows, len(step)) - 1]) if len(step) else 0.0
+    zone = max(2.0 * (end or 0), by_rows, 1.0)
+    if most_rows is not None and len(step):
+        zone = min(zone, float(step[min(most_rows, len(step)) - 1]))
+    share = np.clip((step - zone) / (fall * zone), 0.0, 1.0)
+    return early + (later - early) * share
+
+
+def _sudden_bar(signals: Signals, step: np.ndarray, early: float, later: float) -> np.ndarray:
+    """The early bar for events of a step or two."""
+    return early_bar(signals, step, early=early, later=later, most_rows=MOST_EARLY_ROWS, fall=0.5)
+
+
+def loss_is_signed(signals: Signals, *, share: float = 0.02) -> bool:
+    """Whether the training loss is often <= 0, so that its ratios have no meaning (reinforcement learning, densities).
+
+    Counted over the first rows up to the last; an exact zero counts too.
+    """
+    value = signals["train_loss"].value
+    finite = value[np.isfinite(value)]
+    return len(finite) > 0 and float(np.mean(finite <= 0)) > share
+
+
+def first_level(loss: Signal, rows: int = 10) -> float:
+    """Median of the first finite losses; NaN when there is none."""
+    finite = loss.value[np.isfinite(loss.value)][:rows]
+    return float(np.median(finite)) if len(finite) else math.nan
+
+
+def loss_spikes(signals: Signals, settings: SpikeSettings) -> SpikeTrack:
+    """Primitive Z on the training loss, gated; rises to a nearly zero loss do not count."""
+    return signals.remember(("loss_spikes", settings), lambda: _loss_spikes(signals, settings))
+
+
+def _loss_spikes(signals: Signals, settings: SpikeSettings) -> SpikeTrack:
+    loss = signals["train_loss"]
+    start = first_level(loss)
+    least = np.full(len(loss), LOSS_NEAR_ZERO * start if start > 0 else -math.inf)
+    effect = _sudden_bar(signals, loss.step, EARLY_SPIKE, settings.effect)
+    gates = rows_at(loss.step, gate_steps(signals)).tolist()
+    # In warm-up both are restless, so that one is no witness for the other.
+    settled = effect < EARLY_SPIKE
+    confirmed = settled & np.isin(loss.step, _raised_gradient_steps(signals, settings.z_confirmed))
+    return robust_spikes(loss.value, settings, effect=effect, least_value=least, confirmed=confirmed, gates=gates)
+
+
+def _raised_gradient_steps(signals: Signals, z: float) -> np.ndarray:
+    """int64[N]: steps at which the gradient norm is above robust z and twice what is expected."""
+    norm, track = gradient_signal(signals), gradient_spikes(signals, GRADIENT_SETTINGS)
+    with np.errstate(invalid="ignore"):
+        return norm.step[(track.z > z) & (norm.value > 2 * track.expected)]
+
+
+def loss_drifts(signals: Signals, settings: DriftSettings, *, early_effect: float) -> DriftTrack:
+    """Primitive C on the training loss, gated, with a higher bar while a warm-up hump is to be expected."""
+    return signals.remember(
+        ("loss_drifts", settings, early_effect), lambda: _loss_drifts(signals, settings, early_effect)
+    )
+
+
+def _loss_drifts(signals: Signals, settings: DriftSettings, early_effect: float) -> DriftTrack:
+    loss = signals["train_loss"]
+    effect = early_bar(signals, loss.step, early=early_effect, later=settings.effect)
+    gates = rows_at(loss.step, gate_steps(signals)).tolist()
+    return anchored_cusum(loss.value, settings, effect=effect, gates=gates)
+
+
+def gradient_signal(signals: Signals) -> Signal:
+    """The pre-clip gradient norm without its zeros: a norm of exactly 0 is a step without a gradient."""
+    norm = signals["grad_norm_preclip"]
+    keep = norm.value != 0
+    return Signal(norm.name, norm.step[keep], norm.value[keep], norm.unit)
+
+
+def gradient_spikes(signals: Signals, settings: SpikeSettings) -> SpikeTrack:
+    """Primitive Z on the global pre-clip gradient norm (rows of ``gradient_signal``), gated."""
+    return signals.remember(("gradient_spikes", settings), lambda: _gradient_spikes(signals, settings))
+
+
+def _gradient_spikes(signals: Signals, settings: SpikeSettings) -> SpikeTrack:
+    norm = gradient_signal(signals)
+    effect = _sudden_bar(signals, norm.step, 3 * settings.effect, settings.effect)
+    least = GRADIENT_NEAR_ZERO * expanding_median(norm.value)
+    gates = rows_at(norm.step, gate_steps(signals)).tolist()
+    return robust_spikes(norm.value, settings, effect=effect, least_value=least, gates=gates)
+
+
+def gradient_moved(signals: Signals, onset: int, *, before: int = 20, z: float = 3.5) -> int | None:
+    """First step at which the gradient norm rose in connection with an event of another signal at step ``onset``.
+
+    Given that something happened at ``onset``, a gradient norm needs less to be called raised: a robust ``z`` and
+    twice what is expected, within ``before`` steps before or two after, with at most three calm rows to the onset.
+    None when it did not rise.
+    """
+    norm, track = gradient_signal(signals), gradient_spikes(signals, GRADIENT_SETTINGS)
+    low, high = np.searchsorted(norm.step, [onset - span(signals, before), onset + span(signals, 2) + 1])
+    with np.errstate(invalid="ignore"):
+        raised = (track.z[low:high] > z) & (norm.value[low:high] > 2 * track.expected[low:high])
+    rows = np.flatnonzero(raised) + int(low)
+    start = int(np.searchsorted(norm.step, onset))
+    first: int | None = None
+    for row in rows[::-1].tolist():
+        if row < (start if first is None else first) - 4:
+            break
+        first = row
+    return None if first is None else int(norm.step[first])
+
+
+LOSS_SETTINGS = SpikeSettings()
+GRADIENT_SETTINGS = SpikeSettings(effect=1.0, scale_floor=0.05, gate_effect=9.0)
+"""Gradient norm: x2 is the smallest rise that counts (x10 after a gate). Scale floor 0.05: five published healthy lines
+of BLOOM-176B have a log standard deviation of 0.06."""
+DRIFT_SETTINGS = DriftSettings()
+
+
+def joined(spikes: tuple[Spike, ...], *, gap: int = 20, after_shift: int = 200) -> list[list[Spike]]:
+    """Excursions that belong together: at most ``gap`` rows apart, or a further rise soon after an accepted level."""
+    groups: list[list[Spike]] = []
+    for spike in spikes:
+        reach = after_shift if groups and groups[-1][-1].accepted else gap
+        if groups and spike.onset - groups[-1][-1].last <= reach:
+            groups[-1].append(spike)
+        else:
+            groups.append([spike])
+    return groups

@@ -1,0 +1,213 @@
+"""What to change: a patch of our trainer's configuration, and the same as a snippet for a loop of the user's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from monitor.diagnosis.rule import Finding, Remedy
+from monitor.diagnosis.view import Signals
+from monitor.diagnosis.wording import number, steps
+
+
+def remedy_for(finding: Finding, signals: Signals, fallback: str) -> Remedy:
+    """What to do about ``finding``, by its likeliest named cause; ``fallback`` is the rule's own sentence.
+
+    When the cause is not told apart ("unknown" leads), the text says so and gives the change for the likeliest one.
+    """
+    named = next((cause.id for cause in finding.causes if cause.id != "unknown"), None)
+    make = _BY_CAUSE.get(named or "")
+    if make is None:
+        return Remedy(fallback)
+    remedy = make(finding, signals)
+    if finding.causes[0].id != "unknown":
+        return remedy
+    caution = f"The cause is not certain; if it is {named}: "
+    return Remedy(caution + remedy.text[0].lower() + remedy.text[1:], remedy.config_patch, remedy.snippet)
+
+
+def configured(signals: Signals, *path: str) -> Any:
+    """The value at ``path`` of the run's recorded configuration; None when it is not there."""
+    value: Any = signals.facts.config
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def peak_lr(signals: Signals) -> float | None:
+    """The configured peak learning rate, else the highest one recorded; None when neither is known."""
+    given = configured(signals, "optimizer", "lr")
+    if isinstance(given, int | float) and math.isfinite(given) and given > 0:
+        return float(given)
+    value = signals["lr"].value
+    value = value[np.isfinite(value) & (value > 0)]
+    return float(value.max()) if len(value) else None
+
+
+def clip_limit(finding: Finding, signals: Signals) -> float:
+    """Twice the usual gradient norm before the event, never above the limit in force; 1 when no norm is known."""
+    norm = signals["grad_norm_preclip"].between(None, finding.onset_step - 1).tail(200).value
+    norm = norm[np.isfinite(norm) & (norm > 0)]
+    limit = 2 * float(np.median(norm)) if len(norm) else 1.0
+    in_force = configured(signals, "clip", "max_norm")
+    if isinstance(in_force, int | float) and in_force > 0:
+        limit = min(limit, float(in_force))
+    return float(f"{limit:.2g}")
+
+
+def clip_patch(limit: float, signals: Signals) -> dict[str, Any]:
+    """The patch that clips at ``limit``; empty when the run clips there already."""
+    return {} if configured(signals, "clip", "max_norm") == limit else {"clip.max_norm": limit}
+
+
+def before(finding: Finding) -> str:
+    """Where to go back to."""
+    return f"the last checkpoint before step {finding.onset_step}"
+
+
+def _lower_lr(finding: Finding, signals: Signals) -> Remedy:
+    lr = peak_lr(signals)
+    patch: dict[str, Any] = {}
+    goal = "half of what it is"
+    if lr is not None:
+        half = float(f"{lr / 2:.3g}")
+        patch["optimizer.lr"] = half
+        goal = f"{number(half)} at its peak"
+    warmup = configured(signals, "schedule", "warmup_steps")
+    longer = ""
+    if isinstance(warmup, int) and warmup > 0 and finding.onset_step <= 3 * warmup:
+        patch["schedule.warmup_steps"] = 2 * warmup
+        longer = f" and the warm-up twice as long ({2 * warmup} steps)"
+    return Remedy(
+        f"Go back to {before(finding)} and go on with the learning rate at {goal}{longer}.",
+        patch,
+        'for group in optimizer.param_groups:\n    group["lr"] *= 0.5  # and halve the peak of the scheduler',
+    )
+
+
+def _clip(finding: Finding, signals: Signals) -> Remedy:
+    limit = clip_limit(finding, signals)
+    return Remedy(
+        f"Clip the gradient at {number(limit)}, about twice its usual norm, and go back to {before(finding)}.",
+        clip_patch(limit, signals),
+        f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={number(limit)})  # before optimizer.step()",
+    )
+
+
+def _skip_batches(finding: Finding, signals: Signals) -> Remedy:
+    ids = signals["batch_id"].between(finding.onset_step, finding.last_step).value
+    listed = ", ".join(number(value) for value in ids[:8])
+    named = f" (batch_id {listed})" if listed else ""
+    which = f"the batches of {steps(finding.onset_step, finding.last_step)}{named}"
+    limit = clip_limit(finding, signals)
+    seed = configured(signals, "seed")
+    patch = clip_patch(limit, signals)
+    if isinstance(seed, int):
+        patch["seed"] = seed + 1
+    again = " A new seed draws the data in another order." if "seed" in patch else ""
+    return Remedy(
+        f"Look at {which}. If they are broken, remove them from the data; else go back to {before(finding)} and skip "
+        f"them, with the gradient clipped at {number(limit)}.{again}",
+        patch,
+        f"if {finding.onset_step} <= step <= {finding.last_step}:\n    continue  # these batches only, after resuming",
+    )
+
+
+def _inspect_layer(finding: Finding, signals: Signals) -> Remedy:
+    layer = finding.layer or "the layer that moved first"
+    limit = clip_limit(finding, signals)
+    snippet = f'print(dict(model.named_parameters())["{finding.layer}"].grad.norm())' if finding.layer else ""
+    lines = f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={number(limit)})"
+    return Remedy(
+        f"Look for what scales the gradient of {layer}: a hook, a custom backward, a loss term, the hardware of one "
+        f"rank. Clipping at {number(limit)} bounds the damage of one such step; go back to {before(finding)}.",
+        clip_patch(limit, signals),
+        f"{lines}\n{snippet}".strip(),
+    )
+
+
+def _leave_fp16(finding: Finding, signals: Signals) -> Remedy:
+    return Remedy(
+        "Train in bf16, whose exponent is as wide as that of fp32; where the hardware has none, keep softmax, norms "
+        "and loss in fp32 and start from a lower loss scale.",
+        {"precision.kind": "bf16"},
+        'with torch.autocast("cuda", dtype=torch.bfloat16):  # and no GradScaler\n    loss = compute_loss(batch)',
+    )
+
+
+def _fresher_second_moment(finding: Finding, signals: Signals) -> Remedy:
+    return Remedy(
+        "Let Adam's second moment follow faster (beta2 0.95), or bound the update of a tensor by its RMS "
+        f"(StableAdamW), and go back to {before(finding)}.",
+        {"optimizer.beta2": 0.95},
+        "optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95))",
+    )
+
+
+def _restore_everything(finding: Finding, signals: Signals) -> Remedy:
+    return Remedy(
+        "Resume with the optimizer's moments, the scheduler, the gradient scaler, the random states and the data "
+        "position, not with the weights alone.",
+        {},
+        'optimizer.load_state_dict(checkpoint["optimizer"])\nscheduler.load_state_dict(checkpoint["scheduler"])\n'
+        'scaler.load_state_dict(checkpoint["scaler"])\ntorch.set_rng_state(checkpoint["rng"])',
+    )
+
+
+def _check_data(finding: Finding, signals: Signals) -> Remedy:
+    return Remedy(
+        f"Compare inputs and targets before and after step {finding.onset_step}: another source, another tokenizer, "
+        f"pairs that no longer belong together. When the data are right, the learning rate is next.",
+        {},
+        "torch.manual_seed(0)\nfor inputs, targets in itertools.islice(loader, 3):\n    print(inputs[:2], targets[:2])",
+    )
+
+
+def _guard_input(finding: Finding, signals: Signals) -> Remedy:
+    return Remedy(
+        f"Check the batch of step {finding.first_step} for NaN, infinities and empty targets (a mean over no target is "
+        f"NaN), and go back to {before(finding)}.",
+        {},
+        "assert torch.isfinite(inputs).all(), batch_id\n"
+        "if not torch.isfinite(loss):\n    optimizer.zero_grad(); continue  # never step with a NaN",
+    )
+
+
+def _guard_operation(finding: Finding, signals: Signals) -> Remedy:
+    place = f" near {finding.layer}" if finding.layer else ""
+    return Remedy(
+        f"Find the operation{place} that is undefined at its input: sqrt, log, division or norm at 0, softmax over a "
+        f"row that is masked throughout. Add an epsilon inside it and go back to {before(finding)}.",
+        {},
+        "with torch.autograd.detect_anomaly():  # names the operation whose backward gives NaN; slow, for one step\n"
+        "    loss = compute_loss(batch); loss.backward()",
+    )
+
+
+def _tame_explosion(finding: Finding, signals: Signals) -> Remedy:
+    clip, lower = _clip(finding, signals), _lower_lr(finding, signals)
+    lr = lower.config_patch.get("optimizer.lr")
+    rate = f"set the peak learning rate to {number(lr)}" if lr is not None else "halve the learning rate"
+    return Remedy(
+        f"Clip the gradient at {number(clip_limit(finding, signals))}, about twice its usual norm, {rate}, and go back "
+        f"to {before(finding)}.",
+        {**clip.config_patch, **lower.config_patch},
+        f"{clip.snippet}\n{lower.snippet}",
+    )
+
+
+_BY_CAUSE: dict[str, Callable[[Finding, Signals], Remedy]] = {
+    "bad-batch": _skip_batches,
+    "lr-too-high": _lower_lr,
+    "corrupted-gradient": _inspect_layer,
+    "gradient-explosion": _tame_explosion,
+    "fp16-overflow": _leave_fp16,
+    "stale-second-moment": _fresher_second_moment,
+    "wrong-resume": _restore_everything,
+    "data-change": _check_data,
+    "non-finite-input": _guard_input,
+    "undefined-operation": _guard_operation,
+}

@@ -1,0 +1,205 @@
+"""The gradient norm jumps away from its own recent level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from monitor.diagnosis.context import (
+    LOSS_SETTINGS,
+    gradient_signal,
+    gradient_spikes,
+    joined,
+    loss_is_signed,
+    loss_spikes,
+    span,
+)
+from monitor.diagnosis.localise import LayerJump, Moved, first_moved, lone_jumps
+from monitor.diagnosis.primitives import Spike, SpikeSettings
+from monitor.diagnosis.rule import Abstained, Finding, Rule, Severity, Verdict
+from monitor.diagnosis.view import Signals
+from monitor.diagnosis.wording import count, number, times
+from monitor.signals import Signal
+
+LOSS_FOLLOWS_STEPS = 20
+"""A loss that leaves its baseline this soon after the gradient followed it (1 to 4 steps in the public logs)."""
+
+
+def gradient_explosion(
+    signals: Signals,
+    *,
+    z_single: float = 9.0,
+    z_sustained: float = 5.0,
+    ratio: float = 2.0,
+    worrying: float = 10.0,
+    alone: float = 30.0,
+    layer_ratio: float = 20.0,
+    layer_z: float = 12.0,
+) -> Verdict:
+    """The gradient norm before clipping jumps above its own recent level, in the whole model or in one layer.
+
+    Why it matters: it is the earliest public sign of a loss spike (1 to 4 steps ahead in BLOOM's logs), and without
+    clipping one such step can undo thousands.
+
+    Stays silent: on a norm that falls or grows slowly; on rises to a norm below half the run's usual one (a learnt
+    task whose gradients are nearly zero); on layers whose gradient is rounding noise; on gated changes of data or
+    restarts of the learning rate unless the rise is tenfold. Short rises that the loss does not follow are information:
+    healthy runs have them, and clipping takes their size out.
+
+    Thresholds: ``z_single`` and ``z_sustained`` in robust standard deviations of log norm; ``ratio``, smallest rise
+    (three times that in warm-up); ``worrying``, rise over two rows or more that is a warning by itself; ``alone``, the
+    same for one row, or for a clipped rise that is long over without the loss following; ``layer_ratio`` and
+    ``layer_z``, jump of one layer while the median layer rises less than x2. Our judgement, calibrated on the controls
+    in tests/monitor/diagnosis and on BLOOM's published steps.
+
+    Source: BLOOM-176B log (BigScience 2022), steps 31214 to 31219; Pascanu et al. 2013,
+    https://arxiv.org/abs/1211.5063; SPAM (Huang et al. 2025, https://arxiv.org/abs/2501.06842).
+    """
+    norm = gradient_signal(signals)
+    settings = SpikeSettings(
+        effect=ratio - 1, scale_floor=0.05, gate_effect=9.0, z_single=z_single, z_sustained=z_sustained
+    )
+    finite = int(np.isfinite(norm.value).sum())
+    if finite <= settings.least:
+        return Abstained(f"{count(finite, 'finite gradient norm')} recorded, more than {settings.least} are needed")
+    bars = Bars(worrying, alone, layer_ratio)
+    groups = joined(gradient_spikes(signals, settings).spikes)
+    findings = [_global_finding(signals, norm, group, bars) for group in groups]
+    jumps = lone_jumps(signals.layers("grad_norm_preclip"), z=layer_z, ratio=layer_ratio)
+    return findings + [_layer_finding(jump) for jump in jumps if not _covered(jump, findings)]
+
+
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """Ratios from which a rise is a warning by itself."""
+
+    worrying: float
+    alone: float
+    layer: float
+
+
+def _severity(
+    group: list[Spike], ratio: float, where: Moved | None, follows: int | None, lost: bool, harmless: bool, bars: Bars
+) -> Severity:
+    if lost:
+        return Severity.CRITICAL
+    raised = sum(spike.raised for spike in group)
+    by_size = ratio >= (bars.alone if raised == 1 or harmless else bars.worrying)
+    # A batch moves many layers; one tensor alone moving this far is not the data.
+    one_layer = where is not None and where.concentration >= bars.layer / 2 and where.ratio >= bars.layer
+    return Severity.WARNING if by_size or one_layer or follows is not None else Severity.INFO
+
+
+def _global_finding(signals: Signals, norm: Signal, group: list[Spike], bars: Bars) -> Finding:
+    first, last = group[0], group[-1]
+    onset, end = int(norm.step[first.onset]), int(norm.step[last.last])
+    peak = max(group, key=lambda spike: spike.peak_value)
+    ratio = peak.peak_value / first.baseline
+    where = first_moved(signals.layers("grad_norm_preclip"), onset, end)
+    follows = loss_follows(signals, onset)
+    lost = _nonfinite_follows(signals, onset)
+    clipped = _clip_coef(signals, onset, end)
+    raised = sum(spike.raised for spike in group)
+    # Clipping took the size out and the loss has had its time: seen from here, nothing came of it.
+    harmless = (
+        last.over
+        and clipped is not None
+        and clipped < 1
+        and int(norm.step[-1]) > end + span(signals, LOSS_FOLLOWS_STEPS)
+    )
+    place = f", first in {where.layer}" if where and where.layer else ""
+    return Finding(
+        summary=f"Gradient norm rose from {number(first.baseline)} to {number(peak.peak_value)} ({times(ratio)}) "
+        f"within {count(int(norm.step[peak.peak]) - onset + 1, 'step')} from step {onset}{place}; "
+        f"{_outcome(follows, lost)}",
+        onset_step=onset,
+        first_step=int(norm.step[first.fired]),
+        last_step=end if last.over else int(norm.step[-1]),
+        severity=_severity(group, ratio, where, follows, lost, harmless, bars),
+        layer=where.layer if where else None,
+        evidence={
+            "baseline_norm": first.baseline,
+            "peak_norm": peak.peak_value,
+            "peak_step": int(norm.step[peak.peak]),
+            "peak_ratio": ratio,
+            "z": max(spike.z for spike in group),
+            "raised_rows": raised,
+            "loss_follows_steps": follows,
+            "clip_coef_min": clipped,
+            **(_layer_evidence(where) if where else {}),
+        },
+    )
+
+
+def _outcome(follows: int | None, lost: bool) -> str:
+    if lost:
+        return "numbers became non-finite"
+    if follows is None:
+        return "the loss did not follow"
+    return "the loss rose in the same step" if follows <= 0 else f"the loss followed {count(follows, 'step')} later"
+
+
+def _layer_evidence(where: Moved) -> dict[str, object]:
+    return {
+        "layer_ratio": where.ratio,
+        "layer_z": where.z,
+        "layer_step": where.step,
+        "layers_moved": where.moved,
+        "layers_judged": where.total,
+        "layer_concentration": where.concentration,
+        "layer_reason": where.reason,
+        "also_moved": list(where.also),
+    }
+
+
+def loss_follows(signals: Signals, onset: int) -> int | None:
+    """Steps from ``onset`` to the loss leaving its baseline (negative: it was first); None when it did not."""
+    if "train_loss" not in signals or loss_is_signed(signals):
+        return None
+    loss = signals["train_loss"]
+    for spike in loss_spikes(signals, LOSS_SETTINGS).spikes:
+        step = int(loss.step[spike.onset])
+        if onset - span(signals, 5) <= step <= onset + span(signals, LOSS_FOLLOWS_STEPS):
+            return step - onset
+    return None
+
+
+def _nonfinite_follows(signals: Signals, onset: int, within: int = 50) -> bool:
+    """Whether the loss becomes non-finite within ``within`` steps and the run does not recover from it."""
+    after = signals["train_loss"].between(onset, onset + span(signals, within)).value
+    whole = signals["train_loss"].value
+    return bool((~np.isfinite(after)).any()) and not np.isfinite(whole[-1])
+
+
+def _clip_coef(signals: Signals, onset: int, end: int) -> float | None:
+    """Smallest clipping coefficient of the event; None when clipping is not recorded."""
+    value = signals["clip_coef"].between(onset, end).value
+    finite = value[np.isfinite(value)]
+    return float(finite.min()) if len(finite) else None
+
+
+def _covered(jump: LayerJump, findings: list[Finding]) -> bool:
+    return any(finding.onset_step - 5 <= jump.step <= finding.last_step + 20 for finding in findings)
+
+
+def _layer_finding(jump: LayerJump) -> Finding:
+    return Finding(
+        summary=f"Gradient norm of {jump.layer} rose {times(jump.ratio)} at step {jump.step} while the other layers "
+        "stayed at their level",
+        onset_step=jump.step,
+        first_step=jump.step,
+        last_step=jump.last_step,
+        severity=Severity.WARNING,
+        layer=jump.layer,
+        evidence={"layer_ratio": jump.ratio, "layer_z": jump.z, "layers_moved": 1, "layer_concentration": jump.ratio},
+    )
+
+
+RULE = Rule(
+    id="gradient-explosion",
+    severity=Severity.WARNING,
+    needs=("grad_norm_preclip",),
+    check=gradient_explosion,
+    remedy="Clip the gradient norm at about twice its usual value and look at the layer that moved first.",
+)

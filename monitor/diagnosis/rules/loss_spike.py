@@ -1,0 +1,173 @@
+"""The training loss jumps away from its own recent level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from monitor.diagnosis.context import (
+    first_level,
+    gradient_moved,
+    joined,
+    loss_is_signed,
+    loss_spikes,
+)
+from monitor.diagnosis.localise import first_moved
+from monitor.diagnosis.primitives import Spike, SpikeSettings
+from monitor.diagnosis.rule import Abstained, Finding, Rule, Severity, Verdict
+from monitor.diagnosis.view import Signals
+from monitor.diagnosis.wording import count, number, percent, times
+from monitor.signals import Signal
+
+LINGER_STEPS = 300
+"""A loss still above its old level this long after a spike is lingering (BLOOM-104B took up to 2 000 steps)."""
+DIVERGED_ROWS = 50
+"""Rows without a return after which a spike is called a divergence. Our judgement."""
+
+
+def loss_spike(
+    signals: Signals,
+    *,
+    effect: float = 0.08,
+    z_single: float = 9.0,
+    z_sustained: float = 5.0,
+    linger: float = 0.02,
+    diverged: float = 0.5,
+    small: float = 0.25,
+) -> Verdict:
+    """The training loss jumps above its own recent level, in one step or over a few.
+
+    Why it matters: a spike costs the steps until the loss is back, may leave a worse model behind, and may be the
+    first sign of a divergence.
+
+    Stays silent: on rises slower than a few steps (slow-divergence sees them); on a loss that is nearly zero already,
+    where single samples make huge ratios; on restarts of the learning rate to an earlier height and on logged changes
+    of data, batch size or sequence length, unless the rise is beyond +50 %; on a rise within 2.5 times the largest z
+    that the run has recently shown (heavy-tailed small batches), unless the gradient norm is raised in the same step.
+    Abstains on a loss that is often <= 0.
+
+    Thresholds: ``effect``, smallest relative rise (+50 % in warm-up); ``z_single`` and ``z_sustained`` in robust
+    standard deviations of log loss, the second for 3 of 5 rows; ``linger``, relative rise 300 steps later that is
+    called lingering; ``diverged``, relative rise without return that is critical; ``small``, a single raised row below
+    this rise, which no gradient confirms, is information only. All are our judgement, calibrated on the controls in
+    tests/monitor/diagnosis; the classes follow BLOOM's chronicles.
+
+    Source: BLOOM-176B and 104B training logs (BigScience 2022, https://github.com/bigscience-workshop/bigscience);
+    spikes of about 30 steps there, and PaLM section 5.1 (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311).
+    """
+    loss = signals["train_loss"]
+    settings = SpikeSettings(effect=effect, z_single=z_single, z_sustained=z_sustained)
+    if np.isfinite(loss.value).sum() <= settings.least:
+        return Abstained(f"{count(len(loss), 'loss')} recorded, more than {settings.least} are needed for a baseline")
+    if loss_is_signed(signals):
+        return Abstained("the loss is often zero or negative, so a ratio to its own level has no meaning")
+    groups = joined(loss_spikes(signals, settings).spikes)
+    course = Course(linger=linger, diverged=diverged, effect=effect)
+    return [_finding(signals, loss, group, course, small) for group in groups]
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """What became of a spike, and the thresholds that decide it."""
+
+    linger: float
+    diverged: float
+    effect: float
+
+    def word(self, loss: Signal, group: list[Spike]) -> str:
+        """``transient``, ``lingering``, ``level shift``, ``divergent`` or ``ongoing``."""
+        base, last = group[0].baseline, group[-1]
+        if not last.over and not np.isfinite(loss.value[-1]):
+            return "divergent"
+        after = loss.value[last.last + 1 :]
+        after = after[np.isfinite(after)]
+        soon = float(np.median(after[:50])) if len(after) >= 10 else None
+        if last.over and not last.accepted and (soon is None or soon <= base * (1 + self.effect)):
+            return "lingering" if self._lingers(loss, last, base) else "transient"
+        level = float(np.median(after[-50:] if soon is not None else _finite_tail(loss, 10)))
+        if level <= base * (1 + self.effect):
+            return "transient"
+        if last.last - group[0].onset + 1 + len(after) < DIVERGED_ROWS:
+            return "ongoing"
+        lost = level > base * (1 + self.diverged) or level > first_level(loss)
+        return "divergent" if lost else "level shift"
+
+    def _lingers(self, loss: Signal, last: Spike, base: float) -> bool:
+        end = int(loss.step[last.last])
+        later = loss.between(end + LINGER_STEPS - 50, end + LINGER_STEPS + 50).value
+        later = later[np.isfinite(later)]
+        return len(later) >= 10 and float(np.median(later)) > base * (1 + self.linger)
+
+
+def _finite_tail(loss: Signal, rows: int) -> np.ndarray:
+    return loss.value[np.isfinite(loss.value)][-rows:]
+
+
+_SENTENCE = {
+    "transient": ", back after {span}",
+    "lingering": " and is still {above} above its old level 300 steps later",
+    "level shift": " and stays at a new level",
+    "divergent": " and does not come back",
+    "ongoing": " and is not back yet",
+}
+
+
+def _finding(signals: Signals, loss: Signal, group: list[Spike], course: Course, small: float) -> Finding:
+    first, last = group[0], group[-1]
+    peak = max(group, key=lambda spike: spike.peak_value)
+    onset, end = int(loss.step[first.onset]), int(loss.step[last.last])
+    word = course.word(loss, group)
+    lead = gradient_lead(signals, onset)
+    ratio = peak.peak_value / first.baseline if first.baseline > 0 else float("inf")
+    raised = sum(spike.raised for spike in group)
+    confirmed = lead is not None
+    severity = Severity.WARNING
+    if word == "divergent":
+        severity = Severity.CRITICAL
+    elif word == "transient" and raised == 1 and ratio < 1 + small and not confirmed:
+        severity = Severity.INFO
+    where = first_moved(signals.layers("grad_norm_preclip"), onset - (lead or 0), end)
+    sentence = _SENTENCE[word].format(span=count(end - onset + 1, "step"), above=percent(course.linger))
+    rise = percent(ratio - 1) if ratio < 3 else times(ratio)
+    return Finding(
+        summary=f"Training loss rose from {number(first.baseline)} to {number(peak.peak_value)} ({rise}) at step "
+        f"{int(loss.step[peak.peak])}{sentence}",
+        onset_step=onset,
+        first_step=int(loss.step[first.fired]),
+        last_step=end if last.over else int(loss.step[-1]),
+        severity=severity,
+        layer=where.layer if where else None,
+        evidence={
+            "course": word,
+            "baseline_loss": first.baseline,
+            "peak_loss": peak.peak_value,
+            "peak_step": int(loss.step[peak.peak]),
+            "peak_ratio": ratio,
+            "z": max(spike.z for spike in group),
+            "raised_rows": raised,
+            "gradient_lead_steps": lead,
+            **(
+                {"layers_moved": where.moved, "layers_judged": where.total, "layer_reason": where.reason}
+                if where
+                else {}
+            ),
+        },
+    )
+
+
+def gradient_lead(signals: Signals, onset: int) -> int | None:
+    """Steps by which the gradient norm left its baseline before the loss did; None when it did not."""
+    moved = gradient_moved(signals, onset)
+    return None if moved is None else onset - moved
+
+
+RULE = Rule(
+    id="loss-spike",
+    severity=Severity.WARNING,
+    needs=("train_loss",),
+    check=loss_spike,
+    remedy="Look at the batches of these steps and at the learning rate; go back to the checkpoint before the spike if "
+    "the loss does not return.",
+    essential=True,
+)

@@ -1,0 +1,327 @@
+"""A NaN or an infinity in the loss or in a gradient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from monitor.diagnosis.context import GRADIENT_SETTINGS, first_level, gradient_signal, gradient_spikes, span
+from monitor.diagnosis.localise import NonfiniteLayers, first_moved, has_nonfinite, nonfinite_layers
+from monitor.diagnosis.primitives import episodes, nonfinite_rows, word_for
+from monitor.diagnosis.rule import Finding, Rule, Severity, Verdict
+from monitor.diagnosis.view import Signals
+from monitor.diagnosis.wording import count, number, steps
+from monitor.signals import Signal
+
+
+def non_finite(
+    signals: Signals,
+    *,
+    gap: int = 20,
+    isolated_rows: int = 2,
+    zero_rows: int = 3,
+    zero_fall: float = 0.02,
+    halvings: int = 5,
+    lowest_scale: float = 1.0,
+) -> Verdict:
+    """A NaN or an infinity in the training loss, the validation loss, the gradient norm or one layer's gradient.
+
+    Why it matters: one optimizer step with a NaN in the gradient makes every weight NaN, and the run is lost from
+    there on whatever the later steps look like.
+
+    Stays silent: on the back-off of mixed precision, a step whose gradient overflowed while the loss stayed finite and
+    the loss scale was lowered; that is how the scaler finds its scale. Information only: gradients that were
+    non-finite for a row or two and then finite again, because then the update cannot have been applied.
+    A positive loss that drops to exactly 0 and stays there counts as non-finite: some trainers log NaN as 0, and a
+    real loss gets there gradually or not at all.
+
+    Thresholds: zero tolerance on values. ``gap``, rows between two non-finite rows of one episode; ``isolated_rows``,
+    non-finite rows that are information when gradients recover; ``zero_rows``, rows at exactly 0 in a row;
+    ``zero_fall``, share of the first losses above which the loss must have been before; ``halvings`` of the loss scale
+    within 50 rows, or a scale at or below ``lowest_scale``, that show the fp16 range is exhausted. Our judgement.
+
+    Source: Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740 (loss scaling); torch.amp.GradScaler.
+    """
+    trace = Trace.of(signals, zero_rows, zero_fall)
+    found = [Episode.of(trace, first_row, last_row) for first_row, last_row in episodes(trace.bad_rows, gap)]
+    findings = [_episode(signals, episode, trace.zero_from, isolated_rows) for episode in found]
+    isolated = [finding for finding in findings if finding.severity is Severity.INFO]
+    if len(isolated) > 3:
+        findings = [f for f in findings if f.severity is not Severity.INFO] + [_together(isolated)]
+    return findings + _validation(signals) + _exhausted_scale(signals, halvings, lowest_scale)
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Every recorded step, and what was non-finite at it."""
+
+    step: np.ndarray
+    """int64[T]: steps at which the loss, the global norm or a layer was recorded."""
+    loss: np.ndarray
+    """bool[T]: loss non-finite, or an exact 0 that stands for it."""
+    gradient: np.ndarray
+    """bool[T]: global norm or any layer non-finite, scaler back-offs left out."""
+    backed_off: np.ndarray
+    """bool[T]: gradient non-finite, and the scaler skipped the step and lowered its scale."""
+    zero_from: int | None
+    """Step from which the loss is exactly 0."""
+
+    @property
+    def bad_rows(self) -> np.ndarray:
+        return np.flatnonzero(self.loss | self.gradient)
+
+    @classmethod
+    def of(cls, signals: Signals, zero_rows: int, zero_fall: float) -> Trace:
+        loss, norm = signals["train_loss"], signals["grad_norm_preclip"]
+        matrix = signals.layers("grad_norm_preclip")
+        layer_steps = matrix.step if matrix is not None else np.zeros(0, np.int64)
+        step = np.union1d(np.union1d(loss.step, norm.step), layer_steps)
+        zeros = zero_steps(loss, zero_rows, zero_fall)
+        bad_loss = np.isin(step, np.union1d(loss.step[nonfinite_rows(loss.value)], zeros))
+        gradient_steps = np.union1d(norm.step[nonfinite_rows(norm.value)], has_nonfinite(matrix))
+        bad_gradient = np.isin(step, gradient_steps)
+        backed_off = bad_gradient & ~bad_loss & np.isin(step, _back_offs(signals, gradient_steps))
+        return cls(step, bad_loss, bad_gradient & ~backed_off, backed_off, int(zeros[0]) if len(zeros) else None)
+
+
+def zero_steps(loss: Signal, rows: int, fall: float) -> np.ndarray:
+    """Steps of a loss that was positive, fell to exactly 0 at once, and stays there for ``rows`` rows or more."""
+    value = loss.value
+    zero = np.flatnonzero(value == 0)
+    if len(zero) < rows:
+        return np.zeros(0, np.int64)
+    first = int(zero[0])
+    before = value[:first][np.isfinite(value[:first])]
+    bar = fall * first_level(loss)
+    sudden = len(before) >= 5 and (before > 0).all() and min(float(np.median(before[-10:])), float(before[-1])) > bar
+    stays = first + rows <= len(value) and bool((value[first : first + rows] == 0).all())
+    if not (sudden and stays):
+        return np.zeros(0, np.int64)
+    return loss.step[zero]
+
+
+def _back_offs(signals: Signals, overflowed: np.ndarray) -> np.ndarray:
+    """Of the ``overflowed`` steps, those the scaler skipped. The last one of a run that is going on is believed to be
+    one until the next row tells."""
+    scale, skipped = signals["loss_scale"], signals["skipped_steps"]
+    if len(scale) == 0 and len(skipped) == 0:
+        return np.zeros(0, np.int64)
+    return np.array(
+        [step for step in overflowed.tolist() if _lowered(scale, step) or _counted(skipped, step)], np.int64
+    )
+
+
+def _lowered(scale: Signal, step: int) -> bool:
+    row = int(np.searchsorted(scale.step, step))
+    if row >= len(scale) or scale.step[row] != step:
+        return False
+    if row + 1 == len(scale):
+        return True
+    return bool(scale.value[row + 1] < scale.value[row]) or (row > 0 and bool(scale.value[row] < scale.value[row - 1]))
+
+
+def _counted(skipped: Signal, step: int) -> bool:
+    row = int(np.searchsorted(skipped.step, step))
+    around = skipped.value[max(0, row - 1) : row + 2]
+    return len(around) > 1 and bool(around[-1] > around[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """Non-finite rows that belong together."""
+
+    first: int
+    """Step of the first of them."""
+    last: int
+    began: str
+    """``loss`` (the forward pass), ``gradient`` (the backward pass alone) or ``zero loss``."""
+    bad_loss: int
+    """Rows with a non-finite loss."""
+    bad_gradient: int
+    back_offs: int
+    """Steps that the scaler skipped before."""
+    to_the_end: bool
+
+    @classmethod
+    def of(cls, trace: Trace, first_row: int, last_row: int) -> Episode:
+        window = slice(first_row, last_row + 1)
+        return cls(
+            first=int(trace.step[first_row]),
+            last=int(trace.step[last_row]),
+            began=_began(trace, window),
+            bad_loss=int(trace.loss[window].sum()),
+            bad_gradient=int(trace.gradient[window].sum()),
+            back_offs=int(trace.backed_off[:first_row].sum()),
+            to_the_end=last_row == len(trace.step) - 1,
+        )
+
+    def severity(self, isolated_rows: int) -> Severity:
+        """Critical when it stays; information when a gradient or two were hit and the next ones were finite."""
+        if self.to_the_end and (self.bad_loss or self.bad_gradient > isolated_rows):
+            return Severity.CRITICAL
+        if not self.to_the_end and not self.bad_loss and self.bad_gradient <= isolated_rows:
+            return Severity.INFO
+        return Severity.WARNING
+
+    def summary(self, signals: Signals, place: str) -> str:
+        what = {
+            "loss": f"Training loss became {_first_word(signals['train_loss'], self.first)}",
+            "gradient": f"Gradient became {_first_word(signals['grad_norm_preclip'], self.first)}",
+            "zero loss": "Training loss fell to exactly 0 at once",
+        }[self.began]
+        then = ", then the loss" if self.began == "gradient" and self.bad_loss else ""
+        stayed = " and stayed so to the last step recorded"
+        outcome = stayed if self.to_the_end else f" for {steps(self.first, self.last)}, then recovered"
+        return f"{what} at step {self.first}{place}{then}{outcome}"
+
+
+def _began(trace: Trace, window: slice) -> str:
+    first_loss = int(np.argmax(trace.loss[window])) if trace.loss[window].any() else None
+    first_gradient = int(np.argmax(trace.gradient[window])) if trace.gradient[window].any() else None
+    if first_gradient is not None and (first_loss is None or first_gradient < first_loss):
+        return "gradient"
+    step = int(trace.step[window][first_loss or 0])
+    return "zero loss" if trace.zero_from is not None and step >= trace.zero_from else "loss"
+
+
+def _episode(signals: Signals, episode: Episode, zero_from: int | None, isolated_rows: int) -> Finding:
+    origin = nonfinite_layers(signals.layers("grad_norm_preclip"), episode.first, episode.last)
+    rose = rose_before(signals, episode.first)
+    layer, place, located = _where(origin, rose)
+    zero = zero_from if zero_from is not None and episode.first <= zero_from <= episode.last else None
+    return Finding(
+        summary=episode.summary(signals, place),
+        onset_step=rose[0] if rose else episode.first,
+        first_step=episode.first,
+        last_step=episode.last,
+        severity=episode.severity(isolated_rows),
+        layer=layer,
+        evidence={
+            "began_in": episode.began,
+            "nonfinite_loss_rows": episode.bad_loss,
+            "nonfinite_gradient_rows": episode.bad_gradient,
+            "until_the_end": episode.to_the_end,
+            "gradient_rose_from_step": rose[0] if rose else None,
+            "zero_loss_from_step": zero,
+            "scaler_back_offs_before": episode.back_offs,
+            **located,
+        },
+    )
+
+
+def _where(
+    origin: NonfiniteLayers | None, rose: tuple[int, str | None] | None
+) -> tuple[str | None, str, dict[str, object]]:
+    """(layer that moved first, its place in the sentence, evidence). A layer that rose before any number was lost
+    moved earlier than the one in which the first number was lost."""
+    evidence = _origin_evidence(origin) if origin else {}
+    if rose is not None:
+        onset, layer = rose
+        place = f" after the gradient{f' of {layer}' if layer else ''} had been rising since step {onset}"
+        reason = {"layer_reason": "its gradient was the first to rise"} if layer else {}
+        return layer or (origin.layer if origin else None), place, {**evidence, **reason}
+    if origin is not None and origin.layer is not None:
+        return origin.layer, f" in {origin.layer}", evidence
+    return None, "", evidence
+
+
+def _first_word(signal: Signal, first: int) -> str:
+    value = signal.between(first, None).value
+    bad = value[~np.isfinite(value)]
+    return word_for(float(bad[0])) if len(bad) else "non-finite"
+
+
+def rose_before(signals: Signals, first: int, *, within: int = 30) -> tuple[int, str | None] | None:
+    """(onset step, first layer) of a gradient excursion that led up to step ``first``; None when there was none."""
+    norm = gradient_signal(signals)
+    for spike in gradient_spikes(signals, GRADIENT_SETTINGS).spikes:
+        onset, last = int(norm.step[spike.onset]), int(norm.step[spike.last])
+        if onset < first <= last + span(signals, within):
+            where = first_moved(signals.layers("grad_norm_preclip"), onset, min(last, first - 1))
+            return onset, where.layer if where else None
+    return None
+
+
+def _origin_evidence(origin: NonfiniteLayers) -> dict[str, object]:
+    return {
+        "layers_nonfinite": len(origin.nonfinite),
+        "layers_finite": len(origin.finite),
+        "nonfinite_layers": list(origin.nonfinite[-8:]),
+        "layer_reason": origin.reason,
+        "layer_step": origin.step,
+    }
+
+
+def _together(isolated: list[Finding]) -> Finding:
+    rows = sum(int(finding.evidence["nonfinite_gradient_rows"]) for finding in isolated)
+    return Finding(
+        summary=f"Gradients were non-finite at {count(rows, 'scattered step')} and recovered each time",
+        onset_step=isolated[0].onset_step,
+        first_step=isolated[0].first_step,
+        last_step=isolated[-1].last_step,
+        severity=Severity.INFO,
+        evidence={
+            "began_in": "gradient",
+            "nonfinite_loss_rows": 0,
+            "nonfinite_gradient_rows": rows,
+            "until_the_end": False,
+            "steps": [finding.first_step for finding in isolated][:50],
+        },
+    )
+
+
+def _validation(signals: Signals) -> list[Finding]:
+    """A non-finite validation loss while the training loss of that time is finite."""
+    val, loss = signals["val_loss"], signals["train_loss"]
+    bad = nonfinite_rows(val.value)
+    if len(bad) == 0:
+        return []
+    first, last = int(val.step[bad[0]]), int(val.step[bad[-1]])
+    if not np.isfinite(loss.between(None, first).tail(1).value).all():
+        return []
+    return [
+        Finding(
+            summary=f"Validation loss became {word_for(float(val.value[bad[0]]))} at step {first} while the training "
+            "loss was finite",
+            onset_step=first,
+            first_step=first,
+            last_step=last,
+            severity=Severity.WARNING,
+            evidence={"began_in": "validation", "nonfinite_rows": len(bad), "validations": len(val)},
+        )
+    ]
+
+
+def _exhausted_scale(signals: Signals, halvings: int, lowest: float) -> list[Finding]:
+    """The loss scale fell again and again, or to nothing: fp16 cannot hold these gradients."""
+    scale = signals["loss_scale"]
+    falls = np.flatnonzero(scale.value[1:] < scale.value[:-1]) + 1
+    settled = falls[falls >= 50]
+    many = [int(settled[i]) for i in range(halvings - 1, len(settled)) if settled[i] - settled[i - halvings + 1] <= 50]
+    low = [int(row) for row in falls if scale.value[row] <= lowest]
+    rows = sorted(many + low)
+    if not rows:
+        return []
+    row = rows[0]
+    return [
+        Finding(
+            summary=f"The loss scale fell to {number(float(scale.value[row]))} by step {int(scale.step[row])} after "
+            f"{count(int((falls <= row).sum()), 'overflow')}: fp16 cannot hold these gradients",
+            onset_step=int(scale.step[max(0, falls[max(0, int(np.searchsorted(falls, row)) - halvings + 1)] - 1)]),
+            first_step=int(scale.step[row]),
+            last_step=int(scale.step[rows[-1]]),
+            severity=Severity.WARNING,
+            evidence={"began_in": "loss scale", "lowest_scale": float(scale.value.min()), "overflows": len(falls)},
+        )
+    ]
+
+
+RULE = Rule(
+    id="non-finite",
+    severity=Severity.CRITICAL,
+    needs=("train_loss|grad_norm_preclip",),
+    check=non_finite,
+    remedy="Go back to the last checkpoint with finite weights and remove what made the first NaN.",
+    essential=True,
+)

@@ -1,0 +1,104 @@
+"""The training loss climbs away from its best level, a little every step."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from monitor.diagnosis.context import (
+    LOSS_NEAR_ZERO,
+    LOSS_SETTINGS,
+    first_level,
+    loss_drifts,
+    loss_is_signed,
+    loss_spikes,
+)
+from monitor.diagnosis.primitives import Drift, DriftSettings
+from monitor.diagnosis.rule import Abstained, Finding, Rule, Severity, Verdict
+from monitor.diagnosis.view import Signals
+from monitor.diagnosis.wording import count, number, percent
+from monitor.signals import Signal
+
+
+def slow_divergence(
+    signals: Signals,
+    *,
+    k: float = 1.0,
+    h: float = 12.0,
+    effect: float = 0.05,
+    worrying: float = 0.1,
+    lost: float = 0.5,
+    early_effect: float = 0.6,
+) -> Verdict:
+    """The training loss climbs steadily above the best level it has reached.
+
+    Why it matters: no single step looks wrong, so it can cost hours; z-scores against a trailing window follow the
+    rise and never see it.
+
+    Stays silent: on a warm-up hump (up to twice the warm-up only a rise beyond ``early_effect`` counts, then the bar
+    falls over as long again); on restarts of the learning rate and logged changes of data, after which the best level
+    is looked for anew; on wander that the run has recently shown and recovered from; on a rise within the noise of a
+    single step; on a loss that is nearly zero; on a jump that loss-spike reports. Abstains on a loss often <= 0.
+
+    Thresholds: ``k`` and ``h`` of the CUSUM in standard deviations; ``effect``, ``worrying``, ``lost`` and
+    ``early_effect`` are relative rises of the median of ten losses over the best rolling median of 50: smallest that
+    counts, warning, critical, and smallest in warm-up. k and h as simulated in the design notes (0 false events on four
+    pure-noise controls); the rises are our judgement.
+
+    Source: one-sided CUSUM, Page 1954, https://doi.org/10.1093/biomet/41.1-2.100.
+    """
+    loss = signals["train_loss"]
+    settings = DriftSettings(k=k, h=h, effect=effect)
+    if np.isfinite(loss.value).sum() <= settings.least:
+        return Abstained(f"{count(len(loss), 'loss')} recorded, more than {settings.least} are needed for a best level")
+    if loss_is_signed(signals):
+        return Abstained("the loss is often zero or negative, so a rise relative to its best level has no meaning")
+    drifts = loss_drifts(signals, settings, early_effect=early_effect).drifts
+    learnt = LOSS_NEAR_ZERO * first_level(loss)
+    told = (drift for drift in drifts if drift.peak_level > learnt and not _is_a_jump(signals, drift))
+    return [_finding(loss, drift, worrying, lost) for drift in told]
+
+
+def _is_a_jump(signals: Signals, drift: Drift) -> bool:
+    """Whether an abrupt rise that was not over yet explains the drift; then it is the spike rule's event."""
+    spikes = loss_spikes(signals, LOSS_SETTINGS).spikes
+    return any(drift.onset - 10 <= spike.onset <= drift.fired <= spike.last for spike in spikes)
+
+
+def _finding(loss: Signal, drift: Drift, worrying: float, lost: float) -> Finding:
+    start = first_level(loss)
+    # At `loss no better than at the start` everything learnt is gone, whatever the ratio.
+    if drift.rise > lost or (drift.peak_level > start and drift.rise > 3 * worrying):
+        severity = Severity.CRITICAL
+    elif drift.rise > worrying:
+        severity = Severity.WARNING
+    else:
+        severity = Severity.INFO
+    if drift.over and severity is Severity.WARNING and drift.rise < 2.5 * worrying:
+        severity = Severity.INFO
+    onset, end = int(loss.step[drift.onset]), int(loss.step[drift.last])
+    outcome = f"and was back after {count(end - onset + 1, 'step')}" if drift.over else "and is not back"
+    return Finding(
+        summary=f"Training loss climbed from {number(drift.reference)} to {number(drift.peak_level)} "
+        f"({percent(drift.rise)}) from step {onset} to {int(loss.step[drift.peak])} {outcome}",
+        onset_step=onset,
+        first_step=int(loss.step[drift.fired]),
+        last_step=end,
+        severity=severity,
+        evidence={
+            "best_level": drift.reference,
+            "highest_level": drift.peak_level,
+            "last_level": drift.last_level,
+            "rise": drift.rise,
+            "cusum": drift.score,
+            "recovered": drift.over,
+        },
+    )
+
+
+RULE = Rule(
+    id="slow-divergence",
+    severity=Severity.WARNING,
+    needs=("train_loss",),
+    check=slow_divergence,
+    remedy="Halve the learning rate and go on from a checkpoint before the rise.",
+)

@@ -1,0 +1,179 @@
+"""What a rule sees of a run: signals by name, layers, events, cut off at a step when a live view is replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+
+from monitor.signals import LayerMatrix, Signal, unit_of
+
+if TYPE_CHECKING:
+    from monitor.runfile.reader import Run
+
+T = TypeVar("T")
+Series = Sequence[float] | np.ndarray | tuple[np.ndarray, np.ndarray]
+
+
+class EventLike(Protocol):
+    """What the rules use of an event; ``monitor.runfile.reader.Event`` has it."""
+
+    @property
+    def step(self) -> int | None: ...
+    @property
+    def kind(self) -> str: ...
+    @property
+    def fields(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """An event given by hand, for data that does not come from a run directory."""
+
+    kind: str
+    step: int | None = None
+    fields: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known about the run beside its measurements."""
+
+    id: str | None = None
+    name: str | None = None
+    path: str | None = None
+    state: str | None = None
+    config: Mapping[str, Any] | None = None
+    """The resolved configuration, when the run recorded one."""
+    planned_steps: int | None = None
+
+
+class Signals:
+    """A read-only view of one run for the rules, optionally cut off after ``last`` (the live view at that step).
+
+    ``signals["train_loss"]`` is an empty Signal when nothing of that name was recorded; ``in`` asks whether there is
+    at least one measurement. Derived values that several rules need are kept by ``remember``.
+    """
+
+    def __init__(
+        self,
+        series: Callable[[str], Signal],
+        names: Iterable[str],
+        *,
+        layers: Callable[[str], LayerMatrix | None] = lambda stat: None,
+        events: Sequence[EventLike] = (),
+        facts: Facts | None = None,
+        last: int | None = None,
+    ) -> None:
+        self._series = series
+        self._layers = layers
+        self._events = tuple(events)
+        self._memory: dict[Hashable, Any] = {}
+        self.names = tuple(names)
+        self.facts = facts or Facts()
+        self.last = last
+
+    @classmethod
+    def from_run(cls, run: Run, *, rank: int = 0) -> Signals:
+        """The current line of attempts of ``run`` as rank ``rank`` recorded it."""
+
+        def layers(stat: str) -> LayerMatrix | None:
+            return run.layers(stat, rank=rank) if stat in run.layer_stats else None
+
+        facts = Facts(run.id, run.name, str(run.path), run.state.word, run.config, run.planned_steps)
+        return cls(lambda name: run.series(name, rank=rank), run.names, layers=layers, events=run.events(), facts=facts)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        series: Mapping[str, Series],
+        *,
+        layers: Mapping[str, LayerMatrix | tuple[Sequence[str], np.ndarray]] | None = None,
+        events: Sequence[EventLike] = (),
+        facts: Facts | None = None,
+    ) -> Signals:
+        """A view of plain arrays: values at steps 1, 2, 3, ..., or a pair ``(steps, values)``.
+
+        ``layers`` maps a statistic to ``(names, float[T, L])`` at steps 1..T, every layer present, or to a LayerMatrix.
+        """
+        signals = {name: _signal(name, data) for name, data in series.items()}
+        matrices = {stat: _matrix(stat, data) for stat, data in (layers or {}).items()}
+        return cls(
+            lambda name: signals.get(name) or _empty(name),
+            signals,
+            layers=matrices.get,
+            events=events,
+            facts=facts,
+        )
+
+    def __getitem__(self, name: str) -> Signal:
+        return self.remember(("series", name), lambda: self._series(name).between(None, self.last))
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name in self.names and len(self[name]) > 0
+
+    def layers(self, stat: str) -> LayerMatrix | None:
+        """Statistic ``stat`` of every layer, or None when it was not recorded."""
+        return self.remember(("layers", stat), lambda: _cut(self._layers(stat), self.last))
+
+    def events(self, *kinds: str) -> list[EventLike]:
+        """The events of the given kinds (all of them without an argument), in order, up to the view's last step."""
+        seen = (event for event in self._events if not kinds or event.kind in kinds)
+        return [event for event in seen if self.last is None or event.step is None or event.step <= self.last]
+
+    def until(self, step: int | None) -> Signals:
+        """The same run as it looked when ``step`` was its last step; None keeps everything."""
+        if step is None:
+            return self
+        last = step if self.last is None else min(step, self.last)
+        return Signals(self._series, self.names, layers=self._layers, events=self._events, facts=self.facts, last=last)
+
+    @property
+    def last_step(self) -> int:
+        """The last step of any scalar signal, 0 for an empty run."""
+        return self.remember(
+            "last_step", lambda: max((int(self[n].step[-1]) for n in self.names if n in self), default=0)
+        )
+
+    def remember(self, key: Hashable, compute: Callable[[], T]) -> T:
+        """``compute()``, once per view and key."""
+        if key not in self._memory:
+            self._memory[key] = compute()
+        return self._memory[key]
+
+
+def _empty(name: str) -> Signal:
+    return Signal(name, np.zeros(0, np.int64), np.zeros(0), unit_of(name))
+
+
+def _signal(name: str, data: Series) -> Signal:
+    if isinstance(data, tuple):
+        step, value = np.asarray(data[0], np.int64), np.asarray(data[1], np.float64)
+    else:
+        value = np.asarray(data, np.float64)
+        step = np.arange(1, len(value) + 1, dtype=np.int64)
+    return Signal(name, step, value, unit_of(name))
+
+
+def _matrix(stat: str, data: LayerMatrix | tuple[Sequence[str], np.ndarray]) -> LayerMatrix:
+    if isinstance(data, LayerMatrix):
+        return data
+    names, value = data
+    value = np.asarray(value, np.float32)
+    step = np.arange(1, len(value) + 1, dtype=np.int64)
+    return LayerMatrix(stat, step, tuple(names), value, np.ones(value.shape, bool))
+
+
+def _cut(matrix: LayerMatrix | None, last: int | None) -> LayerMatrix | None:
+    if matrix is None or len(matrix.step) == 0 or not matrix.names:
+        return None
+    if last is None:
+        return matrix
+    stop = int(np.searchsorted(matrix.step, last, side="right"))
+    if stop == 0:
+        return None
+    return LayerMatrix(
+        matrix.stat, matrix.step[:stop], matrix.names, matrix.value[:stop], matrix.present[:stop], matrix.unit
+    )

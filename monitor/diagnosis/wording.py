@@ -1,0 +1,48 @@
+"""Numbers as a reader wants them in a sentence."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from monitor.diagnosis.rule import Finding
+
+
+def number(value: float) -> str:
+    """Three significant digits; ``NaN``, ``+Inf`` and ``-Inf`` by name."""
+    if math.isnan(value):
+        return "NaN"
+    if math.isinf(value):
+        return "+Inf" if value > 0 else "-Inf"
+    if value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    return f"{value:.3g}"
+
+
+def times(ratio: float) -> str:
+    """``x3.9``, ``x12``, ``x1.2e+05``."""
+    return f"x{ratio:.2g}" if ratio < 10 or ratio >= 1e5 else f"x{ratio:.0f}"
+
+
+def percent(share: float) -> str:
+    """A relative rise: ``+18 %``, ``+2.5 %``."""
+    return f"{100 * share:+.2g} %" if abs(share) < 0.1 else f"{100 * share:+.0f} %"
+
+
+def steps(first: int, last: int) -> str:
+    """``step 7`` or ``steps 7 to 9``."""
+    return f"step {first}" if first == last else f"steps {first} to {last}"
+
+
+def count(n: int, noun: str) -> str:
+    """``1 layer``, ``2 layers``, ``3 losses``."""
+    if n == 1:
+        return f"1 {noun}"
+    return f"{n} {noun}es" if noun.endswith("s") else f"{n} {noun}s"
+
+
+def word_for_steps(findings: Sequence[Finding]) -> str:
+    """``2 findings, the first at step 300``."""
+    first = min((finding.onset_step for finding in findings), default=0)
+    where = "at" if len(findings) == 1 else "the first at"
+    return f"{count(len(findings), 'finding')}, {where} step {first}"

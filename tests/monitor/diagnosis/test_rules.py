@@ -1,0 +1,74 @@
+"""Every rule fires, stays silent on near misses, abstains, and says what it is."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from monitor.diagnosis import rules as rules_package
+from monitor.diagnosis.engine import diagnose
+from monitor.diagnosis.rule import Severity
+from monitor.diagnosis.rules import RULES
+from tests.monitor.diagnosis.cases import ABSTAINS, FIRES, NEAR_MISSES, Case
+
+BY_ID = {rule.id: rule for rule in RULES}
+HEADINGS = ("Why it matters:", "Stays silent:", "Thresholds:", "Source:")
+
+
+def named(table: dict[str, tuple[Case, ...]]) -> list:
+    return [pytest.param(rule, case, id=f"{rule}-{case.name}") for rule, cases in table.items() for case in cases]
+
+
+@pytest.mark.parametrize(("rule", "case"), named(FIRES))
+def test_fires(rule: str, case: Case):
+    findings = diagnose(case.make(), rules=[BY_ID[rule]]).findings
+    assert findings, "expected a finding, there is none"
+    first = findings[0]
+    assert str(first.severity) == case.severity, first.summary
+    assert case.words in first.summary
+    if case.onset is not None:
+        assert first.onset_step == case.onset, first.summary
+    assert first.onset_step <= first.first_step <= first.last_step
+
+
+@pytest.mark.parametrize(("rule", "case"), named(NEAR_MISSES))
+def test_near_miss_stays_silent(rule: str, case: Case):
+    report = diagnose(case.make(), rules=[BY_ID[rule]])
+    assert not report.abstained
+    assert not report.at_least("warning"), [finding.summary for finding in report.findings]
+
+
+@pytest.mark.parametrize(("rule", "case"), named(ABSTAINS))
+def test_abstains(rule: str, case: Case):
+    report = diagnose(case.make(), rules=[BY_ID[rule]])
+    assert not report.findings
+    (abstained,) = report.abstained
+    assert abstained.id == rule and case.words in abstained.reason
+
+
+@pytest.mark.parametrize("table", [FIRES, NEAR_MISSES, ABSTAINS], ids=["fires", "near misses", "abstains"])
+def test_every_rule_has_cases(table: dict[str, tuple[Case, ...]]):
+    lacking = [rule.id for rule in RULES if not table.get(rule.id)]
+    assert not lacking
+
+
+def test_the_registry_lists_the_folder():
+    folder = {path.stem for path in Path(rules_package.__file__).parent.glob("[a-z]*.py")}
+    assert {rule.check.__module__.rsplit(".", 1)[1] for rule in RULES} == folder
+    assert len(BY_ID) == len(RULES)
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)
+def test_a_rule_explains_itself(rule):
+    assert [heading for heading in HEADINGS if heading not in rule.explanation] == []
+    thresholds = [p for p in inspect.signature(rule.check).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert [p.name for p in thresholds if f"``{p.name}``" not in rule.explanation] == []
+    assert rule.id == rule.check.__name__.replace("_", "-")
+    assert rule.remedy.endswith(".")
+
+
+def test_severities_are_ordered():
+    assert [s for s in Severity if s.at_least("warning")] == [Severity.WARNING, Severity.CRITICAL]
+    assert Severity.INFO.at_least(Severity.INFO) and not Severity.INFO.at_least("critical")

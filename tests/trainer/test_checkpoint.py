@@ -1,0 +1,178 @@
+"""Checkpoints: resuming equals not stopping, bit for bit; incomplete and damaged ones are never resumed from."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from monitor.errors import ConfigError, RunError
+from tests.trainer.conftest import Desk, Trained, assert_same
+from trainer.commit import newest_complete, remove_leftovers
+from trainer.place import resumed_run
+
+ROUGH = ("model.dropout=0.2", "grad_accum_steps=2", "batch_size=8")
+"""What makes resuming hard: random numbers in forward, and several micro-batches per step."""
+
+
+@pytest.mark.parametrize(
+    "more",
+    [(), ("task.kind=charmlp",), ("precision.kind=fp16", "precision.growth_interval=7"), ("optimizer.kind=sgd",)],
+    ids=["gpt", "charmlp", "fp16", "sgd"],
+)
+def test_forty_steps_are_twenty_and_twenty_more(desk: Desk, more: tuple[str, ...]) -> None:
+    straight = desk.train("steps=40", "checkpoint.every_steps=none", *ROUGH, *more)
+    halfway = desk.train("steps=40", "checkpoint.every_steps=20", *ROUGH, *more)
+    shutil.rmtree(halfway.place.checkpoints / "00000040")
+    torch.rand(100)  # whatever the process did in between
+    resumed = desk.resume(halfway)
+    assert resumed.outcome.step == 40
+    assert resumed.losses() == straight.losses()
+    assert_same(resumed.weights(), straight.weights())
+
+
+def test_resumed_run_is_one_line_of_two_attempts(desk: Desk) -> None:
+    first = desk.train("steps=10", *ROUGH)
+    second = desk.resume(first, ["steps=16", "optimizer.lr=1e-3"])
+    third = desk.resume(second, ["steps=20"])
+    run = third.run
+    assert [(attempt.parent, attempt.resume_step) for attempt in run.attempts] == [(None, 0), (0, 10), (1, 16)]
+    assert run.attempts[2].overrides == {"steps": 20, "optimizer.lr": 1e-3}
+    assert third.config.optimizer.lr == 1e-3
+    assert run.series("train_loss").step.tolist() == list(range(1, 21))
+    assert run.series("tokens").value.tolist() == [step * 8 * 32 for step in range(1, 21)]
+    assert [(event.step, event.fields["checkpoint"]) for event in run.events("resume")] == [
+        (10, "checkpoints/00000010"),
+        (16, "checkpoints/00000016"),
+    ]
+
+
+def test_only_the_newest_are_kept_and_an_earlier_one_can_be_chosen(desk: Desk) -> None:
+    first = desk.train("steps=8", "checkpoint.every_steps=2", "checkpoint.keep_last=3", *ROUGH)
+    assert sorted(path.name for path in first.place.checkpoints.iterdir()) == ["00000004", "00000006", "00000008"]
+    rewound = desk.resume(first, ["steps=7", "checkpoint.every_steps=none"], at_step=4)
+    assert rewound.run.attempts[1].resume_step == 4
+    assert rewound.run.series("train_loss").step.tolist() == list(range(1, 8))
+    # the rewound line is the current one, though the line left behind reached a higher step
+    assert newest(rewound).name == "00000007"
+
+
+def test_incomplete_and_damaged_checkpoints_are_skipped_with_a_word(desk: Desk) -> None:
+    trained = desk.train("steps=8", "checkpoint.every_steps=2", "checkpoint.keep_last=9", *ROUGH)
+    folder = trained.place.checkpoints
+    (folder / "00000008" / "COMMIT.json").unlink()
+    weights = folder / "00000006" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    said: list[str] = []
+    found = newest_complete(folder, said.append)
+    assert found is not None and found.step == 4
+    assert said == [
+        "checkpoint 00000008 is incomplete and is skipped: it has no COMMIT.json, so writing it was cut short",
+        "checkpoint 00000006 is damaged and is skipped: the content of model.safetensors has changed",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda folder: (folder / "training.pt").unlink(), "training.pt is missing"),
+        (lambda folder: (folder / "training.pt").write_bytes(b"x"), "training.pt has 1 bytes and had"),
+        (lambda folder: (folder / "COMMIT.json").write_text("{"), "COMMIT.json cannot be read"),
+        (lambda folder: (folder / "COMMIT.json").write_text('{"step": 2}'), "COMMIT.json cannot be read"),
+        (
+            lambda folder: (folder / "COMMIT.json").write_text('{"step":2,"attempt":0,"world_size":1,"files":{}}'),
+            "COMMIT.json lists no model.safetensors or training.pt",
+        ),
+    ],
+)
+def test_every_kind_of_damage_is_named(desk: Desk, spoil: object, reason: str) -> None:
+    trained = desk.train("steps=2", *ROUGH)
+    spoil(trained.place.checkpoints / "00000002")  # type: ignore[operator]
+    said: list[str] = []
+    assert newest_complete(trained.place.checkpoints, said.append) is None
+    assert reason in said[0]
+    with pytest.raises(RunError, match=r"has no complete checkpoint in .* Start it anew"):
+        desk.resume(trained, ["steps=9"])
+
+
+def test_commit_names_every_file_with_size_and_hash(desk: Desk) -> None:
+    import hashlib
+
+    trained = desk.train("steps=2", *ROUGH)
+    folder = trained.place.checkpoints / "00000002"
+    commit = json.loads((folder / "COMMIT.json").read_text())
+    assert (commit["step"], commit["attempt"], commit["world_size"]) == (2, 0, 1)
+    assert set(commit["files"]) == {"model.safetensors", "training.pt", "rank-00000.pt"}
+    for name, recorded in commit["files"].items():
+        content = (folder / name).read_bytes()
+        assert recorded == {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def test_leftovers_of_a_killed_save_are_cleared_and_a_replaced_checkpoint_comes_back(tmp_path: Path) -> None:
+    for name in (".tmp-00000030-1", ".tmp-gone-00000005", ".tmp-old-00000010", ".tmp-old-00000020", "00000020"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "content").write_text(name)
+    remove_leftovers(tmp_path)
+    assert {path.name: (path / "content").read_text() for path in tmp_path.iterdir()} == {
+        "00000010": ".tmp-old-00000010",  # its successor never arrived
+        "00000020": "00000020",
+    }
+
+
+def test_checkpoint_with_code_in_it_is_refused(desk: Desk) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (print, ("code ran",))
+
+    trained = desk.train("steps=2", *ROUGH)
+    folder = trained.place.checkpoints / "00000002"
+    (folder / "training.pt").write_bytes(pickle.dumps(Evil(), protocol=2))
+    recommit(folder)
+    with pytest.raises(RunError, match=r"training\.pt cannot be read"):
+        desk.resume(trained, ["steps=9"])
+
+
+def test_checkpoint_of_another_model_is_refused_with_the_shapes(desk: Desk) -> None:
+    trained = desk.train("steps=2", *ROUGH)
+    with pytest.raises(RunError, match=r"does not fit this configuration: .*size mismatch"):
+        desk.resume(trained, ["steps=9", "model.d_model=16"])
+
+
+def test_nothing_left_to_train_is_said(desk: Desk) -> None:
+    trained = desk.train("steps=2", *ROUGH)
+    with pytest.raises(RunError, match=r"at step 2 and 2 steps in all, so nothing is left to train. Give more steps"):
+        resumed_run(trained.place.run_dir, [], print)
+    assert len(trained.run.attempts) == 1  # a refused resume leaves nothing behind
+    with pytest.raises(ConfigError, match=r"no such field"):
+        resumed_run(trained.place.run_dir, ["optimizer.lrr=3"], print)
+
+
+def test_changed_data_are_refused(desk: Desk, tmp_path: Path) -> None:
+    trained = desk.train("steps=2", *ROUGH)
+    other = tmp_path / "other.txt"
+    other.write_text("another text " * 500)
+    with pytest.raises(RunError, match=r"the data hold .* training examples now"):
+        desk.resume(trained, ["steps=4", f"task.data={other}"])
+
+
+def newest(trained: Trained) -> Path:
+    found = newest_complete(trained.place.checkpoints, lambda message: None)
+    assert found is not None
+    return found.path
+
+
+def recommit(folder: Path) -> None:
+    """Make COMMIT.json agree with the files again."""
+    import hashlib
+
+    commit = json.loads((folder / "COMMIT.json").read_text())
+    for name in commit["files"]:
+        content = (folder / name).read_bytes()
+        commit["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / "COMMIT.json").write_text(json.dumps(commit))

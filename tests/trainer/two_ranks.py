@@ -1,0 +1,74 @@
+"""What torchrun runs for test_parallel.py: several small trainings on two ranks, in one start of torch.
+
+Usage: torchrun -m tests.trainer.two_ranks RUNS CONFIG.json. Prints nothing; the runs are the result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch.distributed
+
+from trainer.config import TrainConfig, from_record
+from trainer.loop import train
+from trainer.place import Place, new_run, resumed_run
+from trainer.stop import StopFlag, end_with_parent
+
+RANK = int(os.environ["RANK"])
+
+
+class StopsAtStep(StopFlag):
+    """As if SIGTERM reached one rank, rank 1, in the middle of a step; rank 0 learns of it from rank 1 alone."""
+
+    def __init__(self, asks: int) -> None:
+        super().__init__()
+        self.asks = asks
+
+    @property
+    def requested(self) -> bool:
+        self.asks -= 1
+        if RANK == 1 and self.asks < 0:
+            self.request(signal.SIGTERM)
+        return self.signal is not None
+
+
+def fresh(config: TrainConfig, runs: Path) -> Place | None:
+    return new_run(config, runs) if RANK == 0 else None
+
+
+def again(config: TrainConfig, runs: Path, name: str) -> tuple[TrainConfig, Place | None]:
+    if RANK != 0:
+        return config, None
+    (run_dir,) = (path for path in runs.iterdir() if f"-{name}-" in path.name)
+    return resumed_run(run_dir, [], print)
+
+
+def main() -> None:
+    end_with_parent()
+    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=60))
+    runs = Path(sys.argv[1])
+    base = json.loads(Path(sys.argv[2]).read_text())
+
+    straight = from_record(base, ["name=straight"])
+    train(straight, fresh(straight, runs), StopFlag())
+
+    rough = ["model.dropout=0.2", "grad_accum_steps=2"]
+    whole = from_record(base, ["name=whole", *rough])
+    train(whole, fresh(whole, runs), StopFlag())
+
+    halved = from_record(base, ["name=halved", *rough])
+    # asked once before anything is built and once before each step: the sixth step is not begun
+    outcome = train(halved, fresh(halved, runs), StopsAtStep(asks=6))
+    assert (outcome.word, outcome.step) == ("stopped", 5), outcome
+    config, place = again(halved, runs, "halved")
+    train(config, place, StopFlag())
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

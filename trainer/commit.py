@@ -1,0 +1,165 @@
+"""Folders of checkpoints: which are complete, which is newest, which may go. Without torch.
+
+A checkpoint is written under a temporary name; COMMIT.json, with the size and SHA-256 of every file, comes last; then
+the folder is renamed to its step. A folder without a COMMIT.json, or one that disagrees with its files, is incomplete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+COMMIT = "COMMIT.json"
+MODEL = "model.safetensors"
+TRAINING = "training.pt"
+TEMPORARY = ".tmp-"
+MAX_COMMIT_BYTES = 1 << 20
+FOLDER = re.compile(r"\d{8,12}")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    step: int
+    attempt: int
+    world_size: int
+
+
+def newest_complete(checkpoints: Path, say: Callable[[str], None], *, at_step: int | None = None) -> Checkpoint | None:
+    """The complete checkpoint of the latest attempt and its highest step; ``say`` gets one message per folder skipped.
+
+    The attempt decides before the step: a run that was rewound and has since been killed goes on where it was.
+    """
+    complete = [checkpoint for checkpoint in _committed(checkpoints, say) if at_step in (None, checkpoint.step)]
+    for checkpoint in reversed(complete):
+        problem = _damage(checkpoint.path)
+        if problem is None:
+            return checkpoint
+        say(f"checkpoint {checkpoint.path.name} is damaged and is skipped: {problem}")
+    return None
+
+
+def temporary_folder(checkpoints: Path, step: int, attempt: int) -> Path:
+    """Where the checkpoint of ``step`` is written until it is complete."""
+    return checkpoints / f"{TEMPORARY}{step:08d}-{attempt}"
+
+
+def commit(folder: Path, final: Path, *, step: int, attempt: int, world_size: int, torch_version: str) -> None:
+    """Declare everything in ``folder`` complete and rename it to ``final``."""
+    files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
+    record = {"step": step, "attempt": attempt, "world_size": world_size, "time": time.time(), "torch": torch_version}
+    with (folder / COMMIT).open("x") as file:
+        json.dump({**record, "files": files}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(folder)
+    _put_in_place(folder, final)
+
+
+def keep_newest(checkpoints: Path, count: int) -> None:
+    """Delete all complete checkpoints but the newest ``count``."""
+    for checkpoint in _committed(checkpoints, lambda message: None)[:-count]:
+        going = checkpoint.path.with_name(f"{TEMPORARY}gone-{checkpoint.path.name}")
+        checkpoint.path.rename(going)  # first: a folder that is half deleted must not look like a checkpoint
+        shutil.rmtree(going)
+
+
+def remove_leftovers(checkpoints: Path) -> None:
+    """Delete what a killed attempt left half written; a replaced checkpoint whose successor never arrived goes back.
+
+    To be called only while nobody writes a checkpoint of this run.
+    """
+    if not checkpoints.is_dir():
+        return
+    for path in checkpoints.glob(f"{TEMPORARY}*"):
+        original = checkpoints / path.name.removeprefix(f"{TEMPORARY}old-")
+        if FOLDER.fullmatch(original.name) and not original.exists():
+            path.rename(original)
+        else:
+            shutil.rmtree(path)
+
+
+def sync_file(path: Path) -> None:
+    """Have the content of ``path`` on disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _committed(checkpoints: Path, say: Callable[[str], None]) -> list[Checkpoint]:
+    """The folders with a readable COMMIT.json, oldest first; a link is never followed."""
+    if not checkpoints.is_dir():
+        return []
+    folders = [
+        path
+        for path in checkpoints.iterdir()
+        if FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink()
+    ]
+    found = [checkpoint for path in sorted(folders) if (checkpoint := _read_commit(path, say))]
+    return sorted(found, key=lambda checkpoint: (checkpoint.attempt, checkpoint.step))
+
+
+def _read_commit(path: Path, say: Callable[[str], None]) -> Checkpoint | None:
+    try:
+        with (path / COMMIT).open("rb") as file:
+            record = json.loads(file.read(MAX_COMMIT_BYTES))
+        checkpoint = Checkpoint(path, int(record["step"]), int(record["attempt"]), int(record["world_size"]))
+    except FileNotFoundError:
+        say(f"checkpoint {path.name} is incomplete and is skipped: it has no {COMMIT}, so writing it was cut short")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        say(f"checkpoint {path.name} is skipped: its {COMMIT} cannot be read ({type(error).__name__}: {error})")
+    else:
+        return checkpoint
+    return None
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with the files of a committed checkpoint, compared with their recorded sizes and hashes."""
+    try:
+        files = json.loads((path / COMMIT).read_bytes())["files"]
+        if not {MODEL, TRAINING} <= files.keys():
+            return f"{COMMIT} lists no {MODEL} or {TRAINING}"
+        for name, expected in files.items():
+            file = path / Path(name).name  # the last part only: no path out of the folder is followed
+            if not file.is_file() or file.is_symlink():
+                return f"{name} is missing"
+            if file.stat().st_size != expected["bytes"]:
+                return f"{name} has {file.stat().st_size} bytes and had {expected['bytes']}"
+            if _sha256(file) != expected["sha256"]:
+                return f"the content of {name} has changed"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def _put_in_place(folder: Path, final: Path) -> None:
+    """Rename ``folder`` to ``final``. One that an earlier attempt left under that name makes way first."""
+    if final.exists():
+        old = folder.with_name(f"{TEMPORARY}old-{final.name}")
+        final.rename(old)
+        folder.rename(final)
+        shutil.rmtree(old)
+    else:
+        folder.rename(final)
+    _sync_folder(final.parent)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,204 @@
+"""Start, resume and stop runs, whichever engine holds their processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from monitor.errors import RunError
+from monitor.runfile.format import COMMIT_FILE, as_number, attempt_dir
+from monitor.runfile.reader import Run, open_run
+from monitor.runfile.writer import create_run
+from trainer.config import TrainConfig, from_record, to_overrides, with_values
+from trainer.launch.claim import claim_attempt, newest_attempt, read_record
+from trainer.launch.engine import Engine, JobSpec, JobState, JobStatus, Launched, StopResult
+from trainer.launch.local import CONFIG_VARIABLE, LocalEngine, log_file
+
+GRACE_S = 30.0
+"""Seconds a trainer gets to save its checkpoint after SIGTERM. A model that fits here is saved in one."""
+
+ENGINES: dict[str, Engine] = {"local": LocalEngine()}
+
+
+def start(
+    config: TrainConfig,
+    runs_dir: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    run_id: str | None = None,
+    engine: str = "local",
+    grace_s: float = GRACE_S,
+    _command: Sequence[str] | None = None,
+) -> Launched:
+    """Make a new run and set its training going; returns at once.
+
+    A caller that may be asked twice for the same training (two tabs, a double click) gives the same ``run_id`` both
+    times: the second call is refused.
+
+    Raises:
+        RunError: ``run_id`` exists already, the folder cannot be written, or no process could be started.
+    """
+    config = _with_absolute_data(config)
+    run_dir = create_run(
+        runs_dir,
+        name=name or config.name or config.task.kind,
+        run_id=run_id,
+        task=config.task.kind,
+        config=config.record(),
+    ).absolute()
+    attempt = claim_attempt(run_dir, None, engine=engine, world_size=config.parallel.processes, grace_s=grace_s)
+    spec = JobSpec(
+        run_dir,
+        attempt,
+        ("--run-dir", str(run_dir), "--attempt", str(attempt)),
+        config.parallel.processes,
+        grace_s,
+        {CONFIG_VARIABLE: config.model_dump_json()},
+        tuple(_command) if _command else None,
+    )
+    return Launched(run_dir.name, run_dir, attempt, ENGINES[engine].submit(spec))
+
+
+def resume(
+    run_dir: str | os.PathLike[str],
+    overrides: Sequence[str] = (),
+    *,
+    grace_s: float = GRACE_S,
+    _command: Sequence[str] | None = None,
+) -> Launched:
+    """Go on from the last complete checkpoint as a new attempt, with ``a.b=c`` changes if wanted; returns at once.
+
+    Raises:
+        RunError: the run is active, has no complete checkpoint, has reached its last step, or is being resumed by
+            somebody else at this moment.
+        ConfigError: an override is refused.
+    """
+    run = open_run(Path(run_dir).absolute())
+    config = _config_of(run, overrides)
+    newest = newest_attempt(run.path)
+    _refuse_active(run, newest)
+    checkpoint = _newest_checkpoint(run)
+    if checkpoint is None:
+        raise RunError(f"run {run.id} has no complete checkpoint, so there is nothing to resume from. Start it anew.")
+    if checkpoint >= config.steps:
+        raise RunError(
+            f"run {run.id} has a checkpoint at step {checkpoint} and {config.steps} steps in all, so nothing is left "
+            f"to train. Give more steps to go on: steps={2 * checkpoint}."
+        )
+    engine = _engine_name(run.path, newest)
+    attempt = claim_attempt(run.path, newest, engine=engine, world_size=config.parallel.processes, grace_s=grace_s)
+    arguments = ["--resume", str(run.path), "--attempt", str(attempt)]
+    for override in overrides:
+        arguments += ["--set", override]
+    command = tuple(_command) if _command else None
+    spec = JobSpec(run.path, attempt, tuple(arguments), config.parallel.processes, grace_s, {}, command)
+    return Launched(run.id, run.path, attempt, ENGINES[engine].submit(spec))
+
+
+def stop(run_dir: str | os.PathLike[str], *, grace_s: float | None = None) -> StopResult:
+    """Ask the trainer for a checkpoint and a clean end; returns at once, ``status`` tells when it has ended.
+
+    Also for a training that was started in a terminal, and for one whose supervisor is gone: then ``grace_s`` is the
+    time until SIGKILL; otherwise the one given at the start is in force.
+
+    Raises:
+        RunError: not a run directory, or it runs on another host.
+    """
+    run_dir, attempt = _newest(run_dir)
+    if attempt is None:
+        return StopResult(False, "Nothing to stop: this run has never been started.")
+    return ENGINES[_engine_name(run_dir, attempt)].stop(run_dir, attempt, grace_s)
+
+
+def status(run_dir: str | os.PathLike[str]) -> JobStatus:
+    """The processes of the newest attempt.
+
+    Raises:
+        RunError: not a run directory.
+    """
+    run_dir, attempt = _newest(run_dir)
+    if attempt is None:
+        return JobStatus(JobState.LOST, "never started", None)
+    return ENGINES[_engine_name(run_dir, attempt)].poll(run_dir, attempt)
+
+
+def is_running(run_dir: str | os.PathLike[str]) -> bool:
+    """Whether a process of this run is alive or about to be."""
+    return status(run_dir).running
+
+
+def log_path(run_dir: str | os.PathLike[str], attempt: int | None = None) -> Path | None:
+    """stdout and stderr of the newest attempt, or of ``attempt``; the file may not exist. None before the first."""
+    run_dir, newest = _newest(run_dir)
+    wanted = newest if attempt is None else attempt
+    return None if wanted is None else log_file(run_dir, wanted)
+
+
+def command(config: TrainConfig, runs_dir: str | os.PathLike[str], name: str | None = None) -> list[str]:
+    """The command that trains the same in a terminal, to show and to copy; deliberate faults are not in it."""
+    processes = config.parallel.processes
+    head = ["python"] if processes == 1 else ["torchrun", "--standalone", "--nproc-per-node", str(processes)]
+    words = [*head, "-m", "trainer", "--runs", os.fspath(runs_dir)]
+    if name:
+        words += ["--name", name]
+    for override in to_overrides(config):
+        words += ["--set", override]
+    return words
+
+
+def resume_command(run_dir: str | os.PathLike[str], overrides: Sequence[str] = ()) -> list[str]:
+    """The command that resumes the run in a terminal, to show and to copy."""
+    words = ["python", "-m", "trainer", "--resume", os.fspath(run_dir)]
+    for override in overrides:
+        words += ["--set", override]
+    return words
+
+
+def _with_absolute_data(config: TrainConfig) -> TrainConfig:
+    """The trainer works in another folder, and a resume may come from a third one."""
+    if config.task.data is None:
+        return config
+    return with_values(config, {"task.data": str(Path(config.task.data).expanduser().absolute())})
+
+
+def _newest(run_dir: str | os.PathLike[str]) -> tuple[Path, int | None]:
+    path = Path(run_dir).absolute()
+    if not (path / "run.json").is_file():
+        raise RunError(f"{path} is not a run directory: it has no run.json. Give the folder of one run.")
+    return path, newest_attempt(path)
+
+
+def _engine_name(run_dir: Path, attempt: int | None) -> str:
+    """The engine that holds the attempt; this machine's when it was not launched by us."""
+    if attempt is None:
+        return "local"
+    name: Any = read_record(attempt_dir(run_dir, attempt) / "launch.json").get("engine", "local")
+    if name not in ENGINES:
+        raise RunError(f"run {run_dir.name} was started by engine {name!r}, unknown here. Known: {', '.join(ENGINES)}.")
+    return name
+
+
+def _config_of(run: Run, overrides: Sequence[str]) -> TrainConfig:
+    """What the trainer will come to for the same overrides: a mistake is refused here, before there is an attempt."""
+    if run.config is None:
+        raise RunError(f"run {run.id} has no configuration of this trainer. Resume it with the program that made it.")
+    earlier = run.attempts[-1].overrides if run.attempts else {}
+    return from_record(run.config, overrides, source=f"{run.id}/run.json", changed=earlier)
+
+
+def _newest_checkpoint(run: Run) -> int | None:
+    """The step of the complete checkpoint that the trainer will go on from: of the latest attempt, the highest step."""
+    complete = [point for point in run.checkpoints() if point.complete]
+    order = [(as_number(read_record(point.path / COMMIT_FILE).get("attempt")) or 0, point.step) for point in complete]
+    return max(order)[1] if order else None
+
+
+def _refuse_active(run: Run, attempt: int | None) -> None:
+    if attempt is None:
+        return
+    now = ENGINES[_engine_name(run.path, attempt)].poll(run.path, attempt)
+    if now.running:
+        pids = f", process {', '.join(map(str, now.pids))}" if now.pids else ""
+        raise RunError(f"run {run.id} is already {now.state} (attempt {attempt}{pids}): {now.reason}. Stop it first.")

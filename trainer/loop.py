@@ -1,0 +1,315 @@
+"""The training loop, in the order the machine does it.
+
+::
+
+    for each optimizer step:
+        training_step                 every step
+            micro-batches: forward, loss, backward      grad_accum_steps times; gradients are reduced with the last
+            unscale, clip, optimizer step, scaler update
+            mon.step                                    the measurements of this step are complete
+            landscape sample                            every monitor.landscape_every steps, rank 0
+        evaluate                      every evaluation.every_steps, and after the last step
+        checkpoint                    every checkpoint.every_steps, after the last step, and when asked to stop
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import monitor
+from trainer import checkpoint
+from trainer.config import TrainConfig
+from trainer.faults import Faults
+from trainer.optim import build_optimizer, set_lr
+from trainer.parallel import Parallel, start_parallel, stop_parallel
+from trainer.place import Place
+from trainer.precision import Precision, build_precision
+from trainer.progress import Display, Silent, build_display
+from trainer.schedules import lr_multiplier
+from trainer.stop import StopFlag
+from trainer.tasks import Batch, EpochSampler, Task, build_task
+from trainer.unmonitored import Unmonitored
+
+LANDSCAPE_SEQUENCES = 4
+"""Sequences of the step's first micro-batch that a landscape sample is taken on. A sample is some 20 forward passes: on
+all 16 sequences of the default GPT they would cost as much as 7 steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How training ended."""
+
+    word: str
+    """``finished`` or ``stopped``."""
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """Everything one attempt works with. What changes and must survive a resume is in ``state``, and only there."""
+
+    config: TrainConfig
+    parallel: Parallel
+    precision: Precision
+    task: Task
+    state: checkpoint.State
+    wrapped: nn.Module
+    """``state.model``, or its DDP wrapper: what the training forward goes through."""
+    faults: Faults
+    val_batches: list[Batch]
+    """This rank's share of the validation pass, on the device."""
+
+
+def train(config: TrainConfig, place: Place | None, stop: StopFlag) -> Outcome:
+    """Train at ``place`` until the last step or until asked to stop. Every rank calls this; ranks but 0 give None.
+
+    Raises:
+        ConfigError: the data, the device or a fault's layer cannot be had.
+        RunError: the checkpoint does not fit.
+    """
+    parallel = start_parallel(config.parallel, config.device)
+    try:
+        config, place = parallel.shared((config, place))
+        assert place is not None  # rank 0 gave it
+        if parallel.any_rank(stop.requested):
+            return Outcome("stopped", place.start_step, f"{stop.reason}, before the first step")
+        if config.threads is not None:
+            torch.set_num_threads(config.threads)
+        session = build_session(config, parallel)
+        remarks = checkpoint.restore(place.checkpoint, session.state, parallel) if place.checkpoint else []
+        display = _display(session)
+        try:
+            with attach(session, place) as mon:
+                _announce(session, place, remarks, display, mon)
+                outcome = run(session, place, mon, display, stop)
+                mon.close(outcome=outcome.word, reason=outcome.reason)
+        finally:
+            display.close()
+        return outcome
+    finally:
+        stop_parallel(parallel)
+
+
+def run(session: Session, place: Place, mon: Any, display: Display, stop: StopFlag) -> Outcome:
+    """Every remaining step, with what is due between steps."""
+    config, state, parallel = session.config, session.state, session.parallel
+    saved_at = state.step
+    while state.step < config.steps:
+        if parallel.any_rank(stop.requested):  # agreed: every rank leaves here at the same step
+            if state.step == saved_at == place.start_step:
+                return Outcome("stopped", state.step, f"{stop.reason}, before the first step")
+            if state.step != saved_at:
+                save(session, place, mon)
+            return Outcome("stopped", state.step, stop.reason)
+        training_step(session, mon, display)
+        last = state.step == config.steps
+        if last or _due(config.evaluation.every_steps, state.step):
+            evaluate(session, mon, display)
+        if last or _due(config.checkpoint.every_steps, state.step):
+            save(session, place, mon)
+            saved_at = state.step
+    return Outcome("finished", state.step, f"all {config.steps} steps")
+
+
+def training_step(session: Session, mon: Any, display: Display) -> None:
+    """One optimizer step."""
+    config, state, parallel, faults = session.config, session.state, session.parallel, session.faults
+    model, optimizer, scaler = session.wrapped, state.optimizer, state.scaler
+    step = state.step + 1
+    faults.begin(step)
+    lr = faults.lr(config.optimizer.lr * lr_multiplier(config.schedule, step, config.steps))
+    set_lr(optimizer, lr)
+
+    batch_id = state.sampler.drawn
+    micro_batches = [faults.batch(batch) for batch in next_micro_batches(session)]
+    tokens = parallel.total(sum(batch.tokens for batch in micro_batches))
+    loss_sum = torch.zeros((), device=parallel.device)
+    for index, batch in enumerate(micro_batches):
+        batch = batch.to(parallel.device)
+        with parallel.accumulating(model, last=index == len(micro_batches) - 1):
+            with session.precision.autocast():
+                micro_loss = session.task.loss(model, batch)
+            # Every token of the step weighs the same, however they fall into micro-batches and ranks. DDP averages
+            # gradients over ranks, so the world size is multiplied back.
+            scaler.scale(micro_loss * (parallel.world_size / tokens)).backward()
+        loss_sum += micro_loss.detach()
+
+    grad_norm = None
+    if config.clip.max_norm is not None:
+        scaler.unscale_(optimizer)
+        grad_norm = mon.clip_grad_norm_(config.clip.max_norm)
+    scaler.step(optimizer)  # fp16: left out when a gradient overflowed
+    scaler.update()
+    faults.after_update()
+    if not faults.keep_gradients:
+        optimizer.zero_grad(set_to_none=True)
+
+    loss = parallel.summed(loss_sum) / tokens  # stays on the device; nobody waits for it here
+    state.step = step
+    state.tokens += tokens
+    mon.step(loss=loss, tokens=tokens, batch_id=batch_id)
+    if parallel.is_first and _due(config.monitor.landscape_every, step):
+        mon.landscape_sample(_loss_on(session, micro_batches[0]))
+    display.step(step, tokens, lr, loss, grad_norm)
+
+
+def next_micro_batches(session: Session) -> list[Batch]:
+    """This rank's micro-batches of the next step, on the CPU.
+
+    Every rank draws the whole step and takes its share: one process, or many, then train on the same examples.
+    """
+    config, parallel = session.config, session.parallel
+    indices = session.state.sampler.take(config.batch_size)
+    shares = indices.view(config.grad_accum_steps, parallel.world_size, -1)[:, parallel.rank]  # [micro, examples]
+    return [session.task.train_batch(share) for share in shares]
+
+
+def evaluate(session: Session, mon: Any, display: Display) -> float:
+    """Mean loss per token on the held-out batches, the same ones every time, in the task's unit."""
+    parallel, state = session.parallel, session.state
+    with mon.phase("eval"):
+        loss_sum = torch.zeros((), dtype=torch.float64, device=parallel.device)
+        with evaluating(state.model), session.precision.autocast():
+            for batch in session.val_batches:
+                # not through the DDP wrapper: ranks may hold different numbers of batches
+                loss_sum += session.task.loss(state.model, batch)
+        tokens = parallel.total(sum(batch.tokens for batch in session.val_batches))
+        val_loss = float(parallel.summed(loss_sum) / tokens)
+        mon.log({"val_loss": val_loss})
+    display.say(f"step {state.step}  held-out loss {val_loss:.4f} {session.task.loss_unit} per token")
+    return val_loss
+
+
+def save(session: Session, place: Place, mon: Any) -> None:
+    """A checkpoint of the present step."""
+    with mon.phase("checkpoint"):
+        mon.sync()  # a run resumed from here has the rows up to here
+        path = checkpoint.save(
+            place.checkpoints,
+            session.state,
+            attempt=place.attempt,
+            parallel=session.parallel,
+            keep_last=session.config.checkpoint.keep_last,
+        )
+    if session.parallel.is_first:
+        mon.event("checkpoint", path=f"checkpoints/{path.name}")
+
+
+# --- before the first step --------------------------------------------------------------------------------------------
+
+
+def build_session(config: TrainConfig, parallel: Parallel) -> Session:
+    """Data, model, optimizer and everything else, freshly initialised from the seed."""
+    _seed(config.seed)
+    task = build_task(config)
+    model = task.build_model().to(parallel.device)
+    faults = Faults(config.fault, model)
+    precision = build_precision(config.precision, parallel.device)
+    state = checkpoint.State(
+        model, build_optimizer(model, config.optimizer), precision.scaler, EpochSampler(task.train_size, config.seed)
+    )
+    session = Session(
+        config, parallel, precision, task, state, parallel.wrap(model), faults, _val_batches(config, parallel, task)
+    )
+    # From here on only dropout draws numbers, other ones on each rank.
+    _seed(config.seed + 1 + parallel.rank)
+    return session
+
+
+def attach(session: Session, place: Place) -> Any:
+    """The monitor of this attempt and rank, or its stand-in."""
+    config, state, parallel = session.config, session.state, session.parallel
+    if not config.monitor.enabled:
+        return Unmonitored(state.model)
+    return monitor.attach(
+        session.wrapped,
+        state.optimizer,
+        run=place.run_dir,
+        attempt=place.attempt,
+        rank=parallel.rank,
+        world_size=parallel.world_size,
+        task=session.task.name,
+        planned_steps=config.steps,
+        tokens_per_step=config.tokens_per_step,
+        scaler=state.scaler if state.scaler.is_enabled() else None,
+        landscape_every=config.monitor.landscape_every,
+        budget=config.monitor.budget,
+        start_step=state.step,
+        start_tokens=state.tokens,
+    )
+
+
+def _seed(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def _val_batches(config: TrainConfig, parallel: Parallel, task: Task) -> list[Batch]:
+    """Examples spread evenly over the held-out data, in batches of a micro-batch's size, dealt out to ranks in turn."""
+    size = config.batch_size // (config.grad_accum_steps * parallel.world_size)
+    count = min(task.val_size, config.evaluation.batches * config.batch_size)
+    indices = torch.linspace(0, task.val_size - 1, count).long()
+    return [
+        task.val_batch(part).to(parallel.device) for part in indices.split(size)[parallel.rank :: parallel.world_size]
+    ]
+
+
+def _display(session: Session) -> Display:
+    if not session.parallel.is_first:
+        return Silent()
+    return build_display(session.config.steps, session.state.step, session.config.log_every_s)
+
+
+def _announce(session: Session, place: Place, remarks: list[str], display: Display, mon: Any) -> None:
+    parameters = sum(parameter.numel() for parameter in session.state.model.parameters())
+    processes = f", {session.parallel.world_size} processes" if session.parallel.world_size > 1 else ""
+    display.say(f"  {session.task.data_summary}")
+    display.say(
+        f"  {parameters:,} parameters, {session.config.tokens_per_step:,} tokens per step, "
+        f"{session.parallel.device}{processes}"
+    )
+    if place.checkpoint:
+        display.say(f"  resumed from {place.checkpoint} after step {session.state.step}")
+        mon.event("resume", checkpoint=f"checkpoints/{place.checkpoint.name}", remarks=remarks)
+    for remark in remarks:
+        display.say(f"  {remark}")
+
+
+# --- small parts ------------------------------------------------------------------------------------------------------
+
+
+def _due(every: int | None, step: int) -> bool:
+    return every is not None and step % every == 0
+
+
+def _loss_on(session: Session, batch: Batch) -> Any:
+    """A function that gives the mean loss on part of ``batch``, without dropout, at whatever the weights are then."""
+    few = Batch(batch.inputs[:LANDSCAPE_SEQUENCES], batch.targets[:LANDSCAPE_SEQUENCES]).to(session.parallel.device)
+
+    def loss() -> Tensor:
+        with evaluating(session.state.model), session.precision.autocast():
+            return session.task.loss(session.state.model, few) / few.inputs.numel()
+
+    return loss
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, without gradients; training mode again afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)

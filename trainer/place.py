@@ -1,0 +1,163 @@
+"""Where a training writes: the run directory and the attempt, made or found before torch is imported."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from monitor.errors import RunError
+from monitor.runfile.reader import Run, open_run
+from monitor.runfile.store import run_state
+from monitor.runfile.writer import begin_attempt, create_run, is_anonymous
+from trainer.commit import newest_complete, remove_leftovers
+from trainer.config import TrainConfig, differences, from_record
+
+RUNS_VARIABLE = "GRADIOMETER_RUNS"
+LIBRARIES = ("torch", "numpy", "pyarrow", "safetensors", "pydantic")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """One attempt of one run, begun."""
+
+    run_dir: Path
+    attempt: int
+    checkpoint: Path | None = None
+    """What training goes on from; None for a fresh start."""
+    start_step: int = 0
+    """Optimizer steps that the checkpoint has behind it."""
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+
+def default_runs_dir() -> Path:
+    """The folder of runs: ``GRADIOMETER_RUNS``, else ``runs`` here."""
+    return Path(os.environ.get(RUNS_VARIABLE) or "runs")
+
+
+def new_run(config: TrainConfig, runs_dir: Path) -> Place:
+    """A fresh run in ``runs_dir`` with its first attempt.
+
+    Raises:
+        ConfigError: the data do not exist; a mistyped path leaves no run behind.
+        RunError: the folder cannot be written.
+    """
+    config.task.data_path()
+    run_dir = create_run(
+        runs_dir, name=config.name or config.task.kind, task=config.task.kind, config=config.record(), code=code_state()
+    )
+    return Place(run_dir, attempt=_begin(run_dir, config))
+
+
+def first_attempt(config: TrainConfig, run_dir: Path, attempt: int) -> Place:
+    """The first attempt of a run that a launcher has made."""
+    return Place(run_dir, attempt=_begin(run_dir, config, number=attempt))
+
+
+def resumed_run(
+    run_dir: Path,
+    overrides: Sequence[str],
+    say: Callable[[str], None],
+    *,
+    attempt: int | None = None,
+    at_step: int | None = None,
+) -> tuple[TrainConfig, Place]:
+    """Go on with a run from its newest complete checkpoint, or from the one of ``at_step``, as a new attempt.
+
+    Raises:
+        RunError: no such run, it is still running, or no complete checkpoint is below its last step.
+        ConfigError: an override is refused.
+    """
+    run = open_run(run_dir)
+    config, changes = config_of_run(run, overrides)
+    state = run_state(run.path)
+    if attempt is None and state.word in ("running", "starting"):
+        raise RunError(f"run {run.id} is {state.word} ({state.reason}). Stop it first, or wait until it has ended.")
+    checkpoints = run.path / "checkpoints"
+    remove_leftovers(checkpoints)
+    found = newest_complete(checkpoints, say, at_step=at_step)
+    if found is None:
+        at = "" if at_step is None else f" at step {at_step}"
+        raise RunError(
+            f"run {run.id} has no complete checkpoint{at} in {checkpoints}, so there is nothing to resume from. "
+            "Start it anew."
+        )
+    if found.step >= config.steps:
+        raise RunError(
+            f"run {run.id} has a checkpoint at step {found.step} and {config.steps} steps in all, so nothing is left "
+            f"to train. Give more steps to go on: --set steps={2 * found.step}."
+        )
+    number = _begin(run.path, config, number=attempt, parent=found.attempt, resume_step=found.step, overrides=changes)
+    return config, Place(run.path, number, found.path, found.step)
+
+
+def config_of_run(run: Run, overrides: Sequence[str]) -> tuple[TrainConfig, dict[str, Any]]:
+    """The configuration of the newest attempt, changed by ``overrides``; and all that then differs from run.json.
+
+    Raises:
+        RunError: the run has no configuration of this trainer.
+        ConfigError: a value is refused.
+    """
+    if run.config is None:
+        raise RunError(
+            f"run {run.id} was not made by this trainer (run.json has no config), so it cannot be resumed by it."
+        )
+    earlier = dict(run.attempts[-1].overrides or {}) if run.attempts else {}
+    source = str(run.path / "run.json")
+    config = from_record(run.config, overrides, source=source, changed=earlier)
+    return config, differences(from_record(run.config, source=source), config)
+
+
+def _begin(run_dir: Path, config: TrainConfig, **attempt: Any) -> int:
+    return begin_attempt(
+        run_dir,
+        world_size=int(os.environ.get("WORLD_SIZE", "1")),
+        planned_steps=config.steps,
+        environment=environment(config.device),
+        git=code_state(),
+        **attempt,
+    )
+
+
+def environment(device: str) -> dict[str, Any]:
+    """Versions and machine, without importing any of the libraries."""
+    return {
+        "device": _likely_device() if device == "auto" else device,
+        "python": platform.python_version(),
+        "platform": platform.system() if is_anonymous() else platform.platform(),
+        "cpu_count": os.cpu_count(),
+        **{name: _version(name) for name in LIBRARIES},
+    }
+
+
+def _likely_device() -> str:
+    """What ``auto`` will come to: CUDA needs a driver and a torch that was built for it."""
+    has_cuda = Path("/dev/nvidiactl").exists() and "+cpu" not in (_version("torch") or "")
+    return "cuda" if has_cuda else "cpu"
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def code_state() -> dict[str, Any] | None:
+    """The commit of the trainer's own source and whether it was changed since; None outside a git checkout."""
+    here = Path(__file__).resolve().parent
+    run: Callable[..., str] = lambda *words: subprocess.run(  # noqa: E731
+        ["git", "-C", str(here), *words], capture_output=True, text=True, timeout=5, check=True
+    ).stdout.strip()
+    try:
+        return {"commit": run("rev-parse", "HEAD"), "dirty": bool(run("status", "--porcelain", "--", "."))}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,68 @@
+"""What a live chart is made of: a description without pixels, so that one packer and one drawer serve all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from monitor.signals import LayerMatrix, Signal
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One line of a chart."""
+
+    name: str
+    signal: Signal
+    """``step`` is the x value times ``Chart.x_per_unit``."""
+    colour: int = 0
+    """Index into the theme's categorical colours."""
+    role: str = "line"
+    """``line``; ``points`` for a sparse series, drawn with its markers; ``limit`` for a dashed bound; ``part`` of a
+    stack; ``faded`` for steps that a later attempt took over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """One chart of a live grid."""
+
+    id: str
+    """``[a-z0-9_.-]+``; the same as long as the chart means the same."""
+    title: str
+    unit: str = "1"
+    kind: str = "lines"
+    """``lines``, ``parts`` (stacked shares of ``step_time_s``), ``heat`` (layers by steps), ``events``."""
+    traces: tuple[Trace, ...] = ()
+    log: bool = False
+    """Whether the value axis starts out logarithmic."""
+    zero: bool = False
+    """Whether a linear value axis must contain zero."""
+    height: int = 150
+    help: str = ""
+    matrix: Callable[[], LayerMatrix] | None = field(default=None, repr=False)
+    """For ``heat``."""
+    x_title: str = "optimizer step"
+    x_per_unit: float = 1.0
+    """Steps of a signal per unit of the x axis; 1000 for milliseconds shown as seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Something that happened at a step, shown as a vertical line across the stack and as a sign in the events lane."""
+
+    step: int
+    kind: str
+    """``incident``, ``crash``, ``resume``, ``checkpoint``, ``eval``, ``lr_change``, ``stop``, ``note``, ..."""
+    text: str
+    severity: str = "info"
+    last_step: int | None = None
+    """For an incident that lasts: the last step it was seen."""
+    key: str = ""
+    """For an incident: what the address calls it."""
+
+
+def empty_signal(name: str) -> Signal:
+    """A signal that was never measured."""
+    return Signal(name, np.empty(0, np.int64), np.empty(0, np.float64))

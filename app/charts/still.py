@@ -1,0 +1,90 @@
+"""Figures that stand still while they are looked at: the window round an incident, a slice of the loss landscape."""
+
+from __future__ import annotations
+
+import numpy as np
+import plotly.graph_objects as go
+
+from app.text import plotly as escaped
+from monitor.runfile.downsample import min_max
+from monitor.runfile.reader import LandscapeSample
+from monitor.signals import Signal
+
+CRITICAL = "#d8453a"
+"""Readable on the light and on the dark background."""
+NONFINITE = "#d6338a"
+MUTED = "#8490a0"
+LINE = "#3d9bd6"
+_POINTS = 400
+
+
+def window_figure(signals: list[tuple[str, Signal]], onset: int, *, before: int = 60, after: int = 60) -> go.Figure:
+    """The named signals round ``onset``, one above the other, each sample drawn; non-finite ones as marks at the top.
+
+    Args:
+        signals: ``(title, signal)``, from top to bottom.
+    """
+    from plotly.subplots import make_subplots
+
+    rows = max(1, len(signals))
+    titles = [escaped(title) for title, _ in signals]
+    figure = make_subplots(
+        rows=rows, cols=1, shared_xaxes=True, vertical_spacing=0.3 / (rows + 2), subplot_titles=titles or None
+    )
+    for row, (title, signal) in enumerate(signals, start=1):
+        near = signal.between(onset - before, onset + after)
+        finite = np.isfinite(near.value)
+        reduced = min_max(near.step, near.value, _POINTS)
+        figure.add_scatter(
+            x=reduced.step, y=reduced.value, mode="lines+markers", name=escaped(title), row=row, col=1,
+            showlegend=False, line={"width": 1.4}, marker={"size": 4}, connectgaps=False,
+        )  # fmt: skip
+        positive = near.value[finite] > 0
+        spread = (
+            near.value[finite].max() / max(1e-300, near.value[finite].min()) if positive.all() and positive.size else 1
+        )
+        figure.update_yaxes(type="log" if spread > 30 else "linear", exponentformat="power", nticks=5, row=row, col=1)
+        if not finite.all():
+            top = float(near.value[finite].max()) if finite.any() else 1.0
+            bad = near.value[~finite]
+            words = ["NaN" if np.isnan(value) else "∞" if value > 0 else "−∞" for value in bad]
+            figure.add_scatter(
+                x=near.step[~finite], y=[top] * len(bad), mode="markers", name="non-finite", row=row, col=1,
+                showlegend=False, text=words, hovertemplate="step %{x}: %{text}<extra></extra>",
+                marker={"symbol": "triangle-down", "size": 10, "color": NONFINITE},
+            )  # fmt: skip
+        figure.add_vline(x=onset, line={"color": CRITICAL, "width": 1.3}, row=row, col=1)
+    figure.update_xaxes(range=[onset - before, onset + after])
+    figure.update_xaxes(title_text="optimizer step", row=rows, col=1)
+    figure.update_layout(height=90 + 130 * rows, margin={"l": 60, "r": 10, "t": 28, "b": 40})
+    figure.update_annotations(font={"size": 12, "color": MUTED}, xanchor="left", x=0)
+    return figure
+
+
+def slice_figure(samples: list[LandscapeSample]) -> go.Figure | None:
+    """The loss along a direction through the weights, the latest before up to four earlier ones; None without any."""
+    lines = [sample for sample in samples if sample.kind == "line" and len(sample.coords)]
+    if not lines:
+        return None
+    shown = (
+        lines[-1:]
+        if len(lines) == 1
+        else [lines[i] for i in sorted({*np.linspace(0, len(lines) - 1, min(5, len(lines))).astype(int)})]
+    )
+    figure = go.Figure()
+    for index, sample in enumerate(shown):
+        latest = index == len(shown) - 1
+        order = np.argsort(sample.coords)
+        finite = np.isfinite(sample.loss[order])
+        figure.add_scatter(
+            x=sample.coords[order], y=np.where(finite, sample.loss[order], np.nan), mode="lines+markers",
+            name=f"step {sample.step:,}".replace(",", "\u202f"), opacity=1.0 if latest else 0.25 + 0.12 * index,
+            line={"width": 2.2 if latest else 1.2, "color": LINE}, marker={"size": 5 if latest else 3, "color": LINE},
+        )  # fmt: skip
+    direction = escaped(shown[-1].direction or "one direction")
+    figure.add_vline(x=0, line={"color": MUTED, "width": 1, "dash": "dot"})
+    figure.update_layout(
+        height=320, margin={"l": 60, "r": 10, "t": 10, "b": 44}, legend={"orientation": "h", "y": 1.08},
+        xaxis_title=f"distance along {direction}, relative to the weights' norm", yaxis_title="loss (nats)",
+    )  # fmt: skip
+    return figure

@@ -1,0 +1,404 @@
+"""The aligned stack of the Run page: which charts a run has, from the signals it recorded."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from app.charts.describe import Chart, Mark, Trace
+from monitor.runfile.reader import Run
+from monitor.signals import CATALOGUE, LAYER_CATALOGUE, TIME_PARTS, LayerMatrix, Signal, spec_of, unit_of
+
+OWN_VALUES_SHOWN = 48
+"""Most values of a user's own that get a chart of their own (our judgement; the search of the full page lifts it)."""
+
+MARKED_EVENTS = {
+    "resume": "resumed",
+    "checkpoint": "checkpoint",
+    "eval": "evaluation",
+    "lr_change": "learning rate changed",
+    "data_stage": "data stage",
+    "stop": "stopped",
+    "note": "note",
+    "warning": "warning",
+    "request": "request",
+}
+"""Event kinds that are marks, and the words for them."""
+
+
+def story_charts(run: Run, *, stat: str | None = None, layer: str | None = None) -> list[Chart]:
+    """The charts of ``run`` in reading order; a chart whose signals were never recorded is left out.
+
+    Args:
+        stat: which per-layer statistic the heatmap shows; None takes the first there is.
+        layer: a layer to draw a curve for, beneath the heatmap.
+    """
+    names = set(run.names)
+    charts = [
+        Chart(
+            "events",
+            "Events",
+            kind="events",
+            height=58,
+            help="What happened, by step: incidents, checkpoints, evaluations, resumes.",
+        ),
+        _loss(run, names),
+        _gradient_norm(run, names),
+        *_heat(run, stat, layer),
+        _learning_rate(run, names),
+        *_loss_scale(run, names),
+        _throughput(run, names),
+        _parts(run, names),
+        *_own_values(run, names),
+    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def _traces(run: Run, wanted: list[tuple[str, str, int, str]], names: set[str]) -> tuple[Trace, ...]:
+    """``(signal, label, colour, role)`` into traces, the superseded pieces of each before it: they lie beneath."""
+    traces: list[Trace] = []
+    for name, label, colour, role in wanted:
+        if name not in names:
+            continue
+        if role != "limit":
+            traces += [Trace(f"{label}, superseded", piece, colour, "faded") for piece in run.superseded(name)]
+        traces.append(Trace(label, run.series(name), colour, role))
+    return tuple(traces)
+
+
+def _loss(run: Run, names: set[str]) -> Chart | None:
+    traces = _traces(run, [("train_loss", "train", 0, "line"), ("val_loss", "validation", 1, "points")], names)
+    if not traces:
+        return None
+    return Chart("loss", "Loss", unit_of("train_loss"), traces=traces, height=230, help=CATALOGUE["train_loss"].meaning)
+
+
+def _gradient_norm(run: Run, names: set[str]) -> Chart | None:
+    wanted = [
+        ("grad_norm_preclip", "before clipping", 0, "line"),
+        ("grad_norm_postclip", "after clipping", 2, "line"),
+        ("clip_max_norm", "clip limit", 1, "limit"),
+    ]
+    traces = _traces(run, wanted, names)
+    if not traces:
+        return None
+    meaning = "L2 norm of the whole gradient, unscaled, reduced over ranks, per optimizer step."
+    return Chart("grad_norm", "Gradient norm", traces=traces, log=True, height=190, help=meaning)
+
+
+def _learning_rate(run: Run, names: set[str]) -> Chart | None:
+    groups = sorted((name for name in names if name == "lr" or re.fullmatch(r"lr/\d+", name)), key=_group_of)
+    wanted = [
+        (name, "lr" if len(groups) == 1 else f"group {_group_of(name)}", i % 10, "line")
+        for i, name in enumerate(groups[:10])
+    ]
+    traces = _traces(run, wanted, names)
+    if not traces:
+        return None
+    return Chart("lr", "Learning rate", traces=traces, zero=True, height=120, help=CATALOGUE["lr"].meaning)
+
+
+def _group_of(name: str) -> int:
+    return int(name.split("/", 1)[1]) if "/" in name else 0
+
+
+def _loss_scale(run: Run, names: set[str]) -> list[Chart]:
+    charts = []
+    if "loss_scale" in names:
+        traces = _traces(run, [("loss_scale", "loss scale", 0, "line")], names)
+        charts.append(
+            Chart("loss_scale", "Loss scale", traces=traces, log=True, height=110, help=CATALOGUE["loss_scale"].meaning)
+        )
+    if "skipped_steps" in names and run.series("skipped_steps").value.any():
+        traces = _traces(run, [("skipped_steps", "skipped", 1, "line")], names)
+        charts.append(
+            Chart(
+                "skipped_steps",
+                "Skipped steps",
+                "steps",
+                traces=traces,
+                zero=True,
+                height=110,
+                help=CATALOGUE["skipped_steps"].meaning,
+            )
+        )
+    return charts
+
+
+def _throughput(run: Run, names: set[str]) -> Chart | None:
+    traces = _traces(run, [("tokens_per_s", "tokens/s", 2, "line")], names)
+    if not traces:
+        return None
+    return Chart(
+        "throughput",
+        "Throughput",
+        "tokens/s",
+        traces=traces,
+        zero=True,
+        height=130,
+        help=CATALOGUE["tokens_per_s"].meaning,
+    )
+
+
+PART_LABELS = {
+    "data_wait_s": "data wait",
+    "forward_s": "forward",
+    "backward_s": "backward",
+    "optimizer_s": "optimizer",
+    "monitor_s": "monitor",
+    "eval_s": "evaluation",
+    "checkpoint_s": "checkpoint",
+    "other_s": "other",
+}
+_PART_COLOURS = dict(zip(TIME_PARTS, (4, 0, 5, 2, 3, 1, 8, 9), strict=True))
+
+
+def _parts(run: Run, names: set[str]) -> Chart | None:
+    if "step_time_s" not in names:
+        return None
+    traces = [Trace("whole step", run.series("step_time_s"), 9, "line")]
+    traces += [
+        Trace(PART_LABELS[part], run.series(part), _PART_COLOURS[part], "part") for part in TIME_PARTS if part in names
+    ]
+    meaning = (
+        "Where a step's wall time goes. Areas: means over each pixel's steps; line: the whole step, extremes kept."
+    )
+    return Chart("step_time", "Step time", "s", kind="parts", traces=tuple(traces), zero=True, height=170, help=meaning)
+
+
+HEAT_HELP = "Largest value of each cell, logarithmic, input layers on top. Click a cell for its curve."
+
+
+def _heat(run: Run, stat: str | None, layer: str | None) -> list[Chart]:
+    stats = run.layer_stats
+    if not stats:
+        return []
+    chosen = stat if stat in stats else stats[0]
+    matrix = run.layers(chosen)
+    rows = len(matrix.names)
+    title = stat_title(chosen)
+    spec = LAYER_CATALOGUE.get(chosen)
+    charts = [
+        Chart(
+            "heat",
+            f"{title}, layer by step",
+            spec.unit if spec else "1",
+            kind="heat",
+            log=True,
+            height=min(460, max(150, 40 + 13 * rows)),
+            help=f"{spec.meaning if spec else ''} {HEAT_HELP}",
+            matrix=lambda: matrix,
+        )
+    ]
+    curve = layer_curve(matrix, layer) if layer else None
+    if layer and curve is not None:
+        charts.append(
+            Chart("layer", f"{title} of {layer}", matrix.unit, traces=(Trace(layer, curve, 5),), log=True, height=130)
+        )
+    return charts
+
+
+def layer_curve(matrix: LayerMatrix, layer: str) -> Signal | None:
+    """One column of ``matrix`` as a signal, without the steps it was not measured at; None for an unknown layer."""
+    if layer not in matrix.names:
+        return None
+    column = matrix.names.index(layer)
+    measured = matrix.present[:, column]
+    return Signal(layer, matrix.step[measured], matrix.value[measured, column].astype(float), matrix.unit)
+
+
+def stat_title(stat: str) -> str:
+    """Words for a per-layer statistic."""
+    known = {"grad_norm_preclip": "Gradient norm before clipping", "grad_norm_postclip": "Gradient norm after clipping"}
+    return known.get(stat, stat.replace("_", " ").capitalize())
+
+
+_SHOWN_ELSEWHERE = {
+    *(
+        "train_loss",
+        "val_loss",
+        "grad_norm_preclip",
+        "grad_norm_postclip",
+        "clip_max_norm",
+        "clip_coef",
+        "loss_scale",
+        "skipped_steps",
+    ),
+    *(
+        "tokens",
+        "tokens_per_s",
+        "batch_id",
+        "step_time_s",
+        *TIME_PARTS,
+        "landscape_loss_mean",
+        "landscape_loss_variance",
+        "lr",
+    ),
+}
+
+
+def _own_values(run: Run, names: set[str]) -> list[Chart]:
+    own = sorted(name for name in names if name not in _SHOWN_ELSEWHERE and not re.fullmatch(r"lr/\d+", name))
+    charts = []
+    for index, name in enumerate(own[:OWN_VALUES_SHOWN]):
+        series = run.series(name)
+        sparse = len(series) < 200
+        spec = spec_of(name)
+        traces = _traces(run, [(name, name, index % 10, "points" if sparse else "line")], names)
+        charts.append(
+            Chart(
+                f"own.{name.encode().hex()}",
+                name,
+                unit_of(name),
+                traces=traces,
+                height=130,
+                help=spec.meaning if spec else "",
+            )
+        )
+    return charts
+
+
+# ---- landscape and system -----------------------------------------------------------------------------------------
+
+
+def landscape_charts(run: Run) -> list[Chart]:
+    """Mean and variance of the loss under perturbation, over steps."""
+    names = set(run.names)
+    charts = []
+    if "landscape_loss_mean" in names:
+        wanted = [
+            ("landscape_loss_mean", "mean over perturbations", 3, "points"),
+            ("train_loss", "train loss", 0, "line"),
+        ]
+        charts.append(
+            Chart(
+                "landscape_mean", "Loss around the weights", "nats", traces=_traces(run, wanted, names), height=230,
+                help=CATALOGUE["landscape_loss_mean"].meaning,
+            )
+        )  # fmt: skip
+    if "landscape_loss_variance" in names:
+        wanted = [("landscape_loss_variance", "variance over perturbations", 3, "points")]
+        charts.append(
+            Chart(
+                "landscape_variance", "Variance of the loss around the weights", "nats²",
+                traces=_traces(run, wanted, names), log=True, height=170,
+                help=CATALOGUE["landscape_loss_variance"].meaning,
+            )
+        )  # fmt: skip
+    return charts
+
+
+_SYSTEM_CHARTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
+    ("cpu", "CPU use", "%", ("cpu_pct",)),
+    ("memory", "Process memory", "GiB", ("rss_gib",)),
+    ("ram", "Memory in use on the host", "%", ("ram_used_pct",)),
+    ("gpu_util", "GPU use", "%", ("gpu_util_pct",)),
+    ("gpu_memory", "GPU memory", "GiB",
+     ("gpu_memory_allocated_gib", "gpu_memory_reserved_gib", "gpu_memory_peak_gib", "gpu_memory_used_gib")),
+    ("gpu_temperature", "GPU temperature", "°C", ("gpu_temperature_c",)),
+    ("gpu_power", "GPU power", "W", ("gpu_power_w",)),
+)  # fmt: skip
+_SYSTEM_LABELS = {
+    "gpu_memory_allocated_gib": "allocated",
+    "gpu_memory_reserved_gib": "reserved",
+    "gpu_memory_peak_gib": "peak",
+    "gpu_memory_used_gib": "in use by all processes",
+}
+
+
+def system_charts(run: Run) -> list[Chart]:
+    """What the machine did, over seconds since the first sample."""
+    table = run.system()
+    if not len(table):
+        return []
+    seconds = table["time"].to_numpy(dtype=float)
+    step = ((seconds - seconds[0]) * 1000).round().astype("int64")
+    charts = []
+    for chart_id, title, unit, bases in _SYSTEM_CHARTS:
+        traces: list[Trace] = []
+        for base in bases:
+            for column in [name for name in table.columns if name == base or name.startswith(f"{base}/")]:
+                value = table[column]
+                there = value.notna().to_numpy()
+                if there.any():
+                    device = f" of device {column.split('/', 1)[1]}" if "/" in column else ""
+                    label = _SYSTEM_LABELS.get(base, title) + device
+                    traces.append(
+                        Trace(
+                            label,
+                            Signal(column, step[there], value.to_numpy(dtype=float)[there], unit),
+                            len(traces) % 10,
+                        )
+                    )
+        if traces:
+            meaning = CATALOGUE[bases[0]].meaning if len(bases) == 1 else ""
+            charts.append(
+                Chart(
+                    chart_id, title, unit, traces=tuple(traces), zero=True, height=150, help=meaning,
+                    x_title="seconds since the first sample", x_per_unit=1000.0,
+                )
+            )  # fmt: skip
+    return charts
+
+
+# ---- marks --------------------------------------------------------------------------------------------------------
+
+
+def story_marks(run: Run, findings: list[dict[str, Any]]) -> list[Mark]:
+    """What happened along the run: findings, resumes, checkpoints, evaluations and the other events, by step."""
+    marks = [_finding_mark(index, finding) for index, finding in enumerate(findings) if _onset(finding) is not None]
+    resumed_at = set()
+    for attempt in run.attempts:
+        if attempt.number > 0:
+            marks.append(
+                Mark(attempt.resume_step, "resume", f"attempt {attempt.number} goes on from step {attempt.resume_step}")
+            )
+            resumed_at.add(attempt.resume_step)
+        if attempt.exit and attempt.exit.get("outcome") == "crashed" and isinstance(attempt.exit.get("step"), int):
+            reason = str(attempt.exit.get("reason") or "no reason recorded")
+            marks.append(Mark(attempt.exit["step"], "crash", f"attempt {attempt.number} crashed: {reason}", "critical"))
+    for event in run.events():
+        if (
+            event.step is None
+            or event.kind not in MARKED_EVENTS
+            or (event.kind == "resume" and event.step in resumed_at)
+        ):
+            continue
+        marks.append(Mark(event.step, event.kind, _event_text(event.kind, event.fields)))
+    return sorted(marks, key=lambda mark: (mark.step, mark.kind))
+
+
+def _onset(finding: dict[str, Any]) -> int | None:
+    step = finding.get("onset_step")
+    return finding.get("first_step") if step is None else step
+
+
+def _finding_mark(index: int, finding: dict[str, Any]) -> Mark:
+    last = finding.get("last_step")
+    return Mark(
+        int(_onset(finding) or 0),
+        "incident",
+        str(finding.get("summary", finding.get("id", "incident"))),
+        str(finding.get("severity", "warning")),
+        None if last is None else int(last),
+        incident_key(finding),
+    )
+
+
+def incident_key(finding: dict[str, Any]) -> str:
+    """What the address calls a finding: its rule and onset, stable while the run grows."""
+    return f"{finding.get('id')}@{_onset(finding)}"
+
+
+def _event_text(kind: str, fields: dict[str, Any]) -> str:
+    words = MARKED_EVENTS[kind]
+    if isinstance(fields.get("text"), str):
+        return f"{words}: {fields['text']}"
+    values = fields.get("values")
+    shown = values if isinstance(values, dict) else fields
+    parts = [f"{name} {_short(value)}" for name, value in shown.items() if isinstance(value, int | float | str)]
+    return f"{words}: {', '.join(parts[:4])}" if parts else words
+
+
+def _short(value: object) -> str:
+    return f"{value:.5g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,276 @@
+"""The ``gradiometer`` command. What only reads starts without torch; ``train`` hands over to ``python -m trainer``."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from monitor.errors import GradiometerError
+
+if TYPE_CHECKING:
+    from monitor.runfile.store import RunSummary
+
+ROOT = Path(__file__).resolve().parents[1]
+Answer = TypeVar("Answer")
+
+UNREADABLE = 2
+"""Exit status for input that cannot be read or a command that cannot be carried out."""
+
+cli = typer.Typer(
+    name="gradiometer",
+    help="Training monitor and diagnostics for PyTorch: what happened, which layer moved first, why, and what to do.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+class Level(StrEnum):
+    """How serious a finding is."""
+
+    INFO = "info"
+    WARNING = "warning"
+    CRITICAL = "critical"
+
+
+class Device(StrEnum):
+    """Where a training runs."""
+
+    AUTO = "auto"
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+RunsFolder = Annotated[
+    Path, typer.Option("--runs", envvar="GRADIOMETER_RUNS", help="Folder of the runs.", show_default="./runs")
+]
+RunArgument = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run directory, or the id of a run in the runs folder.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
+
+
+@cli.command(context_settings={"allow_extra_args": False})
+def train(
+    config: Annotated[Path | None, typer.Option(help="TOML or YAML file.", metavar="FILE")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field: optimizer.lr=3e-4")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Text to train on: a file or a folder. Default: Python's own source.")
+    ] = None,
+    runs: RunsFolder = Path("runs"),
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    device: Annotated[Device | None, typer.Option(help="Where to train.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would need and measure a step.")] = False,
+) -> None:
+    """Train a byte-level GPT on real text with the monitor attached; follow it with `gradiometer app`."""
+    words = [sys.executable, "-m", "trainer", "--runs", str(runs)]
+    words += ["--config", str(config)] if config else []
+    words += ["--name", name] if name else []
+    words += ["--steps", str(steps)] if steps is not None else []
+    words += ["--device", device.value] if device else []
+    words += ["--set", f"task.data={json.dumps(str(data))}"] if data else []
+    for override in set_ or []:
+        words += ["--set", override]
+    words += ["--dry-run"] if dry_run else []
+    os.execve(sys.executable, words, _environment())
+
+
+@cli.command()
+def doctor(
+    path: RunArgument,
+    runs: RunsFolder = Path("runs"),
+    as_json: AsJson = False,
+    fail_on: Annotated[Level, typer.Option(help="Lowest severity that makes the exit status 1.")] = Level.WARNING,
+) -> None:
+    """Say what went wrong in a run, which layer moved first, why, and what to do.
+
+    Exit status: 0 no finding at or above --fail-on, 1 there is one, 2 the run cannot be read.
+    """
+    from monitor.diagnosis.engine import diagnose
+
+    report = _or_exit(lambda: diagnose(_run_path(path, runs)))
+    if as_json:
+        print(json.dumps(report.to_dict(), indent=2, allow_nan=False))
+    else:
+        print(report.to_text())
+    raise typer.Exit(1 if report.at_least(fail_on.value) else 0)
+
+
+@cli.command("runs")
+def list_(
+    runs: RunsFolder = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """List the runs of a folder, newest first, with their state and number of incidents."""
+    from monitor.runfile.store import list_runs
+
+    summaries = _or_exit(lambda: list_runs(runs))
+    if as_json:
+        print(json.dumps([_run_row(summary) for summary in summaries], indent=2, allow_nan=False))
+        return
+    if not summaries:
+        print(f"no runs in {runs.resolve()}. Start one with: gradiometer train --runs {runs}")
+        return
+    Console().print(_runs_table(summaries))
+
+
+@cli.command()
+def resume(
+    run: RunArgument,
+    runs: RunsFolder = Path("runs"),
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field.")] = None,
+) -> None:
+    """Go on from a run's last complete checkpoint, as a new attempt of the same run, in this terminal."""
+    path = _or_exit(lambda: _run_path(run, runs))
+    words = [sys.executable, "-m", "trainer", "--resume", str(path)]
+    for override in set_ or []:
+        words += ["--set", override]
+    os.execve(sys.executable, words, _environment())
+
+
+@cli.command()
+def stop(run: RunArgument, runs: RunsFolder = Path("runs")) -> None:
+    """Ask a running training to write a checkpoint and stop."""
+    from trainer.launch import stop as stop_run
+
+    result = _or_exit(lambda: stop_run(_run_path(run, runs)))
+    print(result.message)
+
+
+@cli.command()
+def app(
+    runs: RunsFolder = Path("runs"),
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8501,
+    browser: Annotated[bool, typer.Option(help="Open a browser window when there is a display.")] = True,
+) -> None:
+    """Open the app on http://127.0.0.1:8501."""
+    words = [sys.executable, "-m", "streamlit", "run", str(ROOT / "app" / "main.py"), "--server.port", str(port)]
+    words += [] if browser else ["--server.headless", "true"]
+    environment = _environment() | {"GRADIOMETER_RUNS": str(runs.resolve())}
+    print(f"Gradiometer: http://127.0.0.1:{port}   runs: {runs.resolve()}   stop with Ctrl-C", flush=True)
+    with subprocess.Popen(words, env=environment) as server:
+        try:
+            status = server.wait()
+        except KeyboardInterrupt:
+            status = server.wait()
+    raise typer.Exit(status)
+
+
+def _incidents(summary: RunSummary) -> int | None:
+    """Number of findings of warning or worse; None when the run cannot be read."""
+    from monitor.diagnosis.engine import diagnose
+
+    if summary.problem:
+        return None
+    try:
+        return len(diagnose(summary.path).at_least("warning"))
+    except GradiometerError:
+        return None
+
+
+def _run_row(summary: RunSummary) -> dict[str, Any]:
+    """One run as plain JSON; a non-finite loss is the string "NaN", "Infinity" or "-Infinity"."""
+    return {
+        "id": summary.id,
+        "name": summary.name,
+        "path": str(summary.path),
+        "state": summary.state.word,
+        "state_reason": summary.state.reason,
+        "created": summary.created,
+        "last_step": summary.last_step,
+        "planned_steps": summary.planned_steps,
+        "last_loss": _json_number(summary.last_loss),
+        "best_loss": _json_number(summary.best_loss),
+        "incidents": _incidents(summary),
+        "duration_s": summary.duration_s,
+        "task": summary.task,
+        "device": summary.device,
+        "tags": list(summary.tags),
+        "problem": summary.problem,
+    }
+
+
+def _json_number(value: float | None) -> float | str | None:
+    if value is None or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _runs_table(summaries: list[RunSummary]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("run", "state"):
+        table.add_column(column, no_wrap=column == "run")
+    for column in ("step", "loss", "incidents", "age"):
+        table.add_column(column, justify="right")
+    for summary in summaries:
+        incidents = _incidents(summary)
+        planned = f"/{summary.planned_steps}" if summary.planned_steps else ""
+        table.add_row(
+            Text(summary.id),  # Text, not str: a name from outside is never markup
+            Text(summary.problem or summary.state.word),
+            f"{summary.last_step}{planned}" if summary.last_step is not None else "",
+            f"{summary.last_loss:.4g}" if summary.last_loss is not None else "",
+            "" if incidents is None else str(incidents),
+            _age(time.time() - summary.created) if summary.created else "",
+        )
+    return table
+
+
+def _age(seconds: float) -> str:
+    """Seconds in the largest unit that gives a number of at least 1."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 0):.0f} s"
+
+
+def _environment() -> dict[str, str]:
+    """The environment for a process of ours: it finds our packages even when they are not installed."""
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+
+
+def _run_path(run: str, runs: Path) -> Path:
+    """The directory meant by ``run``: a path if there is one, else an id or a unique name in the runs folder."""
+    path = Path(run)
+    if path.exists() or os.sep in run:
+        return path
+    return runs / run
+
+
+def _or_exit(action: Callable[[], Answer]) -> Answer:
+    """What ``action`` gives back; a mistake of the user's ends the command with its message and exit status 2."""
+    try:
+        return action()
+    except GradiometerError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"gradiometer: {message}", file=sys.stderr)
+    raise typer.Exit(UNREADABLE)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    cli(prog_name="gradiometer")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,287 @@
+"""What the pages read: the folders of runs, one growing reader per run, and each one's diagnosis while it is true."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from app.doctor import Doctor, Report
+from monitor.errors import GradiometerError, RunError
+from monitor.runfile.downsample import min_max
+from monitor.runfile.format import check_run_id
+from monitor.runfile.reader import Run, open_run
+from monitor.runfile.store import RunSummary, list_runs
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).resolve().parents[1]
+SAMPLES = ROOT / "sample_runs"
+
+
+# ---- folders ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """One place that runs lie in."""
+
+    path: Path
+    sample: bool
+    """Whether these are the runs that come with the repository."""
+
+
+def folders() -> tuple[Folder, ...]:
+    """Where runs are looked for: ``GRADIOMETER_RUNS`` (several as in PATH) or ``./runs``, then the samples."""
+    given = [part for part in os.environ.get("GRADIOMETER_RUNS", "").split(os.pathsep) if part] or ["runs"]
+    paths = list(dict.fromkeys(Path(part).expanduser().absolute() for part in given))
+    own = tuple(Folder(path, sample=False) for path in paths)
+    return own if SAMPLES in paths else (*own, Folder(SAMPLES, sample=True))
+
+
+def launch_folder() -> Path:
+    """Where a run started from the page is written: the first of the folders."""
+    return folders()[0].path
+
+
+def find_run(run_id: str) -> Path:
+    """The directory of ``run_id`` in the first folder that has it.
+
+    Raises:
+        RunError: the id has other characters than ``[A-Za-z0-9._-]``, or no folder has such a run.
+    """
+    name = check_run_id(run_id)
+    for folder in folders():
+        candidate = folder.path / name
+        if candidate.is_dir() and candidate.resolve().parent == folder.path.resolve():
+            return candidate
+    looked = ", ".join(str(folder.path) for folder in folders())
+    raise RunError(f"No run with the id {name!r}. Looked in {looked}. List the runs there with: gradiometer runs")
+
+
+def is_sample(path: Path) -> bool:
+    """Whether the run at ``path`` came with the repository."""
+    return path.parent == SAMPLES
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A row of the list of runs."""
+
+    summary: RunSummary
+    sample: bool
+
+
+def listed_runs() -> list[Listed]:
+    """Every run of every folder: one's own first, then the samples, newest first in each."""
+    return [Listed(summary, folder.sample) for folder in folders() for summary in list_runs(folder.path)]
+
+
+# ---- readers ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Held:
+    lock: threading.Lock
+    run: Run | None = None
+    refreshed: float = -1.0
+
+
+class RunReaders:
+    """One ``Run`` per directory, shared by all tabs and routes, refreshed at most every ``min_interval`` seconds.
+
+    Not ``st.cache_resource``: the routes run outside any session, and a reader must not be refreshed by two threads.
+    """
+
+    def __init__(
+        self, *, capacity: int = 48, min_interval: float = 0.2, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._held: OrderedDict[Path, _Held] = OrderedDict()
+        self._guard = threading.Lock()
+        self._capacity, self._min_interval, self._clock = capacity, min_interval, clock
+
+    @contextmanager
+    def reading(self, path: Path) -> Iterator[Run]:
+        """The run at ``path``, up to date and held still while the block runs.
+
+        Raises:
+            RunError: not a run directory, or one of a newer format.
+        """
+        held = self._take(path)
+        with held.lock:
+            now = self._clock()
+            if held.run is None:
+                held.run = open_run(path)
+                held.refreshed = now
+            elif now - held.refreshed >= self._min_interval:
+                held.run.refresh()
+                held.refreshed = now
+            yield held.run
+
+    def forget(self, path: Path) -> None:
+        """Open ``path`` anew next time."""
+        with self._guard:
+            self._held.pop(path, None)
+
+    def _take(self, path: Path) -> _Held:
+        with self._guard:
+            held = self._held.setdefault(path, _Held(threading.Lock()))
+            self._held.move_to_end(path)
+            while len(self._held) > self._capacity:
+                self._held.popitem(last=False)
+            return held
+
+
+READERS = RunReaders()
+"""Shared by pages and routes; modules are imported once per server, since no file watcher reloads them."""
+
+
+# ---- work that no page waits for -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Made(Generic[T]):
+    """What is known about a run from work done in the background."""
+
+    value: T | None
+    """The latest result; None while the first is being made, or when it could not be made."""
+    error: str | None
+    """Why the latest work failed."""
+    pending: bool
+    """Whether a newer result is due or being made."""
+
+
+@dataclass(slots=True)
+class _Work(Generic[T]):
+    token: object = None
+    value: T | None = None
+    error: str | None = None
+    started: float = float("-inf")
+    done: threading.Event = field(default_factory=threading.Event)
+    """Set while nothing is being made."""
+
+
+class Background(Generic[T]):
+    """One result per run directory, made in a thread of its own and made again when the run changed.
+
+    A run that goes on changing is worked on at most every ``min_interval`` seconds. The thread is a daemon: ending the
+    app does not wait for a long diagnosis.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[Path], T],
+        *,
+        min_interval: float = 3.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name, self._make, self._min_interval, self._clock = name, make, min_interval, clock
+        self._works: OrderedDict[Path, _Work[T]] = OrderedDict()
+        self._guard = threading.Lock()
+        self._queue: queue.SimpleQueue[tuple[Path, object, _Work[T]]] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def of(self, path: Path, token: object, wait: float = 0.0) -> Made[T]:
+        """What is known about ``path``; starts the work when ``token`` is not the one of the latest result.
+
+        Args:
+            token: anything that changes when the run does.
+            wait: seconds to wait when nothing is known yet.
+        """
+        with self._guard:
+            work = self._works.get(path)
+            if work is None:
+                work = self._works[path] = _Work()
+                work.done.set()
+            self._works.move_to_end(path)
+            while len(self._works) > 5_000:
+                self._works.popitem(last=False)
+            if work.token != token and work.done.is_set() and self._clock() - work.started >= self._min_interval:
+                work.started = self._clock()
+                work.done.clear()
+                self._begin()
+                self._queue.put((path, token, work))
+        if wait > 0 and work.value is None and work.error is None:
+            work.done.wait(wait)
+        return Made(work.value, work.error, pending=work.token != token)
+
+    def _begin(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            self._thread.start()
+
+    def _run(self) -> None:
+        while True:
+            path, token, work = self._queue.get()
+            try:
+                work.value, work.error = self._make(path), None
+            except GradiometerError as refused:
+                work.error = str(refused)
+            except Exception as failed:  # said on the page, where it belongs; it must not take the page with it
+                work.error = f"{type(failed).__name__}: {failed}"
+            work.token = token
+            work.done.set()
+
+
+DIAGNOSES: Background[Report] = Background("diagnosis", Doctor().ask)
+"""For the page of a run."""
+
+
+def findings_of(made: Made[Report]) -> list[dict[str, Any]]:
+    """The findings as far as they are known, worst first."""
+    return list(made.value["findings"]) if made.value else []
+
+
+# ---- overview of a run, for the list ------------------------------------------------------------------------------
+
+SPARK_POINTS = 48
+
+
+@dataclass(frozen=True, slots=True)
+class Spark:
+    """A loss curve for a cell of a table."""
+
+    loss: tuple[float, ...]
+    """Training loss, at most about ``SPARK_POINTS`` finite values with the extremes kept."""
+    nonfinite: int
+    """Steps with a NaN or infinite loss."""
+
+
+def _spark(path: Path) -> Spark:
+    with READERS.reading(path) as run:
+        loss = run.series("train_loss")
+        reduced = min_max(loss.step, loss.value, SPARK_POINTS // 2)
+    return Spark(tuple(reduced.value.tolist()), reduced.nan_count + reduced.posinf_count + reduced.neginf_count)
+
+
+SPARKS: Background[Spark] = Background("sparks", _spark, min_interval=2.0)
+LIST_DIAGNOSES: Background[Report] = Background("list-diagnosis", Doctor().ask, min_interval=8.0)
+"""For the list of runs; with a process of its own, so that a long list does not hold up the page of one run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What the list of runs shows beyond the summary, as far as it is known."""
+
+    spark: Made[Spark]
+    report: Made[Report]
+
+
+def overview(summary: RunSummary) -> Overview:
+    """Loss curve and diagnosis of a listed run; starts the work on what is missing."""
+    token = repr((summary.state.word, summary.last_step, summary.last_loss))
+    return Overview(SPARKS.of(summary.path, token), LIST_DIAGNOSES.of(summary.path, token))
+
+
+def overviews(summaries: Iterable[RunSummary]) -> dict[Path, Overview]:
+    """The overview of each, the short runs first to be worked on."""
+    ordered = sorted(summaries, key=lambda summary: summary.last_step or 0)
+    return {summary.path: overview(summary) for summary in ordered if summary.problem is None}

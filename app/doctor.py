@@ -1,0 +1,118 @@
+"""The doctor in a process of its own: a long diagnosis neither holds up the pages nor takes the training's turn.
+
+One line with a path goes in, one line of JSON comes out. The process ends with the app that started it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from monitor.errors import GradiometerError, RunError
+
+ROOT = Path(__file__).resolve().parents[1]
+KEPT_OPEN = 8
+"""Runs whose readers are kept between two questions, so that a live run is read on and not anew."""
+NICE = 5
+"""The training and the page go first."""
+
+Report = dict[str, Any]
+"""The doctor's JSON."""
+
+
+class Doctor:
+    """The asking side; one question at a time, from whatever thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, path: Path) -> Report:
+        """The report on the run at ``path``.
+
+        Raises:
+            RunError: it cannot be read, a rule failed, or the process was ended from outside.
+        """
+        with self._lock:
+            process = self._running()
+            assert process.stdin is not None and process.stdout is not None
+            try:
+                process.stdin.write(json.dumps(str(path)) + "\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
+            except (BrokenPipeError, ValueError):
+                line = ""
+        if not line:
+            code = process.wait(timeout=10)
+            raise RunError(f"The diagnosis process ended with code {code}. It is started again with the next question.")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise RunError(str(answer["error"]))
+        return answer["report"]
+
+    def close(self) -> None:
+        """End the process, whatever it is at."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.terminate()
+            process.wait(timeout=10)
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
+
+    def _running(self) -> subprocess.Popen[str]:
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            atexit.register(self.close)
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "app.doctor"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            )
+        return self._process
+
+
+def serve() -> None:
+    """The answering side: until there is nobody to answer."""
+    import signal
+
+    from monitor.diagnosis.engine import diagnose
+    from monitor.runfile.format import dump_json
+    from monitor.runfile.reader import Run, open_run
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the app's terminal: the closed pipe is the way to end
+    os.nice(NICE)
+    answers, sys.stdout = sys.stdout, sys.stderr  # nothing else may print between the answers
+    kept: OrderedDict[str, Run] = OrderedDict()
+    for line in sys.stdin:
+        path = json.loads(line)
+        try:
+            if path in kept:
+                kept[path].refresh()
+            else:
+                kept[path] = open_run(path)
+            kept.move_to_end(path)
+            answer: dict[str, Any] = {"report": diagnose(kept[path]).to_dict()}
+        except GradiometerError as error:
+            kept.pop(path, None)
+            answer = {"error": str(error)}
+        except Exception as error:  # said on the page; the next run is answered all the same
+            kept.pop(path, None)
+            answer = {"error": f"The diagnosis failed: {type(error).__name__}: {error}"}
+        while len(kept) > KEPT_OPEN:
+            kept.popitem(last=False)
+        print(dump_json(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    serve()

@@ -1,0 +1,121 @@
+"""What the header of a run says: state, progress, latest values, as plain values computed from a ``Run``."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from monitor.runfile.reader import Run
+from monitor.runfile.store import RunState
+from monitor.signals import Signal
+
+LIVE_WORDS = frozenset({"starting", "running"})
+RECENT_STEPS = 50
+"""Steps that the speed shown and the time left are taken from (our judgement)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """The state of a run at one moment."""
+
+    state: RunState
+    live: bool
+    step: int | None
+    planned_steps: int | None
+    seconds_left: float | None
+    loss: float | None
+    best_loss: float | None
+    val_loss: float | None
+    grad_norm: float | None
+    """Before clipping, at the last step."""
+    clip_limit: float | None
+    tokens_per_s: float | None
+    """Median of the recent steps."""
+    step_time_s: float | None
+    """Median of the recent steps."""
+    monitor_share: float | None
+    """Share of the step time that measuring costs."""
+    device: str | None
+    has_gpu: bool
+    nonfinite: tuple[tuple[str, int], ...]
+    """Signals with NaN or infinite values, and how many."""
+    attempts: int
+    has_checkpoint: bool
+    warnings: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    @property
+    def share(self) -> float | None:
+        """Part of the planned steps that is done, in [0, 1]; None when unplanned or not begun."""
+        if self.step is None or not self.planned_steps:
+            return None
+        return min(1.0, self.step / self.planned_steps)
+
+
+def facts_of(run: Run) -> Facts:
+    """What is known about ``run`` now."""
+    state = run.state
+    live = state.word in LIVE_WORDS
+    heartbeat = state.heartbeat or {}
+    loss = run.series("train_loss")
+    finite_loss = loss.value[np.isfinite(loss.value)]
+    step_time = _median(run.series("step_time_s"))
+    step, planned = run.last_step, run.planned_steps
+    left = (planned - step) * step_time if live and planned and step is not None and step_time else None
+    device = device_of(run)
+    share = heartbeat.get("monitor_share")
+    return Facts(
+        state=state,
+        live=live,
+        step=step,
+        planned_steps=planned,
+        seconds_left=left,
+        loss=_last(loss),
+        best_loss=float(finite_loss.min()) if len(finite_loss) else None,
+        val_loss=_last(run.series("val_loss")),
+        grad_norm=_last(run.series("grad_norm_preclip")),
+        clip_limit=_last(run.series("clip_max_norm")),
+        tokens_per_s=_median(run.series("tokens_per_s")),
+        step_time_s=step_time,
+        monitor_share=float(share) if isinstance(share, int | float) else _monitor_share(run),
+        device=device,
+        has_gpu=bool(device and "cuda" in device.lower()),
+        nonfinite=tuple(_nonfinite(run)),
+        attempts=len(run.attempts),
+        has_checkpoint=any(point.complete for point in run.checkpoints()),
+        warnings=tuple(str(text) for text in heartbeat.get("warnings") or ()),
+        problems=tuple(run.problems),
+    )
+
+
+def device_of(run: Run) -> str | None:
+    """What the newest attempt trained on, as its environment tells it."""
+    for attempt in reversed(run.attempts):
+        environment = attempt.environment or {}
+        for name in ("device_name", "device", "gpu"):
+            if isinstance(environment.get(name), str):
+                return str(environment[name])
+    configured = (run.config or {}).get("device")
+    return str(configured) if isinstance(configured, str) else None
+
+
+def _last(signal: Signal) -> float | None:
+    return float(signal.value[-1]) if len(signal) else None
+
+
+def _median(signal: Signal) -> float | None:
+    recent = signal.tail(RECENT_STEPS).value
+    recent = recent[np.isfinite(recent)]
+    return float(np.median(recent)) if len(recent) else None
+
+
+def _monitor_share(run: Run) -> float | None:
+    cost, whole = _median(run.series("monitor_s")), _median(run.series("step_time_s"))
+    return cost / whole if cost is not None and whole and math.isfinite(whole) else None
+
+
+def _nonfinite(run: Run) -> list[tuple[str, int]]:
+    counts = [(name, int((~np.isfinite(run.series(name).value)).sum())) for name in run.names]
+    return [(name, count) for name, count in counts if count]

@@ -1,0 +1,415 @@
+"""One answer for the live grid: chart descriptions in, one binary message out, without what the browser already has.
+
+Layout of a message: uint32 little-endian length N of the header, N bytes of JSON, padding to a multiple of 8, then the
+arrays. A chart refers to an array as ``[offset, length, type]``, the offset counted from the end of the padding, the
+type one of ``u1 u4 i4 f4 f8``, little-endian, aligned to 8. Values are reduced to the extremes of each pixel column;
+non-finite ones travel apart and are never dropped, only counted together when they share a pixel column.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from app.charts.describe import Chart, Mark, Trace
+from monitor.runfile.downsample import Reduced, heat, min_max
+from monitor.signals import Signal
+
+NAN, POSITIVE, NEGATIVE = 0, 1, 2
+"""What a non-finite mark is."""
+
+HEAT_STEPS = 250
+"""Codes 0..250 of a heat cell are a logarithmic scale; the rest have meanings of their own."""
+HEAT_ZERO, HEAT_ABSENT, HEAT_NONFINITE = 253, 254, 255
+HEAT_DECADES = 8
+"""The scale reaches at most this far below the largest value (our judgement: smaller ones look alike anyway)."""
+
+RAW_ROWS = 600_000
+"""No window holds more cells of a heatmap than this after reduction: a screen has fewer (our judgement)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """What the browser asks for."""
+
+    buckets: int = 500
+    """Pixel columns of a chart."""
+    start: float | None = None
+    stop: float | None = None
+    """Zoomed range in units of the x axis; None is open."""
+
+
+@dataclass(slots=True)
+class Blob:
+    """Arrays on their way to the browser, each aligned to 8 bytes."""
+
+    parts: list[bytes] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, array: np.ndarray) -> list[int | str]:
+        """Append ``array`` and return its ``[offset, length, type]``."""
+        code = array.dtype.str[1:]
+        raw = np.ascontiguousarray(array).tobytes()
+        reference: list[int | str] = [self.size, len(array) if array.ndim == 1 else array.size, code]
+        raw += b"\0" * (-len(raw) % 8)
+        self.parts.append(raw)
+        self.size += len(raw)
+        return reference
+
+
+def pack(header: dict[str, Any], blob: Blob) -> bytes:
+    """The message of ``header`` and the arrays it refers to."""
+    text = json.dumps(header, allow_nan=False, separators=(",", ":")).encode()
+    text += b" " * (-(4 + len(text)) % 8)
+    return b"".join((struct.pack("<I", len(text)), text, *blob.parts))
+
+
+def unpack(message: bytes) -> tuple[dict[str, Any], bytes]:
+    """Header and arrays of a message; the arrays of ``[offset, length, type]`` are read with ``array_at``."""
+    (length,) = struct.unpack_from("<I", message)
+    return json.loads(message[4 : 4 + length]), message[4 + length :]
+
+
+def array_at(body: bytes, reference: Sequence[Any]) -> np.ndarray:
+    """One array of a message."""
+    offset, length, code = reference
+    return np.frombuffer(body, dtype=f"<{code}", count=length, offset=offset)
+
+
+# ---- what changed -------------------------------------------------------------------------------------------------
+
+
+def _digest(parts: Iterable[object]) -> str:
+    return hashlib.blake2b(repr(tuple(parts)).encode(), digest_size=8).hexdigest()
+
+
+def chart_version(chart: Chart, window: Window, marks: Sequence[Mark]) -> str:
+    """A short word that changes when the picture of ``chart`` in ``window`` would change.
+
+    Signals only grow, and a late value makes its signal longer: the length within the window and its ends are enough.
+    """
+    parts: list[object] = [chart.id, chart.title, chart.unit, chart.log, window]
+    low, high = _bounds(chart, window)
+    for trace in chart.traces:
+        inside = trace.signal.between(low, high)
+        parts += [trace.name, trace.role, len(inside), *_ends(inside.step)]
+    if chart.kind == "heat" and chart.matrix is not None:
+        matrix = chart.matrix()
+        at = slice(*_slice(matrix.step, low, high))
+        parts += [
+            matrix.stat,
+            matrix.names,
+            len(matrix.step[at]),
+            *_ends(matrix.step[at]),
+            *_heat_scale(matrix.value, matrix.present),
+        ]
+    if chart.kind == "events":
+        parts += [mark for mark in marks if (low is None or mark.step >= low) and (high is None or mark.step <= high)]
+    return _digest(parts)
+
+
+def _ends(step: np.ndarray) -> tuple[int, int]:
+    return (int(step[0]), int(step[-1])) if len(step) else (0, 0)
+
+
+def _bounds(chart: Chart, window: Window) -> tuple[int | None, int | None]:
+    low = None if window.start is None else math.floor(window.start * chart.x_per_unit)
+    high = None if window.stop is None else math.ceil(window.stop * chart.x_per_unit)
+    return low, high
+
+
+def _slice(step: np.ndarray, low: int | None, high: int | None, beyond: int = 0) -> tuple[int, int]:
+    start = 0 if low is None else int(np.searchsorted(step, low, side="left"))
+    stop = len(step) if high is None else int(np.searchsorted(step, high, side="right"))
+    return max(0, start - beyond), min(len(step), stop + beyond)
+
+
+# ---- the message --------------------------------------------------------------------------------------------------
+
+
+def extent(charts: Sequence[Chart]) -> tuple[float, float] | None:
+    """First and last x of everything that is shown; None when there is nothing yet."""
+    ends: list[float] = []
+    for chart in charts:
+        for trace in chart.traces:
+            if len(trace.signal):
+                ends += [end / chart.x_per_unit for end in _ends(trace.signal.step)]
+        if chart.kind == "heat" and chart.matrix is not None and len(step := chart.matrix().step):
+            ends += _ends(step)
+    return (min(ends), max(ends)) if ends else None
+
+
+def build(
+    charts: Sequence[Chart],
+    window: Window,
+    *,
+    marks: Sequence[Mark] = (),
+    have: dict[str, str] | None = None,
+    want: set[str] | None = None,
+    status: dict[str, Any] | None = None,
+) -> bytes | None:
+    """The message for ``window``; None when the browser has it all.
+
+    Args:
+        charts: all charts of the view, in order.
+        have: chart id (and ``layout``, ``marks``, ``status``) to the version that the browser has.
+        want: ids of the charts in sight; None for all of them.
+        status: words for the head of the grid; sent when they changed.
+    """
+    have = have or {}
+    span = extent(charts)
+    layout = [_slot(chart) for chart in charts]
+    shown_marks = thin_marks(marks, window, span)
+    pieces = {"layout": layout, "marks": shown_marks, "status": status, "extent": span}
+    header: dict[str, Any] = {"charts": [], "versions": {}}
+    for name, value in pieces.items():
+        version = _digest([json.dumps(value, sort_keys=True)])
+        if have.get(name) != version:
+            header[name] = value
+            header["versions"][name] = version
+    blob = Blob()
+    for chart in charts:
+        if want is not None and chart.id not in want:
+            continue
+        version = chart_version(chart, window, marks)
+        if have.get(chart.id) != version:
+            header["charts"].append({"id": chart.id, "version": version, **_body(chart, window, blob)})
+    if not header["charts"] and not header["versions"]:
+        return None
+    return pack(header, blob)
+
+
+def _slot(chart: Chart) -> dict[str, Any]:
+    return {
+        "id": chart.id,
+        "title": chart.title,
+        "unit": chart.unit,
+        "kind": chart.kind,
+        "height": chart.height,
+        "log": chart.log,
+        "zero": chart.zero,
+        "help": chart.help,
+        "x_title": chart.x_title,
+    }
+
+
+def _body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
+    match chart.kind:
+        case "heat":
+            return _heat_body(chart, window, blob)
+        case "parts":
+            return _parts_body(chart, window, blob)
+        case "events":
+            return {"traces": []}
+        case _:
+            return {"traces": [_trace_body(trace, chart, window, blob) for trace in chart.traces]}
+
+
+def _trace_body(trace: Trace, chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
+    low, high = _bounds(chart, window)
+    inside = trace.signal.between(low, high)
+    reduced = min_max(inside.step, inside.value, window.buckets)
+    step, value = _with_gaps(reduced)
+    step, value = _with_neighbours(step, value, trace.signal, low, high)
+    body: dict[str, Any] = {
+        "name": trace.name,
+        "colour": trace.colour,
+        "role": trace.role,
+        "x": blob.add(_x(step, chart.x_per_unit)),
+        "y": blob.add(narrow(value)),
+        "ratio": round(reduced.ratio, 2),
+        "nan": reduced.nan_count,
+        "posinf": reduced.posinf_count,
+        "neginf": reduced.neginf_count,
+        "nonpositive": int((inside.value <= 0).sum() - reduced.neginf_count),
+        "count": len(inside),
+    }
+    if len(reduced.nonfinite_step):
+        at, kind, count = thin_nonfinite(reduced, window.buckets)
+        body["marks"] = {"x": blob.add(_x(at, chart.x_per_unit)), "kind": blob.add(kind), "count": blob.add(count)}
+    if len(trace.signal):
+        body["last"] = _json_number(trace.signal.value[-1])
+        body["last_x"] = float(trace.signal.step[-1]) / chart.x_per_unit
+    return body
+
+
+def _json_number(value: float) -> float | str:
+    value = float(value)
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "∞" if value > 0 else "−∞"
+
+
+def _x(step: np.ndarray, per_unit: float) -> np.ndarray:
+    if per_unit != 1.0:
+        return step.astype(np.float64) / per_unit
+    fits = not len(step) or (step[0] >= -(2**31) and step[-1] < 2**31)
+    return step.astype(np.int32 if fits else np.float64)
+
+
+def narrow(value: np.ndarray) -> np.ndarray:
+    """``value`` as float32 where nothing but digits is lost; as float64 where a value would overflow or become 0."""
+    finite = np.abs(value[np.isfinite(value) & (value != 0)])
+    if len(finite) and (finite.max() > 1e38 or finite.min() < 1e-37):
+        return value.astype(np.float64)
+    return value.astype(np.float32)
+
+
+def _with_gaps(reduced: Reduced) -> tuple[np.ndarray, np.ndarray]:
+    """The samples to draw, with a NaN between two neighbours that a non-finite sample lies between: the line breaks."""
+    if not len(reduced.nonfinite_step) or not len(reduced.step):
+        return reduced.step, reduced.value
+    position = np.searchsorted(reduced.step, reduced.nonfinite_step)
+    first_of_gap = np.concatenate(([True], position[1:] != position[:-1]))
+    gap_step, position = reduced.nonfinite_step[first_of_gap], position[first_of_gap]
+    return np.insert(reduced.step, position, gap_step), np.insert(reduced.value, position, np.nan)
+
+
+def _with_neighbours(
+    step: np.ndarray, value: np.ndarray, signal: Signal, low: int | None, high: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """One more sample on each side of the window, so that lines reach its edges."""
+    start, stop = _slice(signal.step, low, high)
+    before = slice(max(0, start - 1), start) if low is not None else slice(0, 0)
+    after = slice(stop, min(len(signal), stop + 1)) if high is not None else slice(0, 0)
+    pieces = (_gapped(signal.value[before]), value, _gapped(signal.value[after]))
+    return np.concatenate((signal.step[before], step, signal.step[after])), np.concatenate(pieces)
+
+
+def _gapped(value: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(value), value, np.nan)
+
+
+def thin_nonfinite(reduced: Reduced, buckets: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One mark per kind and pixel column, with how many samples it stands for.
+
+    Returns:
+        step of the first sample of each mark int64[M], kind uint8[M], count uint32[M].
+    """
+    step, value = reduced.nonfinite_step, reduced.nonfinite_value
+    kind = np.where(np.isnan(value), NAN, np.where(value > 0, POSITIVE, NEGATIVE)).astype(np.uint8)
+    first = min(step[0], reduced.step[0]) if len(reduced.step) else step[0]
+    last = max(step[-1], reduced.step[-1]) if len(reduced.step) else step[-1]
+    column = (step - first) * buckets // max(1, last - first + 1)
+    _, at, count = np.unique(column * 3 + kind, return_index=True, return_counts=True)
+    order = np.argsort(step[at], kind="stable")
+    return step[at][order], kind[at][order], count[order].astype(np.uint32)
+
+
+def _parts_body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
+    """The whole step as a line with its extremes; the parts as means over equal shares of the window."""
+    whole, *parts = chart.traces
+    low, high = _bounds(chart, window)
+    inside = whole.signal.between(low, high)
+    body: dict[str, Any] = {"traces": [_trace_body(whole, chart, window, blob)]}
+    if not len(inside):
+        return body
+    columns = int(min(window.buckets // 2, max(1, inside.step[-1] - inside.step[0] + 1), max(1, len(inside))))
+    edges = np.linspace(inside.step[0], inside.step[-1] + 1, columns + 1)
+    steps, _ = np.histogram(inside.step, edges)
+    filled = steps > 0
+    centre = ((edges[:-1] + edges[1:] - 1) / 2)[filled] / chart.x_per_unit
+    for part in parts:
+        taken = part.signal.between(low, high)
+        finite = np.isfinite(taken.value)
+        total, _ = np.histogram(taken.step[finite], edges, weights=taken.value[finite])
+        mean = total[filled] / steps[filled]
+        body["traces"].append(
+            {
+                "name": part.name,
+                "colour": part.colour,
+                "role": "part",
+                "x": blob.add(centre.astype(np.float64)),
+                "y": blob.add(mean.astype(np.float32)),
+                "last": _json_number(part.signal.value[-1]) if len(part.signal) else None,
+            }
+        )
+    return body
+
+
+def _heat_scale(value: np.ndarray, present: np.ndarray) -> tuple[float, float]:
+    """Smallest and largest power of ten of the colour scale, over the whole run so that a zoom keeps the colours."""
+    good = value[present & np.isfinite(value) & (value > 0)]
+    if not good.size:
+        return -1.0, 0.0
+    high = math.log10(float(good.max()))
+    low = max(math.log10(float(good.min())), high - HEAT_DECADES)
+    return (math.floor(low * 4) / 4, math.ceil(high * 4) / 4) if high > low else (low - 0.5, high + 0.5)
+
+
+def _heat_body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
+    assert chart.matrix is not None
+    matrix = chart.matrix()
+    low, high = _bounds(chart, window)
+    columns = int(min(window.buckets * 3 // 5, max(20, RAW_ROWS // max(1, len(matrix.names)))))
+    start, stop = _slice(matrix.step, low, high)
+    picture = heat(matrix, columns, low, high)
+    bottom, top = _heat_scale(matrix.value, matrix.present)
+    bad = matrix.present[start:stop] & ~np.isfinite(matrix.value[start:stop])
+    return {
+        "names": list(picture.names),
+        "edges": blob.add(picture.edges.astype(np.float64) - 0.5),
+        "cells": blob.add(quantise(picture.value, picture.nonfinite, picture.present, bottom, top).ravel()),
+        "scale": [bottom, top],
+        "ratio": round((stop - start) / max(1, picture.value.shape[1]), 2),
+        "nonfinite": int(bad.sum()),
+        "stat": matrix.stat,
+    }
+
+
+def quantise(value: np.ndarray, nonfinite: np.ndarray, present: np.ndarray, bottom: float, top: float) -> np.ndarray:
+    """Cells as uint8: 0..250 logarithmic from ``10**bottom`` to ``10**top``; 253 zero, 254 absent, 255 non-finite.
+
+    Args:
+        value: float32[L, C], NaN where a cell has no finite value; negative values count by their size.
+    """
+    size = np.abs(np.nan_to_num(value.astype(np.float64), nan=0.0))
+    with np.errstate(divide="ignore"):
+        level = (np.log10(size) - bottom) / max(top - bottom, 1e-9) * HEAT_STEPS
+    code = np.clip(np.where(np.isfinite(level), level, 0), 0, HEAT_STEPS).round().astype(np.uint8)
+    code[size == 0] = HEAT_ZERO
+    code[~present] = HEAT_ABSENT
+    code[nonfinite] = HEAT_NONFINITE
+    return code
+
+
+# ---- marks --------------------------------------------------------------------------------------------------------
+
+_MOST_LINES = 60
+"""Evaluations and checkpoints are lines across the stack only while there are fewer in sight (our judgement)."""
+
+
+def thin_marks(marks: Sequence[Mark], window: Window, span: tuple[float, float] | None) -> list[dict[str, Any]]:
+    """The marks in sight, at most one per kind and pixel column, with how many it stands for and if it is a line."""
+    start = window.start if window.start is not None else (span[0] if span else 0)
+    stop = window.stop if window.stop is not None else (span[1] if span else 0)
+    inside = [mark for mark in marks if mark.step <= stop and (mark.last_step or mark.step) >= start]
+    frequent = {
+        kind: sum(mark.kind == kind for mark in inside) > _MOST_LINES for kind in {mark.kind for mark in inside}
+    }
+    width = max(1e-9, (stop - start) / window.buckets)
+    shown: dict[tuple[object, ...], dict[str, Any]] = {}
+    for mark in inside:
+        alone = mark.kind in ("incident", "crash", "resume")
+        place = (mark.kind, mark.key, mark.step) if alone else (mark.kind, int((mark.step - start) / width))
+        if place in shown:
+            shown[place]["count"] += 1
+            continue
+        shown[place] = {
+            "step": mark.step,
+            "last": mark.last_step,
+            "kind": mark.kind,
+            "text": mark.text,
+            "severity": mark.severity,
+            "key": mark.key,
+            "count": 1,
+            "line": alone or not frequent[mark.kind],
+        }
+    return list(shown.values())

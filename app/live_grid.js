@@ -1,0 +1,775 @@
+// The live charts of one view of one run. Pulls binary windows from /api/frame (see app/frame.py for the message),
+// draws them in place with Plotly.react, and keeps one x range for all charts. Text from outside goes into the page by
+// textContent only, and into Plotly only through plotlyText().
+
+const CONFIG = {
+  displayModeBar: false, displaylogo: false, doubleClick: false, responsive: false, scrollZoom: false,
+  showSendToCloud: false, plotlyServerURL: '', staticPlot: false, showTips: false,
+};
+const VIRIDIS = [
+  [0, '#440154'], [0.13, '#482878'], [0.25, '#3e4a89'], [0.38, '#31688e'], [0.5, '#26828e'],
+  [0.63, '#1f9e89'], [0.75, '#35b779'], [0.88, '#6ece58'], [1, '#fde725'],
+];
+const HEAT = { steps: 250, zero: 253, absent: 254, nonfinite: 255 };
+const MARKS = {
+  incident: { word: 'incident', sign: '▲', symbol: 'triangle-up', level: 3 },
+  crash: { word: 'crash', sign: '✕', symbol: 'x', level: 3 },
+  resume: { word: 'resume', sign: '◆', symbol: 'diamond', level: 2 },
+  stop: { word: 'stop', sign: '■', symbol: 'square', level: 1 },
+  warning: { word: 'warning', sign: '▼', symbol: 'triangle-down', level: 2 },
+  checkpoint: { word: 'checkpoint', sign: '□', symbol: 'square-open', level: 0 },
+  eval: { word: 'evaluation', sign: '○', symbol: 'circle-open', level: 0 },
+  lr_change: { word: 'learning rate change', sign: '◇', symbol: 'diamond-open', level: 1 },
+  data_stage: { word: 'data stage', sign: '▷', symbol: 'triangle-right-open', level: 1 },
+  note: { word: 'note', sign: '●', symbol: 'circle', level: 1 },
+  request: { word: 'request', sign: '▽', symbol: 'triangle-down-open', level: 1 },
+};
+const IDLE_S = 5;          // between questions about a run that has ended: it may be resumed
+const REPORT_AFTER_MS = 400;
+
+const loadPlotly = (url) => window.Plotly ? Promise.resolve(window.Plotly) : (window.__gmPlotly ??= new Promise((done, failed) => {
+  const script = document.createElement('script');
+  script.src = url;
+  script.onload = () => done(window.Plotly);
+  script.onerror = () => { window.__gmPlotly = undefined; script.remove(); failed(new Error('plotly')); };
+  document.head.append(script);
+}));
+
+const element = (tag, className, text) => {
+  const node = document.createElement(tag);
+  if (className) node.className = className;
+  if (text !== undefined) node.textContent = text;
+  return node;
+};
+
+// Plotly reads a little HTML and %{templates} in every text it is given.
+const plotlyText = (text) => String(text).slice(0, 300).replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/>/g, '&gt;').replace(/%\{/g, '%&#123;');
+
+const ARRAYS = { u1: Uint8Array, u4: Uint32Array, i4: Int32Array, f4: Float32Array, f8: Float64Array };
+const arrayAt = (body, [offset, length, type]) => new ARRAYS[type](body, offset, length);
+
+const formatNumber = (v) => {
+  if (v === undefined || v === null) return '–';
+  if (typeof v === 'string') return v;
+  if (Number.isNaN(v)) return 'NaN';
+  if (!Number.isFinite(v)) return v > 0 ? '∞' : '−∞';
+  if (v === 0) return '0';
+  const size = Math.abs(v);
+  const text = size >= 1e6 || size < 1e-3 ? v.toExponential(2).replace('e+', 'e') : size >= 1e4 ? formatCount(v) : String(Number(v.toPrecision(4)));
+  return text.replace(/-/g, '−');
+};
+const formatCount = (v) => Math.round(v).toLocaleString('en-US').replace(/,/g, '\u202f');
+
+// ---- state ----------------------------------------------------------------------------------------------------------
+
+function newState(root) {
+  const bar = element('div', 'gm-bar');
+  const status = element('span', 'gm-status', 'loading charts');
+  const cursor = element('span', 'gm-cursor');
+  const span = element('span', 'gm-span');
+  const reset = element('button', 'gm-reset', 'Reset zoom');
+  const pause = element('button', 'gm-pause', 'Pause charts');
+  for (const button of [reset, pause]) button.type = 'button';
+  reset.hidden = true;
+  pause.setAttribute('aria-pressed', 'false');
+  bar.append(status, cursor, element('span', 'gm-space'), span, reset, pause);
+  const charts = element('div', 'gm-charts');
+  root.replaceChildren(bar, charts);
+  const S = {
+    root, status, cursor, spanText: span, resetButton: reset, pauseButton: pause, charts,
+    slots: new Map(), versions: {}, extent: null, marks: [], state: null, range: null, layer: null, stat: null,
+    timer: 0, reportTimer: 0, resizeTimer: 0, soonTimer: 0, busy: false, again: false, paused: false, updated: 0, failed: false, theme: '',
+    bar: 0, given: -1, stopped: false, drawnOnce: false,
+  };
+  reset.onclick = () => zoom(S, null);
+  pause.onclick = () => {
+    S.paused = !S.paused;
+    pause.textContent = S.paused ? 'Resume charts' : 'Pause charts';
+    pause.setAttribute('aria-pressed', String(S.paused));
+    sayStatus(S);
+    if (!S.paused) tick(S);
+  };
+  S.seen = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      const slot = entry.target.__slot;
+      slot.visible = entry.isIntersecting;
+      if (slot.visible && slot.data && slot.dirty) draw(S, slot);
+    }
+    if (S.drawnOnce && entries.some((entry) => entry.isIntersecting)) soon(S);
+  }, { rootMargin: '350px 0px' });
+  S.sized = new ResizeObserver(() => { clearTimeout(S.resizeTimer); S.resizeTimer = setTimeout(() => resized(S), 120); });
+  S.sized.observe(root);
+  S.onVisibility = () => { if (!document.hidden) tick(S); };
+  document.addEventListener('visibilitychange', S.onVisibility);
+  S.clock = setInterval(() => sayStatus(S), 1000);
+  return S;
+}
+
+function theme(S) {
+  const css = getComputedStyle(S.root);
+  const get = (name, other) => (css.getPropertyValue(name) || other).trim();
+  const background = get('--st-background-color', '#ffffff');
+  const probe = background.match(/[0-9a-f]{2}/gi) || ['ff', 'ff', 'ff'];
+  const dark = probe.slice(0, 3).reduce((sum, part) => sum + parseInt(part, 16), 0) < 384;
+  S.root.classList.toggle('gm-dark', dark);
+  const colours = get('--st-chart-categorical-colors', '').split(/,(?![^(]*\))/).map((part) => part.trim()).filter(Boolean);
+  return {
+    dark, background, text: get('--gm-text', '#1c2430'), muted: dark ? '#a9b4c0' : '#55606d', line: dark ? '#2b333e' : '#e4e8ed',
+    font: get('--st-font', 'sans-serif'), critical: get('--gm-critical', '#c2261c'), warning: get('--gm-warning', '#a35f00'),
+    info: get('--gm-info', '#0b62a3'), resume: get('--gm-resume', '#6a43b5'), nonfinite: get('--gm-nonfinite', '#c4006f'),
+    zero: get('--gm-zero', '#7b8794'), colours: colours.length ? colours : ['#0072b2', '#d55e00', '#009e73', '#b0589a', '#c98a00'],
+    key: `${background}|${colours.join()}`,
+  };
+}
+
+const markColour = (T, mark) => {
+  if (mark.kind === 'incident' || mark.kind === 'crash') return T[mark.severity] || T.critical;
+  if (mark.kind === 'resume') return T.resume;
+  return mark.kind === 'warning' ? T.warning : T.muted;
+};
+
+// ---- asking ---------------------------------------------------------------------------------------------------------
+
+const wide = (S) => S.root.clientWidth >= 720;
+const margins = (S) => ({ l: wide(S) ? 118 : 54, r: 14, t: 6, b: 24 });
+const buckets = (S) => {
+  const pixels = Math.max(120, S.root.clientWidth - margins(S).l - 14);
+  return [150, 250, 400, 600, 900, 1200].find((size) => size * 1.7 >= pixels) || 1200;
+};
+
+function address(S) {
+  const query = new URLSearchParams({ run: S.data.run, view: S.data.view, px: buckets(S) });
+  if (S.range) { query.set('x0', S.range[0]); query.set('x1', S.range[1]); }
+  if (S.stat) query.set('stat', S.stat);
+  if (S.layer) query.set('layer', S.layer);
+  const have = Object.entries(S.versions).map(([name, version]) => `${name}:${version}`);
+  if (have.length) query.set('have', have.join(','));
+  if (S.drawnOnce) query.set('want', [...S.slots.values()].filter((slot) => slot.visible).map((slot) => slot.id).join(','));
+  return `${S.data.base}/api/frame?${query}`;
+}
+
+async function tick(S) {
+  clearTimeout(S.timer);
+  if (S.stopped) return;
+  if (S.busy) { S.again = true; return; }
+  S.busy = true;
+  try {
+    do {
+      S.again = false;
+      if (S.theme && theme(S).key !== S.theme) redrawAll(S);
+      await pull(S);
+    } while (S.again && !S.stopped);
+  } finally {
+    S.busy = false;
+    schedule(S);
+  }
+}
+
+function schedule(S) {
+  clearTimeout(S.timer);
+  const live = S.failed || S.state === null || S.state.live;
+  if (!S.stopped && !document.hidden) S.timer = setTimeout(() => (S.paused ? schedule(S) : tick(S)), (live ? S.data.every : IDLE_S) * 1000);
+}
+
+const soon = (S) => { clearTimeout(S.soonTimer); S.soonTimer = setTimeout(() => tick(S), 40); };
+
+async function pull(S) {
+  let answer;
+  const asked = S.range;
+  try {
+    await loadPlotly(`${S.data.base}/assets/plotly.min.js?v=${S.data.plotly}`);
+    answer = await fetch(address(S), { cache: 'no-store' });
+  } catch {
+    return failed(S, 'waiting for the server; it will go on by itself');
+  }
+  if (S.stopped) return;
+  if (answer.status === 204) return arrived(S);
+  if (!answer.ok) {
+    const problem = await answer.json().catch(() => ({}));
+    return failed(S, problem.error || `the server answered ${answer.status}; it will be asked again`);
+  }
+  const buffer = await answer.arrayBuffer();
+  if (S.stopped) return;
+  if (asked !== S.range) { S.again = true; return; }     // zoomed while the answer was on its way
+  const length = new DataView(buffer).getUint32(0, true);
+  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
+  const body = buffer.slice(4 + length);
+  apply(S, header, body);
+  arrived(S);
+}
+
+function failed(S, words) {
+  S.failed = words;
+  sayStatus(S);
+}
+
+function arrived(S) {
+  S.failed = false;
+  S.updated = Date.now();
+  sayStatus(S);
+}
+
+// ---- taking in ------------------------------------------------------------------------------------------------------
+
+function apply(S, header, body) {
+  const changed = header.versions;
+  if ('status' in changed) S.state = header.status;
+  if ('layout' in changed) layOut(S, header.layout);
+  const before = JSON.stringify(S.extent);
+  if ('extent' in changed) S.extent = header.extent;
+  if ('marks' in changed) S.marks = header.marks;
+  Object.assign(S.versions, changed);
+  const fresh = new Set();
+  for (const chart of header.charts) {
+    const slot = S.slots.get(chart.id);
+    if (!slot) continue;
+    slot.data = readChart(chart, body);
+    slot.dirty = true;
+    S.versions[chart.id] = chart.version;
+    fresh.add(slot);
+  }
+  const all = 'marks' in changed || (!S.range && before !== JSON.stringify(S.extent)) || !S.drawnOnce;
+  for (const slot of S.slots.values()) {
+    if (all && slot.data) slot.dirty = true;
+    if (slot.dirty && slot.data && (slot.visible || !S.drawnOnce)) draw(S, slot);
+  }
+  S.drawnOnce = S.drawnOnce || header.charts.length > 0;
+}
+
+function readChart(chart, body) {
+  if (chart.cells) return { ...chart, edges: arrayAt(body, chart.edges), cells: arrayAt(body, chart.cells) };
+  return {
+    ...chart,
+    traces: chart.traces.map((trace) => ({
+      ...trace, x: arrayAt(body, trace.x), y: arrayAt(body, trace.y),
+      marks: trace.marks && { x: arrayAt(body, trace.marks.x), kind: arrayAt(body, trace.marks.kind), count: arrayAt(body, trace.marks.count) },
+    })),
+  };
+}
+
+function layOut(S, layout) {
+  const keep = new Set(layout.map((spec) => spec.id));
+  for (const [id, slot] of S.slots) {
+    if (keep.has(id)) continue;
+    S.seen.unobserve(slot.node);
+    if (slot.drawn) window.Plotly.purge(slot.plot);
+    slot.node.remove();
+    S.slots.delete(id);
+    delete S.versions[id];
+  }
+  S.charts.querySelector('.gm-empty')?.remove();
+  if (!layout.length) S.charts.append(element('div', 'gm-empty', EMPTY[S.data.view] || EMPTY.story));
+  let previous = null;
+  for (const spec of layout) {
+    let slot = S.slots.get(spec.id);
+    if (!slot) { slot = newSlot(S, spec); S.slots.set(spec.id, slot); }
+    setHead(slot, spec);
+    if (previous ? previous.node.nextSibling !== slot.node : S.charts.firstChild !== slot.node) {
+      S.charts.insertBefore(slot.node, previous ? previous.node.nextSibling : S.charts.firstChild);
+    }
+    previous = slot;
+  }
+  layout.forEach((spec, index) => {
+    const slot = S.slots.get(spec.id), last = index === layout.length - 1;
+    if (slot.last !== last) slot.dirty = true;
+    slot.last = last;
+  });
+}
+
+const EMPTY = {
+  story: 'No points yet. They appear here as soon as the training has made its first step.',
+  landscape: 'No landscape samples in this run. They are taken every monitor.landscape_every steps.',
+  system: 'No machine samples yet. They are taken every two seconds while the training runs.',
+};
+
+function newSlot(S, spec) {
+  const node = element('div', 'gm-chart');
+  node.dataset.id = spec.id;
+  node.setAttribute('role', 'figure');
+  const head = element('div', 'gm-head');
+  const title = element('span', 'gm-title');
+  const unit = element('span', 'gm-unit');
+  const legend = element('span', 'gm-legend');
+  const note = element('span', 'gm-note');
+  const tools = element('span', 'gm-tools');
+  const titled = element('span');
+  titled.append(title, unit);
+  head.append(titled, legend, note, tools);
+  const plot = element('div', 'gm-plot');
+  const cross = element('div', 'gm-cross');
+  const tip = element('div', 'gm-tip');
+  const wrap = element('div', 'gm-plot');
+  wrap.append(plot, cross, tip);
+  node.append(head, wrap);
+  const slot = { id: spec.id, spec, node, plot, wrap, cross, tip, title, unit, legend, note, tools, visible: true, dirty: false, drawn: false, data: null, log: null, own: 0 };
+  node.__slot = slot;
+  S.seen.observe(node);
+  wrap.addEventListener('mousemove', (event) => hover(S, slot, event));
+  wrap.addEventListener('mouseleave', () => hover(S, null, null));
+  if (spec.kind === 'heat') wrap.addEventListener('pointerdown', (event) => pressed(S, slot, event), true);
+  if (spec.kind === 'lines') {
+    const button = element('button', '', 'log');
+    button.type = 'button';
+    button.title = 'Logarithmic value axis';
+    button.onclick = () => { slot.log = !isLog(slot); slot.dirty = true; draw(S, slot); };
+    slot.logButton = button;
+    tools.append(button);
+  }
+  return slot;
+}
+
+const isLog = (slot) => (slot.log === null ? slot.spec.log : slot.log);
+
+function setHead(slot, spec) {
+  slot.spec = spec;
+  slot.title.textContent = spec.title;
+  slot.title.title = spec.help || '';
+  slot.unit.textContent = spec.unit && spec.unit !== '1' ? `(${spec.unit})` : '';
+  slot.node.setAttribute('aria-label', spec.title);
+}
+
+// ---- drawing --------------------------------------------------------------------------------------------------------
+
+function xRange(S) {
+  if (S.range) return S.range;
+  if (!S.extent) return [0, 1];
+  const [first, last] = S.extent;
+  const pad = Math.max((last - first) * 0.004, first === last ? 0.5 : 0);
+  return [first - pad, last + pad];
+}
+
+function baseLayout(S, T, slot) {
+  const axis = { gridcolor: T.line, linecolor: T.line, zerolinecolor: T.line, tickfont: { size: 11, color: T.muted }, zeroline: false };
+  return {
+    height: slot.spec.height + (slot.last ? 16 : 0), margin: { ...margins(S), b: slot.last ? 40 : 24 }, autosize: true, showlegend: false, dragmode: 'zoom', hovermode: 'closest', hoverdistance: 12,
+    paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)', font: { family: T.font, color: T.text, size: 12 },
+    hoverlabel: { bgcolor: T.background, bordercolor: T.line, font: { family: T.font, size: 12, color: T.text }, align: 'left' },
+    xaxis: { ...axis, range: xRange(S).slice(), type: 'linear', fixedrange: false, tickformat: ',~f', separatethousands: true, nticks: wide(S) ? 12 : 5, showgrid: true, ...(slot.last ? { title: { text: slot.spec.x_title, font: { size: 12, color: T.muted }, standoff: 8 } } : {}) },
+    yaxis: { ...axis, fixedrange: true, nticks: Math.max(3, Math.round(slot.spec.height / 38)), exponentformat: 'power', automargin: false },
+    shapes: [], uirevision: 'constant', separators: '.\u202f',
+  };
+}
+
+function draw(S, slot) {
+  const P = window.Plotly;
+  if (!P || S.stopped || !slot.data) return;
+  const T = theme(S);
+  S.theme = T.key;
+  slot.dirty = false;
+  const drawer = { heat: heatFigure, events: eventsFigure, parts: partsFigure }[slot.spec.kind] || linesFigure;
+  const { traces, layout } = drawer(S, T, slot);
+  layout.shapes.push(...markShapes(S, T, slot));
+  slot.own += 1;
+  const first = !slot.drawn;
+  slot.drawn = true;
+  Promise.resolve(P.react(slot.plot, traces, layout, CONFIG)).finally(() => { slot.own -= 1; });
+  if (first) {
+    slot.plot.on('plotly_relayout', (change) => relaid(S, slot, change));
+    slot.plot.on('plotly_doubleclick', () => zoom(S, null));
+    slot.plot.on('plotly_click', (event) => clicked(S, slot, event));
+  }
+}
+
+function redrawAll(S) {
+  for (const slot of S.slots.values()) { slot.dirty = true; if (slot.visible) draw(S, slot); }
+}
+
+function linesFigure(S, T, slot) {
+  const layout = baseLayout(S, T, slot);
+  const log = isLog(slot);
+  slot.logButton?.setAttribute('aria-pressed', String(log));
+  Object.assign(layout.yaxis, log ? logAxis(slot) : linearAxis(slot));
+  const traces = slot.data.traces.map((trace) => lineTrace(T, trace));
+  for (const trace of slot.data.traces) traces.push(...lonely(T, trace));
+  traces.push(...nonfiniteTraces(T, slot, layout));
+  setLegend(S, T, slot);
+  setNote(slot, log);
+  return { traces, layout };
+}
+
+const colourOf = (T, trace) => trace.role === 'faded' ? T.muted : T.colours[trace.colour % T.colours.length];
+
+function linearAxis(slot) {
+  return { type: 'linear', autorange: true, rangemode: slot.spec.zero ? 'tozero' : 'normal', tickformat: slot.spec.unit === 'tokens/s' ? '~s' : '~g' };
+}
+
+// Own ticks: Plotly labels the 2 and the 5 between powers of ten in other sizes, and puts a constant on two decades.
+function logAxis(slot) {
+  let low = Infinity, high = 0;
+  for (const trace of slot.data.traces) for (const v of trace.y) if (v > 0 && v < Infinity) { low = Math.min(low, v); high = Math.max(high, v); }
+  if (!(high > 0)) return { type: 'log', range: [-1, 1], autorange: false, showticklabels: false, dtick: 1 };
+  let bottom = Math.log10(low), top = Math.log10(high);
+  const pad = Math.max((top - bottom) * 0.06, 0.02);
+  bottom -= pad; top += pad;
+  const decades = top - bottom;
+  const axis = { type: 'log', range: [bottom, top], autorange: false };
+  if (decades < 0.7) return { ...axis, tickformat: '~g' };
+  const every = Math.max(1, Math.ceil(decades / Math.max(2, slot.spec.height / 40)));
+  const steps = decades < 2 ? [1, 2, 5] : [1];
+  const ticks = [];
+  for (let k = Math.floor(bottom); k <= Math.ceil(top); k += 1) if (k % every === 0) for (const m of steps) ticks.push(Number(`${m}e${k}`));
+  return { ...axis, tickmode: 'array', tickvals: ticks, ticktext: ticks.map((v) => (v >= 1e5 || v < 1e-4 ? v.toExponential(0).replace('e+', 'e').replace('-', '−') : String(v))) };
+}
+
+function lineTrace(T, trace) {
+  const few = trace.x.length <= 40;
+  const colour = colourOf(T, trace);
+  return {
+    type: 'scatter', name: plotlyText(trace.name), x: trace.x, y: trace.y, connectgaps: false, hoverinfo: 'skip',
+    mode: trace.role === 'limit' || trace.role === 'faded' ? 'lines' : trace.role === 'points' || few ? 'lines+markers' : 'lines',
+    opacity: trace.role === 'faded' ? 0.45 : 1,
+    line: { color: colour, width: trace.role === 'points' ? 1 : 1.4, dash: trace.role === 'limit' ? 'dash' : trace.role === 'faded' ? 'dot' : 'solid', simplify: false },
+    marker: { color: colour, size: trace.role === 'points' ? 5 : 3.5 },
+  };
+}
+
+// A finite sample between two gaps is no line; it gets a dot so that it is not lost.
+function lonely(T, trace) {
+  if (!trace.marks || trace.x.length <= 40) return [];
+  const x = [], y = [];
+  for (let i = 0; i < trace.y.length; i += 1) {
+    if (Number.isFinite(trace.y[i]) && !Number.isFinite(trace.y[i - 1]) && !Number.isFinite(trace.y[i + 1])) { x.push(trace.x[i]); y.push(trace.y[i]); }
+  }
+  return x.length ? [{ type: 'scatter', mode: 'markers', x, y, hoverinfo: 'skip', marker: { color: colourOf(T, trace), size: 3.5 } }] : [];
+}
+
+const NONFINITE = [
+  { word: 'NaN', symbol: 'triangle-down', y: 0.93 },
+  { word: '∞', symbol: 'triangle-up', y: 0.93 },
+  { word: '−∞', symbol: 'triangle-down', y: 0.07 },
+];
+
+function nonfiniteTraces(T, slot, layout) {
+  const made = [];
+  let row = 0;
+  for (const trace of slot.data.traces) {
+    if (!trace.marks) continue;
+    NONFINITE.forEach((kind, code) => {
+      const x = [], text = [];
+      trace.marks.kind.forEach((mark, i) => {
+        if (mark !== code) return;
+        x.push(trace.marks.x[i]);
+        const count = trace.marks.count[i];
+        text.push(`${plotlyText(trace.name)}: ${kind.word} at ${formatCount(trace.marks.x[i])}${count > 1 ? ` and ${formatCount(count - 1)} more here` : ''}`);
+      });
+      if (!x.length) return;
+      const y = kind.y > 0.5 ? kind.y - 0.1 * Math.min(row, 4) : kind.y + 0.1 * Math.min(row, 4);
+      made.push({
+        type: 'scatter', mode: 'markers', name: `non-finite ${kind.word}`, x, y: x.map(() => y), yaxis: 'y2', text, hoverinfo: 'text', cliponaxis: false,
+        marker: { color: T.nonfinite, size: 9, symbol: kind.symbol, line: { color: colourOf(T, trace), width: 1 } },
+      });
+    });
+    row += 1;
+  }
+  if (made.length) layout.yaxis2 = { overlaying: 'y', range: [0, 1], fixedrange: true, visible: false };
+  return made;
+}
+
+function partsFigure(S, T, slot) {
+  const layout = baseLayout(S, T, slot);
+  Object.assign(layout.yaxis, linearAxis(slot));
+  const traces = [];
+  for (const trace of slot.data.traces.slice(1)) {
+    const colour = colourOf(T, trace);
+    traces.push({
+      type: 'scatter', mode: 'lines', name: plotlyText(trace.name), x: trace.x, y: trace.y, stackgroup: 'parts', hoverinfo: 'skip',
+      line: { width: 0.5, color: colour }, fillcolor: translucent(colour, 0.62),
+    });
+  }
+  const whole = slot.data.traces[0];
+  if (whole) traces.push({ ...lineTrace(T, whole), line: { color: T.text, width: 1, simplify: false }, mode: 'lines' }, ...nonfiniteTraces(T, slot, layout));
+  setLegend(S, T, slot);
+  setNote(slot, false);
+  return { traces, layout };
+}
+
+function translucent(colour, alpha) {
+  const parts = colour.match(/^#([0-9a-f]{2})([0-9a-f]{2})([0-9a-f]{2})$/i);
+  return parts ? `rgba(${parts.slice(1).map((part) => parseInt(part, 16)).join(',')},${alpha})` : colour;
+}
+
+function heatFigure(S, T, slot) {
+  const layout = baseLayout(S, T, slot);
+  const { names, edges, cells, scale: [bottom, top] } = slot.data;
+  const rows = names.length, columns = Math.max(0, edges.length - 1);
+  const z = [], special = [];
+  let anySpecial = false;
+  for (let r = 0; r < rows; r += 1) {
+    const line = new Float32Array(columns), other = new Float32Array(columns);
+    for (let c = 0; c < columns; c += 1) {
+      const code = cells[r * columns + c];
+      line[c] = code <= HEAT.steps ? bottom + (code / HEAT.steps) * (top - bottom) : NaN;
+      other[c] = code === HEAT.nonfinite ? 1 : code === HEAT.zero ? 0 : NaN;
+      anySpecial ||= code >= HEAT.zero && code !== HEAT.absent;
+    }
+    z.push(line); special.push(other);
+  }
+  const y = Array.from({ length: rows + 1 }, (_, r) => r - 0.5);
+  const common = { type: 'heatmap', x: edges, y, showscale: false, hoverinfo: 'skip', zsmooth: false, xgap: 0, ygap: rows <= 40 ? 1 : 0 };
+  const traces = [{ ...common, z, zmin: bottom, zmax: top, colorscale: VIRIDIS }];
+  if (anySpecial) traces.push({ ...common, z: special, zmin: 0, zmax: 1, colorscale: [[0, T.zero], [0.49, T.zero], [0.5, T.nonfinite], [1, T.nonfinite]] });
+  const most = Math.max(1, Math.floor((slot.spec.height - 30) / 13));
+  const every = Math.ceil(rows / most);
+  const shown = names.map((_, r) => r).filter((r) => r % every === 0);
+  const room = Math.floor((margins(S).l - 10) / 5.6);
+  Object.assign(layout.yaxis, {
+    type: 'linear', range: [rows - 0.5, -0.5], autorange: false, showgrid: false, tickvals: shown, tickmode: 'array', ticks: '',
+    ticktext: shown.map((r) => plotlyText(shorten(names[r], room))), tickfont: { size: 10, color: T.muted },
+  });
+  layout.xaxis.showgrid = false;
+  setScale(S, T, slot);
+  return { traces, layout };
+}
+
+const shorten = (name, room) => {
+  const short = name.endsWith('.weight') ? name.slice(0, -7) : name;
+  return short.length <= room ? short : `…${short.slice(short.length - room + 1).replace(/^\.+/, '')}`;
+};
+
+function eventsFigure(S, T, slot) {
+  const layout = baseLayout(S, T, slot);
+  const traces = Object.entries(MARKS).map(([kind, look]) => {
+    const marks = S.marks.filter((mark) => mark.kind === kind);
+    return {
+      type: 'scatter', mode: 'markers', name: look.word, x: marks.map((mark) => mark.step), y: marks.map(() => look.level), hoverinfo: 'text',
+      text: marks.map((mark) => `step ${formatCount(mark.step)}: ${plotlyText(mark.text)}${mark.count > 1 ? `, and ${mark.count - 1} more here` : ''}`),
+      customdata: marks.map((mark) => mark.key), marker: { symbol: look.symbol, size: look.level === 3 ? 11 : 8, color: marks.map((mark) => markColour(T, mark)) },
+    };
+  }).filter((trace) => trace.x.length);
+  Object.assign(layout.yaxis, { range: [-0.9, 3.9], showgrid: false, showticklabels: false, autorange: false });
+  slot.legend.replaceChildren(...Object.entries(MARKS).flatMap(([kind, look]) => {
+    const count = S.marks.filter((mark) => mark.kind === kind).reduce((sum, mark) => sum + mark.count, 0);
+    if (!count) return [];
+    const chip = element('span', 'gm-chip');
+    const sign = element('span', '', look.sign);
+    sign.style.color = markColour(T, S.marks.find((mark) => mark.kind === kind));
+    chip.append(sign, element('span', 'gm-name', `${look.word}${count > 1 ? ` × ${formatCount(count)}` : ''}`));
+    return [chip];
+  }));
+  slot.note.textContent = traces.length ? '' : 'none in sight';
+  return { traces, layout };
+}
+
+function markShapes(S, T, slot) {
+  const shapes = [];
+  if (S.data.view === 'system') return shapes;
+  for (const mark of S.marks) {
+    const serious = mark.kind === 'incident' || mark.kind === 'crash';
+    if (!mark.line || (slot.spec.kind === 'events' && !serious)) continue;
+    const colour = markColour(T, mark);
+    if (serious && mark.last !== null && mark.last > mark.step) {
+      shapes.push({ type: 'rect', xref: 'x', yref: 'paper', x0: mark.step, x1: mark.last, y0: 0, y1: 1, line: { width: 0 }, fillcolor: colour, opacity: 0.07, layer: 'below' });
+    }
+    shapes.push({
+      type: 'line', xref: 'x', yref: 'paper', x0: mark.step, x1: mark.step, y0: 0, y1: 1, layer: serious ? 'above' : 'below',
+      opacity: serious || mark.kind === 'resume' ? 0.9 : mark.kind === 'eval' ? 0.22 : 0.4,
+      line: { color: colour, width: serious ? 1.3 : 1, dash: mark.kind === 'resume' ? 'dash' : serious ? 'solid' : 'dot' },
+    });
+  }
+  return shapes;
+}
+
+// ---- heads ----------------------------------------------------------------------------------------------------------
+
+function setLegend(S, T, slot) {
+  const grouped = slot.data.traces.filter((trace) => trace.role !== 'faded');
+  slot.chips = grouped.map((trace) => {
+    const chip = element('span', 'gm-chip');
+    const key = element('span', `gm-key${trace.role === 'part' ? ' gm-area' : ''}${trace.role === 'limit' ? ' gm-dash' : ''}`);
+    key.style.color = slot.spec.kind === 'parts' && trace.role === 'line' ? T.text : colourOf(T, trace);
+    const value = element('span', 'gm-value', formatNumber(trace.last));
+    chip.append(key, element('span', 'gm-name', trace.name), value);
+    return { chip, value, trace };
+  });
+  const faded = slot.data.traces.length - grouped.length;
+  const nodes = slot.chips.map((entry) => entry.chip);
+  if (faded) {
+    const chip = element('span', 'gm-chip');
+    const key = element('span', 'gm-key gm-dash');
+    key.style.color = T.muted;
+    chip.append(key, element('span', 'gm-name', 'superseded by a later attempt'));
+    nodes.push(chip);
+  }
+  slot.legend.replaceChildren(...nodes);
+}
+
+function setNote(slot, log) {
+  const traces = slot.data.traces;
+  const sum = (name) => traces.reduce((total, trace) => total + (trace[name] || 0), 0);
+  const ratio = Math.max(1, ...traces.map((trace) => trace.ratio || 1));
+  const words = [];
+  if (ratio >= 1.05) words.push([`reduced ${ratio >= 10 ? Math.round(ratio) : ratio.toFixed(1)}:1, extremes kept`, false]);
+  for (const [name, word] of [['nan', 'NaN'], ['posinf', '∞'], ['neginf', '−∞']]) if (sum(name)) words.push([`${formatCount(sum(name))} ${word}`, true]);
+  if (log && sum('nonpositive')) words.push([`${formatCount(sum('nonpositive'))} values ≤ 0 are not on the log axis`, true]);
+  if (traces.length && !traces.some((trace) => trace.count)) words.push(['no points in sight', false]);
+  else if (traces.length && !traces.some((trace) => trace.y.some(Number.isFinite))) words.push(['no finite value in sight', true]);
+  slot.note.replaceChildren(...words.flatMap(([text, bad], i) => [i ? ', ' : '', element('span', bad ? 'gm-bad' : '', text)]));
+}
+
+function setScale(S, T, slot) {
+  const { scale: [bottom, top], ratio, nonfinite, cells } = slot.data;
+  const box = element('span', 'gm-scale');
+  const ramp = element('span', 'gm-ramp');
+  ramp.style.background = `linear-gradient(to right, ${VIRIDIS.map(([at, colour]) => `${colour} ${at * 100}%`).join(',')})`;
+  box.append(element('span', '', formatNumber(10 ** bottom)), ramp, element('span', '', formatNumber(10 ** top)));
+  const swatch = (colour, words) => { const s = element('span', 'gm-swatch'); s.style.background = colour; box.append(s, element('span', '', words)); };
+  if (cells.includes(HEAT.zero)) swatch(T.zero, 'zero');
+  if (cells.includes(HEAT.nonfinite)) swatch(T.nonfinite, 'non-finite');
+  slot.legend.replaceChildren(box);
+  const words = [];
+  if (ratio >= 1.05) words.push([`reduced ${ratio >= 10 ? Math.round(ratio) : ratio.toFixed(1)}:1, largest kept`, false]);
+  if (nonfinite) words.push([`${formatCount(nonfinite)} non-finite`, true]);
+  slot.note.replaceChildren(...words.flatMap(([text, bad], i) => [i ? ', ' : '', element('span', bad ? 'gm-bad' : '', text)]));
+}
+
+function sayStatus(S) {
+  let words = 'loading charts';
+  if (S.failed) words = S.failed;
+  else if (S.updated) {
+    const seconds = Math.round((Date.now() - S.updated) / 1000);
+    const step = S.state && S.state.last_step !== null ? `, step ${formatCount(S.state.last_step)}` : '';
+    if (S.paused) words = 'charts paused';
+    else if (S.state && S.state.live) words = `live${step}${seconds > 4 ? `, last asked ${seconds} s ago` : ''}`;
+    else words = '';           // the header of the page says how it ended
+  }
+  if (S.status.textContent !== words) S.status.textContent = words;
+  S.status.classList.toggle('gm-warn', Boolean(S.failed));
+  S.pauseButton.hidden = !(S.paused || !S.state || S.state.live);
+  S.resetButton.hidden = !S.range;
+  S.spanText.textContent = S.range ? `${S.data.view === 'system' ? 'seconds' : 'steps'} ${formatCount(S.range[0])} to ${formatCount(S.range[1])}` : '';
+}
+
+// ---- hands ----------------------------------------------------------------------------------------------------------
+
+function relaid(S, slot, change) {
+  if (slot.own > 0) return;
+  const range = change['xaxis.range'] || (change['xaxis.range[0]'] !== undefined ? [change['xaxis.range[0]'], change['xaxis.range[1]']] : null);
+  if (range) zoom(S, [Number(range[0]), Number(range[1])]);
+}
+
+function zoom(S, range, report = true) {
+  if (range && !(Number.isFinite(range[0]) && range[1] > range[0])) return;
+  S.range = range && range.map((end) => Number(end.toPrecision(10)));
+  sayStatus(S);
+  for (const slot of S.slots.values()) {
+    delete S.versions[slot.id];
+    slot.dirty = true;
+    if (slot.visible && slot.drawn) draw(S, slot);      // the new range at once, finer data when it has come
+  }
+  tick(S);
+  clearTimeout(S.reportTimer);
+  // [] and not null for no zoom: null is what a new session has, so that it would be no change and no callback.
+  if (report) S.reportTimer = setTimeout(() => { if (!S.stopped) S.api.setStateValue('range', S.range || []); }, REPORT_AFTER_MS);
+}
+
+function place(slot, event) {
+  const axis = slot.plot._fullLayout?.xaxis, y = slot.plot._fullLayout?.yaxis;
+  if (!axis || !y) return null;
+  const box = slot.plot.getBoundingClientRect();
+  const px = event.clientX - box.left - axis._offset, py = event.clientY - box.top - y._offset;
+  if (px < 0 || px > axis._length) return null;
+  return { px, py, x: axis.p2d(px), left: px + axis._offset, top: event.clientY - box.top, inside: py >= 0 && py <= y._length };
+}
+
+function hover(S, slot, event) {
+  const at = slot && slot.drawn ? place(slot, event) : null;
+  cancelAnimationFrame(S.frame);
+  S.frame = requestAnimationFrame(() => {
+    S.cursor.textContent = at ? `${S.data.view === 'system' ? 'second' : 'step'} ${formatCount(at.x)}` : '';
+    for (const other of S.slots.values()) {
+      other.cross.style.display = at && other.drawn ? 'block' : 'none';
+      if (at) other.cross.style.left = `${at.left}px`;
+      for (const { value, trace } of other.chips || []) {
+        const text = formatNumber(at ? valueAt(trace, at.x) : trace.last);
+        if (value.textContent !== text) value.textContent = text;
+      }
+      if (other !== slot || !at || !at.inside) other.tip.style.display = 'none';
+    }
+    if (at && at.inside && slot.spec.kind === 'heat') heatTip(S, slot, at);
+  });
+}
+
+function valueAt(trace, x) {
+  const n = trace.x.length;
+  if (!n) return undefined;
+  let low = 0, high = n;
+  while (low < high) { const middle = (low + high) >> 1; if (trace.x[middle] < x) low = middle + 1; else high = middle; }
+  if (low === n || (low > 0 && x - trace.x[low - 1] < trace.x[low] - x)) low -= 1;
+  return trace.y[low];
+}
+
+function cellAt(slot, at) {
+  const { names, edges, cells } = slot.data;
+  const columns = edges.length - 1;
+  const row = Math.round(slot.plot._fullLayout.yaxis.p2d(at.py));
+  let column = -1;
+  for (let c = 0; c < columns; c += 1) if (edges[c] <= at.x && at.x < edges[c + 1]) { column = c; break; }
+  if (row < 0 || row >= names.length || column < 0) return null;
+  return { name: names[row], first: edges[column] + 0.5, last: edges[column + 1] - 0.5, code: cells[row * columns + column] };
+}
+
+function heatTip(S, slot, at) {
+  const cell = cellAt(slot, at);
+  if (!cell) { slot.tip.style.display = 'none'; return; }
+  const [bottom, top] = slot.data.scale;
+  const value = { [HEAT.zero]: 'zero', [HEAT.absent]: 'not measured', [HEAT.nonfinite]: 'non-finite' }[cell.code] || `about ${(10 ** (bottom + (cell.code / HEAT.steps) * (top - bottom))).toPrecision(2)}`;
+  const steps = cell.last > cell.first ? `steps ${formatCount(cell.first)} to ${formatCount(cell.last)}` : `step ${formatCount(cell.first)}`;
+  slot.tip.textContent = `${cell.name}, ${steps}: ${value}`;
+  slot.tip.style.display = 'block';
+  const right = at.left > slot.wrap.clientWidth / 2;
+  slot.tip.style.left = right ? '' : `${at.left + 14}px`;
+  slot.tip.style.right = right ? `${slot.wrap.clientWidth - at.left + 14}px` : '';
+  slot.tip.style.top = `${Math.max(0, Math.min(at.top + 10, slot.spec.height - 46))}px`;
+}
+
+// Plotly puts a cover over the page while the button is down, so a click is told from a drag by where it was let go.
+function pressed(S, slot, down) {
+  if (down.button !== 0) return;
+  document.addEventListener('pointerup', (up) => {
+    if (Math.hypot(up.clientX - down.clientX, up.clientY - down.clientY) > 4 || !slot.drawn) return;
+    const at = place(slot, up);
+    const cell = at && at.inside ? cellAt(slot, at) : null;
+    if (!cell) return;
+    S.layer = S.layer === cell.name ? null : cell.name;
+    S.api.setStateValue('layer', S.layer || '');
+    tick(S);
+  }, { once: true, capture: true });
+}
+
+function clicked(S, slot, event) {
+  const point = event.points && event.points[0];
+  if (slot.spec.kind === 'events' && point && point.customdata) S.api.setTriggerValue('incident', point.customdata);
+}
+
+function resized(S) {
+  if (S.stopped || !window.Plotly) return;
+  for (const slot of S.slots.values()) if (slot.drawn) { slot.dirty = true; if (slot.visible) draw(S, slot); }
+  for (const slot of S.slots.values()) if (slot.drawn && slot.visible) window.Plotly.Plots.resize(slot.plot);
+  tick(S);
+}
+
+function finish(S) {
+  S.stopped = true;
+  for (const timer of [S.timer, S.reportTimer, S.resizeTimer, S.soonTimer]) clearTimeout(timer);
+  clearInterval(S.clock);
+  S.seen.disconnect();
+  S.sized.disconnect();
+  document.removeEventListener('visibilitychange', S.onVisibility);
+  for (const slot of S.slots.values()) if (slot.drawn && window.Plotly) window.Plotly.purge(slot.plot);
+}
+
+// ---- entry ----------------------------------------------------------------------------------------------------------
+
+export default function (component) {
+  const root = component.parentElement.querySelector('.gm-grid');
+  if (!root) return undefined;
+  const S = (root.__gm && !root.__gm.stopped) ? root.__gm : (root.__gm = newState(root));
+  S.api = component;
+  S.data = component.data;
+  if (S.given !== S.data.span_given) { S.given = S.data.span_given; if (S.drawnOnce) zoom(S, S.data.span, false); else S.range = S.data.span; }
+  S.stat = S.data.stat;
+  S.layer = S.data.layer;
+  tick(S);
+  // The clean-up may be called before a mere update; only a node that has left the page is given up.
+  return () => setTimeout(() => { if (!root.isConnected) finish(S); }, 0);
+}

@@ -1,0 +1,217 @@
+"""Launch: a form made from the configuration's own schema, checked field by field, and the same as a command."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+import streamlit as st
+
+from app import control, data, text
+from app.views.common import refused
+from monitor.errors import ConfigError, GradiometerError
+from trainer import launch
+from trainer.config import PRESETS, FormField, TrainConfig, describe, form_fields, load_config, with_values
+
+SECTION_TITLES = {
+    "": "Run",
+    "task": "Task and data",
+    "model": "Model",
+    "optimizer": "Optimizer",
+    "schedule": "Learning-rate schedule",
+    "clip": "Gradient clipping",
+    "precision": "Precision",
+    "parallel": "Processes",
+    "evaluation": "Evaluation",
+    "checkpoint": "Checkpoints",
+    "monitor": "Monitor",
+}
+# What a person changes first; the others start closed. A comment, not a string beneath: Streamlit may print those.
+OPEN_SECTIONS = ("", "task", "model", "optimizer", "schedule")
+
+
+def page() -> None:
+    """Preset, fields, command, start."""
+    st.title("Launch")
+    preset = st.segmented_control(
+        "Preset",
+        list(PRESETS),
+        default="default",
+        required=True,
+        key="preset",
+        bind="query-params",
+        on_change=forget_values,
+    )
+    preset = preset or "default"
+    st.caption(text.markdown(PRESETS[preset][0], 300))
+    base = load_config(None, [], preset=preset)
+    form, side = st.columns([3, 2], gap="large")
+    with form:
+        given = fields(base, preset)
+    config, problem, bad = resolve(base, given)
+    show_field_errors(bad)
+    with side:
+        summary(config, problem, bad)
+
+
+def forget_values() -> None:
+    """A new preset starts from its own values."""
+    for key in [key for key in st.session_state if str(key).startswith("field.")]:
+        del st.session_state[key]
+
+
+# ---- fields -------------------------------------------------------------------------------------------------------
+
+
+def fields(base: TrainConfig, preset: str) -> dict[str, Any]:
+    """Every field as a widget; returns what was changed from ``base``, by dotted name."""
+    st.session_state["field_errors"] = {}
+    sections: dict[str, list[FormField]] = {}
+    for field in form_fields():
+        sections.setdefault(field.name.rpartition(".")[0], []).append(field)
+    record = base.record()
+    given: dict[str, Any] = {}
+    for section, members in sections.items():
+        title = SECTION_TITLES.get(section, section.replace("_", " ").capitalize())
+        with st.expander(title, expanded=section in OPEN_SECTIONS):
+            grid = st.grid(min_column_width=165)
+            for field in members:
+                with grid.cell():
+                    before = value_at(record, field.name)
+                    value = widget(field, before, preset)
+                    st.session_state["field_errors"][field.name] = st.empty()
+                if value != before:
+                    given[field.name] = value
+    return given
+
+
+def value_at(record: dict[str, Any], name: str) -> Any:
+    """The value at a dotted name."""
+    value: Any = record
+    for part in name.split("."):
+        value = value[part]
+    return value
+
+
+def widget(field: FormField, before: Any, preset: str) -> Any:
+    """The input of one field; numbers are typed as text, so that a bad one is refused in words, not bent silently."""
+    label = text.markdown(field.name.rpartition(".")[2].replace("_", " "))
+    explained = text.markdown(f"{field.description} {accepted(field)}", 500)
+    key = f"field.{preset}.{field.name}"
+    if field.kind == "bool":
+        return st.toggle(label, value=bool(before), key=key, help=explained)
+    if field.choices:
+        return st.selectbox(label, field.choices, index=field.choices.index(before), key=key, help=explained)
+    shown = "" if before is None else spelled(before)
+    typed = st.text_input(label, value=shown, key=key, help=explained, placeholder="none" if field.optional else None)
+    return parse(field, typed or "")
+
+
+def accepted(field: FormField) -> str:
+    """The bounds in words: ``At least 1, at most 256.``"""
+    parts = []
+    if field.minimum is not None:
+        parts.append(f"{'more than' if field.exclusive_minimum else 'at least'} {field.minimum:g}")
+    if field.maximum is not None:
+        parts.append(f"{'less than' if field.exclusive_maximum else 'at most'} {field.maximum:g}")
+    words = ", ".join(parts)
+    off = "Empty for none." if field.optional else ""
+    return f"{words.capitalize()}. {off}".strip() if words else off
+
+
+def spelled(value: Any) -> str:
+    """A number as a person writes it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def parse(field: FormField, typed: str) -> Any:
+    """The typed text as what the field wants; text that is no number stays text, for the validation to refuse."""
+    typed = typed.strip()
+    if not typed or typed.lower() == "none":
+        return None if field.optional else typed
+    try:
+        return {"int": int, "float": float}.get(field.kind, str)(
+            typed.replace("_", "") if field.kind == "int" else typed
+        )
+    except ValueError:
+        return typed
+
+
+# ---- checking -----------------------------------------------------------------------------------------------------
+
+
+def resolve(base: TrainConfig, given: dict[str, Any]) -> tuple[TrainConfig | None, str | None, dict[str, str]]:
+    """The configuration, or why there is none.
+
+    Returns:
+        the configuration or None; what does not fit together; the field errors by dotted name.
+    """
+    bad: dict[str, str] = {}
+    for name, value in given.items():
+        try:
+            with_values(TrainConfig(), {name: value})
+        except ConfigError as error:
+            if words := field_words(name, str(error)):
+                bad[name] = words
+    if bad:
+        return None, None, bad
+    try:
+        return with_values(base, given), None, {}
+    except ConfigError as error:
+        return None, str(error), {}
+
+
+def field_words(name: str, error: str) -> str | None:
+    """The validation's words about ``name``; None when they are about how fields fit together: that is judged later."""
+    for prefix in (f"{name} = ", f"config: {name} = ", f"{name}: "):
+        if error.startswith(prefix):
+            return error.removeprefix("config: ")
+    return None
+
+
+def show_field_errors(bad: dict[str, str]) -> None:
+    """Each refused value has the validation's words beneath it."""
+    for name, words in bad.items():
+        st.session_state["field_errors"][name].error(text.markdown(words, 300))
+
+
+# ---- summary ------------------------------------------------------------------------------------------------------
+
+
+def summary(config: TrainConfig | None, problem: str | None, bad: dict[str, str]) -> None:
+    """What would be trained, the command that does the same, and the button."""
+    folder = data.launch_folder()
+    with st.container(border=True):
+        st.markdown("**What will be trained**")
+        if config is None:
+            count = len(bad)
+            words = (
+                "One value is refused; see beneath it."
+                if count == 1
+                else f"{count} values are refused; see beneath them."
+            )
+            st.error(text.markdown(problem or words, 600))
+        else:
+            st.markdown(text.markdown(describe(config), 600))
+            in_all = text.count(config.tokens_per_step * config.steps)
+            st.caption(f"{text.count(config.tokens_per_step)} tokens per step, {in_all} in all.")
+        reason = control.read_only_reason()
+        pressed = st.button(
+            "Start", type="primary", disabled=config is None or reason is not None, key="start", shortcut="s"
+        )
+        if reason:
+            st.caption(text.markdown(reason, 400))
+        if config is not None:
+            st.caption("The same in a terminal")
+            st.code(shlex.join(launch.command(config, folder, config.name)), language=None, wrap_lines=True)
+            st.caption(f"Written to {text.markdown(folder)}")
+    if pressed and config is not None:
+        try:
+            run_id = control.start(config)
+        except (GradiometerError, OSError) as error:
+            refused(error)
+            return
+        st.switch_page("views/run.py", query_params={"run": run_id})
+
+
+page()

@@ -1,0 +1,639 @@
+"""Run: one training from its state to its causes; the address reproduces what is shown."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import streamlit as st
+
+from app import control, data, text
+from app.charts.still import slice_figure, window_figure
+from app.charts.story import incident_key, stat_title
+from app.data import DIAGNOSES, READERS, findings_of
+from app.facts import Facts, facts_of
+from app.live_grid import live_grid
+from app.views.common import HEALTH, badge, bullets, health_badge, refused, state_badge, worst_severity
+from monitor.errors import GradiometerError, RunError
+from monitor.runfile.reader import Run
+
+SECTIONS = ("Story", "Incidents", "Landscape", "System", "Config", "Log")
+LIST_COMMAND = "gradiometer runs"
+# How long opening a run may wait for its diagnosis; after that the page says that it is being made. A comment, not a
+# string beneath: this file is run as a script, and Streamlit may print a bare string into the page.
+DIAGNOSIS_WAIT_S = 0.8
+
+
+def page() -> None:
+    """The header, and the section that the address names."""
+    run_id = st.query_params.get("run")
+    if not run_id:
+        refused("No run was named in the address. Open one from the list of runs.", LIST_COMMAND)
+        st.page_link("views/runs.py", label="To the list of runs")
+        return
+    try:
+        path = data.find_run(run_id)
+        with READERS.reading(path) as run:
+            facts, name, version = facts_of(run), run.name, run.version
+    except RunError as error:
+        refused(error, LIST_COMMAND)
+        st.page_link("views/runs.py", label="To the list of runs")
+        return
+    if st.session_state.get("waited_for") != run_id:
+        st.session_state["waited_for"] = run_id
+        DIAGNOSES.of(path, version, wait=DIAGNOSIS_WAIT_S)
+    st.fragment(header, run_every=1.0 if facts.live else 3.0)(path, name)
+    section = st.segmented_control(
+        "Section",
+        SECTIONS,
+        default="Story",
+        required=True,
+        key="section",
+        bind="query-params",
+        label_visibility="collapsed",
+    )
+    SHOW[section or "Story"](path, facts)
+
+
+# ---- header -------------------------------------------------------------------------------------------------------
+
+
+def header(path: Path, name: str) -> None:
+    """State, health, progress and the latest numbers; runs by itself every second while the training does."""
+    with READERS.reading(path) as run:
+        facts, version, created = facts_of(run), run.version, run.created
+    made = DIAGNOSES.of(path, version)
+    title, actions = st.columns([3, 2], vertical_alignment="center")
+    badges = [state_badge(facts.state), health_badge(made), badge("sample", "gray") if data.is_sample(path) else ""]
+    title.markdown(f"## {text.markdown(name, 120)} {' '.join(badges)}")
+    with actions.container(horizontal=True, horizontal_alignment="right", vertical_alignment="center"):
+        buttons(path, facts)
+    progress(facts, created)
+    numbers(facts)
+    receipt(path)
+    troubles(facts)
+
+
+def progress(facts: Facts, created: float) -> None:
+    """The step of the planned steps, with the time left."""
+    heard = f"updated {text.ago(facts.state.updated)}" if facts.state.updated else f"made {text.ago(created)}"
+    if facts.step is None:
+        st.caption(f"No step yet, {heard}. {text.markdown(facts.state.reason)}")
+        return
+    if facts.share is None or not facts.live:
+        planned = f" of {text.count(facts.planned_steps)}" if facts.planned_steps else ""
+        st.caption(f"step {text.count(facts.step)}{planned}, {heard}")
+        return
+    left = f", about {text.duration(facts.seconds_left)} left" if facts.seconds_left is not None else ""
+    words = f"step {text.count(facts.step)} of {text.count(facts.planned_steps)}{left}, {heard}"
+    st.progress(facts.share, text=words)
+
+
+def numbers(facts: Facts) -> None:
+    """The latest values, each with its unit."""
+    clip = (
+        f"Before clipping, at the last step; the limit is {text.number(facts.clip_limit)}."
+        if facts.clip_limit
+        else "At the last step."
+    )
+    bad = sum(count for _, count in facts.nonfinite)
+    where = ", ".join(f"{name} {text.count(count)}" for name, count in facts.nonfinite) or "None in any signal."
+    shown = (
+        ("Train loss", nats(facts.loss), None),
+        ("Best loss", nats(facts.best_loss), None),
+        ("Validation loss", nats(facts.val_loss), None),
+        ("Gradient norm", text.number(facts.grad_norm, 3), clip),
+        ("Throughput", text.rate(facts.tokens_per_s, "tokens/s"), "Median of the last 50 steps, over all ranks."),
+        ("Step time", step_time(facts.step_time_s), None),
+        ("Monitor cost", percent(facts.monitor_share), "Share of the step time that measuring takes."),
+        ("Device", device(facts), None),
+        ("Non-finite values", text.count(bad), where),
+    )
+    with st.grid(min_column_width=118, gap="small"):
+        for label, value, explained in shown:
+            st.metric(label, text.markdown(value), help=text.markdown(explained) if explained else None)
+
+
+def device(facts: Facts) -> str:
+    """``CPU, no GPU``, or the device's name."""
+    return "CPU, no GPU" if not facts.has_gpu and facts.device in (None, "cpu", "auto") else str(facts.device)
+
+
+def percent(share: float | None) -> str:
+    """``1.2 %``; a dash for None."""
+    return f"{share * 100:.2g} %" if share is not None and math.isfinite(share) else "–"
+
+
+def step_time(seconds: float | None) -> str:
+    """``41.2 ms``, ``1.3 s``; a dash for None."""
+    if seconds is None or not math.isfinite(seconds):
+        return "–"
+    return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def nats(loss: float | None) -> str:
+    """``2.314 nats``; no unit on what is no number."""
+    return f"{text.number(loss)} nats" if loss is not None and math.isfinite(loss) else text.number(loss)
+
+
+def buttons(path: Path, facts: Facts) -> None:
+    """Stop while it runs, resume when it has ended before its last step."""
+    reason = control.read_only_reason()
+    if data.is_sample(path):
+        return
+    asked = asked_to_stop(path)
+    if facts.live or facts.state.word == "stale":
+        label = "Stopping" if asked else "Stop"
+        explained = reason or "Saves a checkpoint and ends; it can be resumed."
+        st.button(
+            label,
+            on_click=ask,
+            args=("stop", path),
+            disabled=bool(reason) or asked,
+            help=text.markdown(explained),
+            key="stop",
+        )
+        return
+    complete = facts.step is not None and facts.planned_steps is not None and facts.step >= facts.planned_steps
+    if complete:
+        return
+    explained = reason or (
+        "Goes on from the last complete checkpoint." if facts.has_checkpoint else "There is no complete checkpoint."
+    )
+    st.button(
+        "Resume",
+        on_click=ask,
+        args=("resume", path),
+        disabled=bool(reason) or not facts.has_checkpoint,
+        help=text.markdown(explained),
+        key="resume",
+    )
+
+
+def ask(action: str, path: Path) -> None:
+    """Carry out a click and keep its receipt; never waits for a process."""
+    try:
+        words = control.stop(path) if action == "stop" else control.resume(path)
+        st.session_state["receipt"] = (str(path), action, time.time(), words, True)
+    except (GradiometerError, OSError) as error:
+        st.session_state["receipt"] = (str(path), action, time.time(), str(error), False)
+
+
+def asked_to_stop(path: Path) -> bool:
+    """Whether this tab asked for a stop a moment ago."""
+    kept = st.session_state.get("receipt")
+    return bool(kept and kept[0] == str(path) and kept[1] == "stop" and kept[4] and time.time() - kept[2] < 40)
+
+
+def receipt(path: Path) -> None:
+    """That a request was made, when, and what came of it."""
+    kept = st.session_state.get("receipt")
+    if not kept or kept[0] != str(path) or time.time() - kept[2] > 120:
+        return
+    _, action, when, words, fine = kept
+    line = f"{action.capitalize()} asked for {text.ago(when)}: {text.markdown(words, 400)}"
+    (st.caption if fine else st.warning)(line)
+
+
+def troubles(facts: Facts) -> None:
+    """Warnings of the recorder, and what could not be read."""
+    for words in facts.warnings[:3]:
+        st.warning(text.markdown(words, 400))
+    if facts.state.word in ("crashed", "lost", "stale", "stopped"):
+        st.caption(text.markdown(f"{facts.state.word}: {facts.state.reason}", 400))
+    if facts.problems:
+        count = len(facts.problems)
+        with st.expander(
+            f"{count} {'part' if count == 1 else 'parts'} of this run could not be read; the rest is shown"
+        ):
+            st.code(
+                "\n".join(text.plain(problem, 400) for problem in facts.problems[:50]), language=None, wrap_lines=True
+            )
+
+
+# ---- story --------------------------------------------------------------------------------------------------------
+
+
+def story(path: Path, facts: Facts) -> None:
+    """The aligned stack, with the worst incident above it."""
+    st.fragment(alarm, run_every=refresh_s(path, facts, 3.0))(path)
+    st.fragment(stack)(path)
+
+
+def alarm(path: Path) -> None:
+    """The worst incident in one line, with the way to it."""
+    with READERS.reading(path) as run:
+        version = run.version
+    findings = findings_of(DIAGNOSES.of(path, version))
+    if not findings:
+        return
+    worst = worst_severity(findings) or "info"
+    first = findings[0]
+    with st.container(border=True, horizontal=True, vertical_alignment="center"):
+        more = f" And {len(findings) - 1} more." if len(findings) > 1 else ""
+        words = text.markdown(str(first["summary"]).rstrip(".") + "." + more, 400)
+        st.markdown(f"{badge(f'{HEALTH[worst][0]} {worst}', HEALTH[worst][2])} {words}", width="stretch")
+        if st.button("Why, and what to do", key="open_incident"):
+            open_incident(incident_key(first))
+            st.rerun()
+
+
+def open_incident(key: str) -> None:
+    """Turn the page to the incident called ``key``."""
+    st.session_state["section"] = "Incidents"
+    st.session_state["incident"] = key
+
+
+def stack(path: Path) -> None:
+    """The live charts; a fragment of its own, so that a zoom does not run the rest of the page."""
+    run_id = path.name
+    with READERS.reading(path) as run:
+        stats = run.layer_stats
+    stat = None
+    if len(stats) > 1:
+        stat = st.selectbox(
+            "Heatmap shows",
+            stats,
+            format_func=lambda name: text.markdown(stat_title(name)),
+            key="stat",
+            bind="query-params",
+        )
+    key = f"story-{run_id}"
+    live_grid(
+        run_id,
+        "story",
+        key=key,
+        span=zoomed(),
+        span_given=st.session_state.get("span_given", 0),
+        stat=stat,
+        layer=st.query_params.get("layer"),
+        on_range_change=lambda: keep_range(key),
+        on_layer_change=lambda: keep_layer(key),
+        on_incident_change=lambda: open_incident(str(st.session_state[key].get("incident"))),
+    )
+    if st.session_state.get("section") == "Incidents":
+        st.rerun()
+
+
+def zoomed() -> tuple[float, float] | None:
+    """The range in the address; None when there is none or it is no range."""
+    try:
+        first, last = float(st.query_params["x0"]), float(st.query_params["x1"])
+    except (KeyError, ValueError):
+        return None
+    return (first, last) if math.isfinite(first) and math.isfinite(last) and first < last else None
+
+
+def keep_range(key: str) -> None:
+    """Write the zoomed range into the address."""
+    span = st.session_state[key].get("range")
+    if span and len(span) == 2:
+        st.query_params["x0"], st.query_params["x1"] = (f"{end:.10g}" for end in span)
+    else:
+        for name in ("x0", "x1"):
+            if name in st.query_params:
+                del st.query_params[name]
+
+
+def keep_layer(key: str) -> None:
+    """Write the chosen layer into the address."""
+    layer = st.session_state[key].get("layer")
+    if layer:
+        st.query_params["layer"] = str(layer)
+    elif "layer" in st.query_params:
+        del st.query_params["layer"]
+
+
+# ---- incidents ----------------------------------------------------------------------------------------------------
+
+
+def incidents(path: Path, facts: Facts) -> None:
+    """The findings, worst first, and the one that is open; then what could not be told."""
+    st.fragment(incident_list, run_every=refresh_s(path, facts, 4.0))(path)
+
+
+def refresh_s(path: Path, facts: Facts, live_s: float) -> float | None:
+    """Seconds between looks at the diagnosis: short while it is being made, none when it can no longer change."""
+    with READERS.reading(path) as run:
+        version = run.version
+    if DIAGNOSES.of(path, version).pending:
+        return 1.5
+    return live_s if facts.live else None
+
+
+def incident_list(path: Path) -> None:
+    """All findings with the open one in full."""
+    with READERS.reading(path) as run:
+        version = run.version
+    made = DIAGNOSES.of(path, version)
+    if made.value is None:
+        st.info(text.markdown(made.error, 600) if made.error else "The diagnosis is being made; this takes a moment.")
+        return
+    findings = findings_of(made)
+    if findings:
+        by_key = {incident_key(finding): finding for finding in findings}
+        chosen = st.radio(
+            "Incidents, worst first",
+            list(by_key),
+            format_func=lambda key: incident_label(by_key[key]),
+            key="incident",
+            bind="query-params",
+        )
+        if chosen in by_key:
+            incident(path, by_key[chosen])
+    else:
+        verdict = made.value["verdict"]
+        looked = text.count(made.value.get("steps"))
+        if verdict == "healthy":
+            st.success(f"Nothing found in {looked} steps.")
+        else:
+            st.info(f"Cannot tell whether this run is healthy after {looked} steps; below is what is missing.")
+    abstained(made.value)
+
+
+def incident_label(finding: dict[str, Any]) -> str:
+    """One line of the list."""
+    severity = str(finding.get("severity"))
+    sign = HEALTH.get(severity, HEALTH["info"])[0]
+    return text.markdown(
+        f"{sign} {severity}, step {text.count(finding.get('onset_step'))}: {rule_title(finding.get('id'))}"
+    )
+
+
+RULE_TITLES = {"non-finite": "non-finite values"}
+
+
+def rule_title(rule: object) -> str:
+    """``gradient-explosion`` in words."""
+    return RULE_TITLES.get(str(rule), str(rule).replace("-", " ").replace("_", " "))
+
+
+def incident(path: Path, finding: dict[str, Any]) -> None:
+    """Summary, where it began, evidence, causes for and against, remedy."""
+    with st.container(border=True):
+        st.markdown(f"#### {text.markdown(finding['summary'], 400)}")
+        steps = f"from step {text.count(finding.get('onset_step'))} to {text.count(finding.get('last_step'))}"
+        noticed = (
+            f", noticed at step {text.count(finding.get('first_step'))}"
+            if finding.get("first_step") != finding.get("onset_step")
+            else ""
+        )
+        layer = f"; first layer {finding['layer']}" if finding.get("layer") else ""
+        rank = f"; rank {finding['rank']}" if finding.get("rank") is not None else ""
+        st.caption(text.markdown(f"{rule_title(finding['id'])}, {steps}{noticed}{layer}{rank}", 400))
+        around(path, finding)
+        left, right = st.columns([2, 3], gap="large")
+        with left:
+            evidence(finding)
+        with right:
+            causes(finding)
+        remedy(path, finding)
+
+
+def around(path: Path, finding: dict[str, Any]) -> None:
+    """The signals round the onset, every sample drawn."""
+    onset = finding.get("onset_step")
+    if onset is None:
+        return
+    with READERS.reading(path) as run:
+        after = int(finding.get("last_step") or onset) - onset + 40
+        length = max(10, min(400, after, (run.last_step or onset) - onset))
+        signals = [
+            ("Training loss (nats)", run.series("train_loss")),
+            ("Gradient norm before clipping", run.series("grad_norm_preclip")),
+        ]
+        layer = finding.get("layer")
+        if layer and "grad_norm_preclip" in run.layer_stats:
+            signals += layer_signal(run, str(layer))
+    signals = [(title, signal) for title, signal in signals if len(signal)]
+    if signals:
+        st.plotly_chart(
+            window_figure(signals, int(onset), before=60, after=length), key="around", config={"displayModeBar": False}
+        )
+    if st.button("Show these steps in the story", key="to_story"):
+        st.query_params["x0"], st.query_params["x1"] = str(onset - 60), str(onset + length)
+        st.session_state["go_to_section"] = "Story"
+        st.session_state["span_given"] = st.session_state.get("span_given", 0) + 1
+        st.rerun()
+
+
+def layer_signal(run: Run, layer: str) -> list[tuple[str, Any]]:
+    """The gradient norm of one layer as a signal, in a list; empty when it was not measured."""
+    from app.charts.story import layer_curve
+
+    signal = layer_curve(run.layers("grad_norm_preclip"), layer)
+    return [(f"Gradient norm of {layer}", signal)] if signal is not None else []
+
+
+def evidence(finding: dict[str, Any]) -> None:
+    """The numbers behind the summary."""
+    st.markdown("**Evidence**")
+    measured = {name: value for name, value in (finding.get("evidence") or {}).items() if value is not None}
+    rows = [(text.plain(name, 80).replace("_", " "), shown(value)) for name, value in measured.items()]
+    if rows:
+        table = pd.DataFrame(rows, columns=["measure", "value"])
+        st.dataframe(table, hide_index=True, height=35 * min(len(rows) + 1, 16) + 2, key="evidence")
+    else:
+        st.caption("None recorded.")
+
+
+def shown(value: object) -> str:
+    """A piece of evidence as text."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return text.plain(", ".join(shown(item) for item in value), 200)
+    if not isinstance(value, int | float):
+        return text.plain(json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value, 200)
+    return text.count(value) if isinstance(value, int) else text.number(value)
+
+
+def causes(finding: dict[str, Any]) -> None:
+    """Ranked explanations with what speaks for and against each."""
+    st.markdown("**Likely causes**")
+    if not finding.get("causes"):
+        st.caption("None could be told from the signals that were recorded.")
+    for cause in finding.get("causes") or []:
+        confidence = cause.get("confidence")
+        sure = f", confidence {confidence:.0%}" if isinstance(confidence, int | float) else ""
+        st.markdown(f"**{text.markdown(rule_title(cause.get('id')))}**{text.markdown(sure)}")
+        bullets(
+            [f"for: {words}" for words in cause.get("for") or []]
+            + [f"against: {words}" for words in cause.get("against") or []]
+        )
+
+
+def remedy(path: Path, finding: dict[str, Any]) -> None:
+    """What to change: in words, as a configuration diff, as code for a loop of one's own."""
+    advice = finding.get("remedy") or {}
+    if not advice:
+        return
+    st.markdown("**What to do**")
+    if advice.get("text"):
+        st.markdown(text.markdown(advice["text"], 800))
+    patch = advice.get("config_patch") or {}
+    left, right = st.columns(2, gap="large")
+    if patch:
+        with READERS.reading(path) as run:
+            config = run.config or {}
+        left.caption("Change in the configuration")
+        left.code(config_diff(config, patch), language="diff")
+    if advice.get("snippet"):
+        side = right if patch else st
+        side.caption("In a loop of your own")
+        side.code(str(advice["snippet"]), language="python")
+
+
+def config_diff(config: dict[str, Any], patch: dict[str, Any]) -> str:
+    """``- optimizer.lr = 0.002`` and ``+ optimizer.lr = 0.001`` for each value of the patch."""
+    lines = []
+    for name, value in patch.items():
+        before: Any = config
+        for part in str(name).split("."):
+            before = before.get(part) if isinstance(before, dict) else None
+        if before is not None:
+            lines.append(f"- {name} = {json.dumps(before)}")
+        lines.append(f"+ {name} = {json.dumps(value)}")
+    return "\n".join(lines)
+
+
+def abstained(report: dict[str, Any]) -> None:
+    """The rules that could not tell, and what they lack."""
+    rules = report.get("abstained") or []
+    if not rules:
+        return
+    st.markdown(f"**Could not be told** ({len(rules)})")
+    lines = []
+    for rule in rules:
+        needs = ", ".join(str(need) for need in rule.get("needs") or [])
+        lines.append(f"{rule_title(rule.get('id'))}: {rule.get('reason')}{f' (needs {needs})' if needs else ''}")
+    bullets(lines)
+
+
+# ---- the other sections -------------------------------------------------------------------------------------------
+
+
+def landscape(path: Path, facts: Facts) -> None:
+    """The loss around the weights, over steps and along one direction."""
+    with READERS.reading(path) as run:
+        samples = run.landscape()
+        measured = bool(samples) or "landscape_loss_mean" in run.names
+    if not measured:
+        st.info("No landscape samples in this run.")
+        st.caption("The trainer takes them every monitor.landscape\\_every steps; in a loop of your own call:")
+        st.code("mon.landscape_sample(lambda: loss_of(fixed_batch))", language="python")
+        return
+    key = f"landscape-{path.name}"
+    st.fragment(live_grid)(
+        path.name, "landscape", key=key, span=zoomed(), every_s=4.0, on_range_change=lambda: keep_range(key)
+    )
+    st.fragment(slices, run_every=10.0 if facts.live else None)(path)
+
+
+def slices(path: Path) -> None:
+    """The last slices."""
+    with READERS.reading(path) as run:
+        figure = slice_figure(run.landscape())
+    if figure is None:
+        st.caption("No slice along a direction has been taken yet.")
+        return
+    st.markdown("**Loss along one direction through the weights**")
+    st.plotly_chart(figure, key="slice", config={"displayModeBar": False})
+
+
+def system(path: Path, facts: Facts) -> None:
+    """What the machine did."""
+    live_grid(path.name, "system", key=f"system-{path.name}", every_s=4.0)
+    if not facts.has_gpu:
+        st.caption("No GPU was used, so there are no GPU curves.")
+
+
+def config(path: Path, facts: Facts) -> None:
+    """What was asked for, by whom it was run and where."""
+    with READERS.reading(path) as run:
+        asked, attempts, parent = run.config, run.attempts, run.parent
+    st.markdown("**Attempts**")
+    rows = [
+        {
+            "attempt": attempt.number,
+            "from step": text.count(attempt.resume_step),
+            "to step": text.count(attempt.last_step),
+            "ended": text.plain((attempt.exit or {}).get("outcome", "–")),
+            "why": text.plain((attempt.exit or {}).get("reason", "")),
+            "processes": attempt.world_size,
+            "host": text.plain(attempt.host or "–"),
+            "overrides": text.plain(json.dumps(attempt.overrides)) if attempt.overrides else "",
+        }
+        for attempt in attempts
+    ]
+    if rows:
+        st.dataframe(pd.DataFrame(rows), hide_index=True, key="attempts")
+    else:
+        st.caption("None has begun.")
+    if parent:
+        st.caption(text.markdown(f"Forked from {parent.get('run')} at step {parent.get('step')}"))
+    left, right = st.columns(2, gap="large")
+    with left:
+        st.markdown("**Configuration**")
+        st.code(as_lines(asked) if asked else "none was recorded", language=None)
+    with right:
+        st.markdown("**Environment of the last attempt**")
+        environment = attempts[-1].environment if attempts else {}
+        git = attempts[-1].git if attempts else None
+        st.code(
+            as_lines({**environment, **({"git": git} if git else {})}) or "none was recorded",
+            language=None,
+            wrap_lines=True,
+        )
+    st.caption("Directory")
+    st.code(str(path), language=None)
+
+
+def as_lines(values: dict[str, Any], prefix: str = "") -> str:
+    """Nested values as ``optimizer.lr = 0.002`` lines."""
+    lines: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            lines += [as_lines(value, f"{prefix}{name}.")] if value else []
+        else:
+            lines.append(f"{prefix}{name} = {text.plain(json.dumps(value, ensure_ascii=False), 400)}")
+    return "\n".join(lines)
+
+
+def log(path: Path, facts: Facts) -> None:
+    """What the training printed last, and what happened in it."""
+    st.fragment(log_tail, run_every=2.0 if facts.live else None)(path)
+
+
+def log_tail(path: Path) -> None:
+    """The end of the log, then the events."""
+    with READERS.reading(path) as run:
+        lines = run.log_tail(400)
+        events = run.events()
+    if lines:
+        st.code("\n".join(text.plain(line, 2_000) for line in lines), language=None, height=420)
+    else:
+        st.info("No log in this run. A training started from here or by the gradiometer command has one.")
+    if events:
+        st.markdown(f"**Events** ({text.count(len(events))})")
+        rows = [
+            {
+                "time": time.strftime("%H:%M:%S", time.localtime(event.time)),
+                "step": text.count(event.step),
+                "kind": text.plain(event.kind, 40),
+                "what": text.plain(json.dumps(event.fields, ensure_ascii=False, default=str), 300),
+            }
+            for event in reversed(events[-500:])
+        ]
+        st.dataframe(pd.DataFrame(rows), hide_index=True, key="events", height=300)
+
+
+SHOW = {"Story": story, "Incidents": incidents, "Landscape": landscape, "System": system, "Config": config, "Log": log}
+
+if st.session_state.get("go_to_section"):
+    st.session_state["section"] = st.session_state.pop("go_to_section")
+page()

@@ -1,0 +1,219 @@
+"""The read-only routes that the live charts pull from, and what guards every HTTP answer of the server."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+
+import plotly
+import streamlit as st
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import frame
+from app.charts.describe import Chart, Mark
+from app.charts.story import landscape_charts, story_charts, story_marks, system_charts
+from app.data import DIAGNOSES, READERS, find_run, findings_of
+from monitor.errors import RunError
+from monitor.runfile.reader import Run
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
+LIVE_STATES = frozenset({"starting", "running"})
+PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+MOST_BUCKETS = 2_000
+"""A window of more pixel columns than this is refused down to it; no screen has more."""
+
+
+# ---- routes -------------------------------------------------------------------------------------------------------
+
+
+def get_frame(request: Request) -> Response:
+    """A window of the charts of one view of one run; 204 when the browser has it already.
+
+    Query: ``run``; ``view`` story, landscape or system; ``px`` pixel columns; ``x0``, ``x1`` the zoomed range;
+    ``have`` ``id:version`` pairs; ``want`` ids in sight; ``stat`` and ``layer`` of the heatmap.
+    """
+    query = request.query_params
+    try:
+        window = _window(query)
+        path = find_run(query.get("run", ""))
+        message = answer(path, query, window)
+    except ValueError as error:
+        return JSONResponse({"error": str(error)}, status_code=400)
+    except RunError as error:
+        return JSONResponse({"error": str(error)}, status_code=404)
+    headers = {"Cache-Control": "no-store"}
+    if message is None:
+        return Response(status_code=204, headers=headers)
+    return Response(message, media_type="application/octet-stream", headers=headers)
+
+
+def answer(path: Path, query: Mapping[str, str], window: frame.Window) -> bytes | None:
+    """The message of ``frame.build`` for the run at ``path``."""
+    with READERS.reading(path) as run:
+        charts, marks = _view(run, path, query)
+        return frame.build(
+            charts,
+            window,
+            marks=marks,
+            have=_have(query.get("have", "")),
+            want=_want(query.get("want")),
+            status=_status(run),
+        )
+
+
+def _view(run: Run, path: Path, query: Mapping[str, str]) -> tuple[list[Chart], list[Mark]]:
+    view = query.get("view", "story")
+    if view == "system":
+        return system_charts(run), []
+    marks = story_marks(run, findings_of(DIAGNOSES.of(path, run.version)))
+    if view == "landscape":
+        return landscape_charts(run), marks
+    if view == "story":
+        charts = story_charts(run, stat=query.get("stat"), layer=query.get("layer"))
+        return charts if marks else [chart for chart in charts if chart.kind != "events"], marks
+    raise ValueError(f"unknown view {view!r}; accepted: story, landscape, system")
+
+
+def _status(run: Run) -> dict[str, object]:
+    state = run.state
+    return {"word": state.word, "live": state.word in LIVE_STATES, "last_step": run.last_step}
+
+
+def _window(query: Mapping[str, str]) -> frame.Window:
+    given = _number(query, "px")
+    buckets = 500 if given is None else int(given)
+    if not 1 <= buckets <= MOST_BUCKETS:
+        raise ValueError(f"px is {buckets}; accepted: 1 to {MOST_BUCKETS}")
+    start, stop = _number(query, "x0"), _number(query, "x1")
+    if start is not None and stop is not None and start > stop:
+        raise ValueError(f"x0 is {start:g}, beyond x1, which is {stop:g}")
+    return frame.Window(buckets, start, stop)
+
+
+def _number(query: Mapping[str, str], name: str) -> float | None:
+    text = query.get(name)
+    if not text:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or abs(value) > 2**53:
+        raise ValueError(f"{name} is {text[:40]!r}; a number is accepted")
+    return value
+
+
+_HAVE = re.compile(r"([a-z0-9_.-]{1,300}):([0-9a-f]{16})")
+
+
+def _have(text: str) -> dict[str, str]:
+    return {match[1]: match[2] for match in _HAVE.finditer(text)}
+
+
+def _want(text: str | None) -> set[str] | None:
+    return None if text is None else set(text.split(","))
+
+
+@cache
+def plotly_version() -> str:
+    """A word that changes with the installed plotly.min.js, so that the browser may keep it for good."""
+    stat = PLOTLY_JS.stat()
+    return hashlib.blake2b(f"{plotly.__version__}-{stat.st_size}".encode(), digest_size=6).hexdigest()
+
+
+def get_plotly(request: Request) -> Response:
+    """plotly.min.js of the installed plotly package: nothing is fetched from another machine."""
+    return FileResponse(
+        PLOTLY_JS, media_type="text/javascript", headers={"Cache-Control": "public, max-age=31536000, immutable"}
+    )
+
+
+def get_health(request: Request) -> Response:
+    """That our routes are there, and the server's clock."""
+    return JSONResponse({"status": "ok", "time": time.time()}, headers={"Cache-Control": "no-store"})
+
+
+routes = [
+    Route("/api/frame", get_frame, methods=["GET"]),
+    Route("/api/health", get_health, methods=["GET"]),
+    Route("/assets/plotly.min.js", get_plotly, methods=["GET"]),
+]
+
+
+# ---- guards -------------------------------------------------------------------------------------------------------
+
+POLICY = "; ".join(
+    (
+        "default-src 'self' 'unsafe-inline' 'unsafe-eval' blob: data:",
+        "connect-src 'self' {sockets} data: blob:",
+        "img-src 'self' data: blob:",
+        "font-src 'self' data:",
+        "worker-src 'self' blob:",
+        "object-src 'none'",
+        "base-uri 'self'",
+        "form-action 'self'",
+        "frame-ancestors 'none'",
+    )
+)
+"""Streamlit needs inline styles, eval (WebAssembly, Vega) and blobs. What it does not need, this forbids: a picture, a
+font or a connection from any other machine, whoever wrote the markdown that asks for it, and being shown in a frame."""
+
+_PLAIN_HOST = re.compile(r"[A-Za-z0-9.\-]+(:\d{1,5})?|\[[0-9a-fA-F:]+\](:\d{1,5})?")
+
+
+class SafeHeaders:
+    """Adds the content policy and its relatives to every HTTP answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
+        sockets = f"ws://{host} wss://{host}" if _PLAIN_HOST.fullmatch(host) else ""
+        policy = POLICY.format(sockets=sockets)
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["Content-Security-Policy"] = policy
+                headers["X-Frame-Options"] = "DENY"
+                headers["X-Content-Type-Options"] = "nosniff"
+                headers["Referrer-Policy"] = "no-referrer"
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+
+def allowed_hosts(option: Callable[[str], object] = st.get_option) -> list[str]:
+    """Host names that requests may carry: the server's ``allowedHosts``, or loopback when none are set."""
+    configured = option("server.allowedHosts")
+    names = [str(name) for name in configured] if isinstance(configured, list | tuple) else []
+    names = [name for name in names if "*" not in name[1:]]
+    return [*names, "[::1]"] if names else [*LOOPBACK, "[::1]"]
+
+
+middleware = [
+    Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(), www_redirect=False),
+    Middleware(SafeHeaders),
+]
+
+
+def on_script_error(error: Exception) -> bool:
+    """Our words instead of a traceback on the page; the traceback is in the terminal."""
+    st.error("This page met an error of its own and stopped here. The details are in the terminal that runs the app.")
+    st.text(f"{type(error).__name__}: {str(error)[:500]}")
+    return True

@@ -1,0 +1,113 @@
+"""Which charts a run has, and the still figures."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from app.charts.still import slice_figure, window_figure
+from app.charts.story import incident_key, landscape_charts, story_charts, story_marks, system_charts
+from app.facts import facts_of
+from monitor.runfile.reader import open_run
+from monitor.signals import Signal
+from tests.app import runs_for_tests as made
+from tests.app.conftest import Runs
+
+
+def by_id(charts):
+    return {chart.id: chart for chart in charts}
+
+
+def test_a_full_run_has_the_story_in_reading_order(all_runs: Runs):
+    charts = story_charts(open_run(all_runs.folder / all_runs.healthy))
+    assert [chart.id for chart in charts] == ["events", "loss", "grad_norm", "heat", "lr", "throughput", "step_time"]
+    assert [trace.name for trace in by_id(charts)["loss"].traces] == ["train", "validation"]
+    assert [trace.role for trace in by_id(charts)["grad_norm"].traces] == ["line", "line", "limit"]
+
+
+def test_a_signal_that_was_never_recorded_has_no_chart(all_runs: Runs):
+    charts = story_charts(open_run(all_runs.folder / all_runs.spike))
+    assert [chart.id for chart in charts] == ["events", "loss", "grad_norm"]
+    assert story_charts(open_run(all_runs.folder / all_runs.half))[1:] == []
+
+
+def test_superseded_steps_are_faded_and_lie_beneath(all_runs: Runs):
+    run = open_run(all_runs.folder / all_runs.resumed)
+    faded, current = by_id(story_charts(run))["loss"].traces
+    assert (faded.role, current.role) == ("faded", "line")
+    assert (faded.signal.step[0], faded.signal.step[-1]) == (151, 200)
+    assert len(current.signal) == 300
+    marks = story_marks(run, [])
+    assert [(mark.kind, mark.step) for mark in marks] == [("resume", 150)]
+
+
+def test_a_layer_gets_its_curve_and_an_unknown_one_does_not(all_runs: Runs):
+    run = open_run(all_runs.folder / all_runs.healthy)
+    charts = by_id(story_charts(run, layer="blocks.1.mlp.up.weight"))
+    column = made.LAYERS.index("blocks.1.mlp.up.weight")
+    expected = run.layers("grad_norm_preclip").value[:, column]
+    assert np.array_equal(charts["layer"].traces[0].signal.value, expected.astype(float))
+    assert "layer" not in by_id(story_charts(run, layer="no such layer"))
+
+
+def test_own_values_get_a_chart_each_under_any_name(tmp_path):
+    run = made.Recorded(tmp_path, "own")
+    for step in range(1, 5):
+        run.row(step, 3.0, **{"train/acc": 0.1 * step, "<b>x</b>": 1.0, "lr/1": 1e-4})
+    charts = story_charts(open_run(run.end(step=4)))
+    own = [chart for chart in charts if chart.id.startswith("own.")]
+    assert [chart.title for chart in own] == ["<b>x</b>", "train/acc"]
+    assert all(set(chart.id) <= set("abcdefghijklmnopqrstuvwxyz0123456789_.-") for chart in charts)
+    assert [trace.name for trace in by_id(charts)["lr"].traces] == ["group 0", "group 1"]
+
+
+def test_findings_are_marks_with_their_extent():
+    finding = {
+        "id": "loss-spike",
+        "onset_step": 40,
+        "first_step": 41,
+        "last_step": 55,
+        "severity": "warning",
+        "summary": "Loss rose",
+    }
+    run = type("Empty", (), {"attempts": (), "events": lambda self, kind=None: []})()
+    (mark,) = story_marks(run, [finding])
+    assert (mark.step, mark.last_step, mark.severity, mark.key) == (40, 55, "warning", "loss-spike@40")
+    assert incident_key(finding) == "loss-spike@40"
+
+
+def test_landscape_and_system_views_follow_what_was_recorded(all_runs: Runs):
+    healthy = open_run(all_runs.folder / all_runs.healthy)
+    assert [chart.id for chart in landscape_charts(healthy)] == ["landscape_mean", "landscape_variance"]
+    assert [chart.id for chart in system_charts(healthy)] == ["cpu", "memory", "ram"]
+    half = open_run(all_runs.folder / all_runs.half)
+    assert landscape_charts(half) == [] and system_charts(half) == []
+
+
+def test_the_slice_shows_the_latest_sample_in_front(all_runs: Runs):
+    run = open_run(all_runs.folder / all_runs.healthy)
+    figure = slice_figure(run.landscape())
+    assert [trace.name for trace in figure.data] == ["step 100", "step 200", "step 300", "step 400"]
+    assert np.allclose(figure.data[-1].y, run.landscape()[-1].loss)
+    assert slice_figure([]) is None
+
+
+def test_the_window_round_an_incident_draws_each_sample_and_marks_the_non_finite():
+    value = np.full(200, 2.0)
+    value[100:105] = [50.0, np.nan, np.inf, -np.inf, 3.0]
+    signal = Signal("train_loss", np.arange(1, 201), value)
+    figure = window_figure([("Loss <b>", signal)], 101, before=20, after=30)
+    line, bad = figure.data
+    assert len(line.x) == 51 - 3 and max(line.y) == 50.0
+    assert list(bad.text) == ["NaN", "∞", "−∞"] and list(bad.x) == [102, 103, 104]
+    assert "<b>" not in figure.layout.annotations[0].text
+    assert figure.layout.shapes[0].line.color
+
+
+def test_facts_say_what_is_known_and_leave_out_the_rest(all_runs: Runs):
+    facts = facts_of(open_run(all_runs.folder / all_runs.nan))
+    assert facts.state.word == "crashed" and not facts.live
+    assert np.isnan(facts.loss) and facts.best_loss > 1
+    assert dict(facts.nonfinite)["train_loss"] == 91 and dict(facts.nonfinite)["grad_norm_preclip"] == 92
+    assert facts.share == 1.0 and facts.seconds_left is None and facts.val_loss is None
+    nothing = facts_of(open_run(all_runs.folder / all_runs.half))
+    assert nothing.step is None and nothing.loss is None and nothing.share is None

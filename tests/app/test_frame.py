@@ -1,0 +1,186 @@
+"""The binary message of the live grid, against the run directory read with plain pyarrow."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from app import frame
+from app.charts.describe import Chart, Mark, Trace
+from monitor.signals import LayerMatrix, Signal
+from tests.app.conftest import Runs
+
+
+def scalar_column(run: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values as the files hold them."""
+    step, value = [], []
+    for file in sorted(run.glob("attempts/*/rank-00000/scalars-*.arrows")):
+        with pa.ipc.open_stream(file.read_bytes()) as stream:
+            table = stream.read_all()
+        step += table["step"].to_pylist()
+        value += table[name].to_pylist()
+    return np.array(step), np.array(value, dtype=float)
+
+
+def asked(http, run: str, **query: object) -> tuple[dict, bytes]:
+    """Header and arrays of one answer."""
+    address = "&".join(f"{name}={value}" for name, value in query.items())
+    answer = http(f"/api/frame?run={run}&{address}")
+    assert answer.status == 200, answer.body
+    (length,) = struct.unpack_from("<I", answer.body)
+    return json.loads(answer.body[4 : 4 + length]), answer.body[4 + length :]
+
+
+def array(body: bytes, reference: list) -> np.ndarray:
+    offset, length, code = reference
+    return np.frombuffer(body, f"<{code}", length, offset)
+
+
+def chart_of(header: dict, name: str) -> dict:
+    return next(chart for chart in header["charts"] if chart["id"] == name)
+
+
+def test_one_step_of_twenty_thousand_is_in_the_message_fully_zoomed_out(runs: Runs, http):
+    header, body = asked(http, runs.spike, px=200)
+    step, value = scalar_column(runs.folder / runs.spike, "train_loss")
+    trace = chart_of(header, "loss")["traces"][0]
+    x, y = array(body, trace["x"]), array(body, trace["y"])
+    assert len(x) < 450
+    assert y.max() == np.float32(value.max()) == np.float32(97.25)
+    assert x[y.argmax()] == step[value.argmax()] == 12_345
+    assert y.min() == np.float32(value.min())
+    assert trace["ratio"] == pytest.approx(len(step) / len(x), abs=0.01)
+    assert np.isin(x, step).all()
+
+
+def test_a_narrow_window_comes_in_full_with_one_neighbour_on_each_side(runs: Runs, http):
+    header, body = asked(http, runs.spike, px=200, x0=12_300, x1=12_400)
+    step, value = scalar_column(runs.folder / runs.spike, "train_loss")
+    trace = chart_of(header, "loss")["traces"][0]
+    inside = (step >= 12_299) & (step <= 12_401)
+    assert array(body, trace["x"]).tolist() == step[inside].tolist()
+    assert array(body, trace["y"]).tolist() == value[inside].astype(np.float32).tolist()
+    assert trace["ratio"] == 1.0 and trace["count"] == 101
+
+
+def test_non_finite_values_travel_as_marks_and_break_the_line(runs: Runs, http):
+    header, body = asked(http, runs.nan, px=200)
+    step, value = scalar_column(runs.folder / runs.nan, "train_loss")
+    trace = chart_of(header, "loss")["traces"][0]
+    assert trace["nan"] == int(np.isnan(value).sum()) == 91
+    marks = trace["marks"]
+    assert array(body, marks["count"]).sum() == 91
+    assert array(body, marks["x"])[0] == step[np.isnan(value)][0] == 210
+    assert (array(body, marks["kind"]) == frame.NAN).all()
+    norm = chart_of(header, "grad_norm")["traces"][0]
+    assert norm["posinf"] == 1 and norm["last"] == "NaN"
+
+
+def test_a_gap_stands_where_a_nan_lies_between_finite_samples():
+    value = np.array([1.0, np.nan, np.nan, 4.0, 5.0])
+    chart = Chart("c", "C", traces=(Trace("t", Signal("t", np.arange(1, 6), value)),))
+    header, body = frame.unpack(frame.build([chart], frame.Window(100)) or b"")
+    trace = header["charts"][0]["traces"][0]
+    assert array(body, trace["x"]).tolist() == [1, 2, 4, 5]
+    assert np.isnan(array(body, trace["y"])[1])
+
+
+def test_what_the_browser_has_is_not_sent_again(runs: Runs, http):
+    header, _ = asked(http, runs.healthy, px=300)
+    have = {**header["versions"], **{chart["id"]: chart["version"] for chart in header["charts"]}}
+    spelled = ",".join(f"{name}:{version}" for name, version in have.items())
+    answer = http(f"/api/frame?run={runs.healthy}&px=300&have={spelled}")
+    assert (answer.status, answer.body) == (204, b"")
+    without_loss = ",".join(f"{name}:{version}" for name, version in have.items() if name != "loss")
+    header, _ = asked(http, runs.healthy, px=300, have=without_loss)
+    assert [chart["id"] for chart in header["charts"]] == ["loss"] and not header["versions"]
+
+
+def test_only_charts_in_sight_are_sent(runs: Runs, http):
+    header, _ = asked(http, runs.healthy, px=300, want="lr,heat")
+    assert {chart["id"] for chart in header["charts"]} == {"lr", "heat"}
+    assert len(header["layout"]) > 5
+
+
+def test_a_chart_zoomed_into_the_past_does_not_change_when_the_run_grows():
+    def chart(last: int) -> Chart:
+        step = np.arange(1, last + 1)
+        return Chart("c", "C", traces=(Trace("t", Signal("t", step, step.astype(float))),))
+
+    past, all_of_it = frame.Window(100, 10, 50), frame.Window(100)
+    assert frame.chart_version(chart(100), past, ()) == frame.chart_version(chart(200), past, ())
+    assert frame.chart_version(chart(100), all_of_it, ()) != frame.chart_version(chart(200), all_of_it, ())
+
+
+def test_values_beyond_float32_keep_their_size():
+    chart = Chart("c", "C", traces=(Trace("t", Signal("t", np.arange(1, 4), np.array([1.0, 1e300, 1e-300]))),))
+    header, body = frame.unpack(frame.build([chart], frame.Window(100)) or b"")
+    trace = header["charts"][0]["traces"][0]
+    assert trace["y"][2] == "f8"
+    assert array(body, trace["y"]).tolist() == [1.0, 1e300, 1e-300]
+
+
+def test_step_time_parts_are_means_that_add_up(runs: Runs, http):
+    header, body = asked(http, runs.healthy, px=100)
+    whole, *parts = chart_of(header, "step_time")["traces"]
+    stacked = sum(array(body, part["y"]).astype(float) for part in parts)
+    assert np.allclose(stacked, 0.05, atol=2e-4)
+    assert whole["count"] == 400
+
+
+def matrix(value: list[list[float]], present: list[list[bool]] | None = None) -> LayerMatrix:
+    values = np.array(value, dtype=np.float32)
+    there = np.ones_like(values, bool) if present is None else np.array(present)
+    return LayerMatrix("s", np.arange(1, len(values) + 1), tuple("abc"[: values.shape[1]]), values, there)
+
+
+def test_heat_cells_tell_zero_absent_and_non_finite_from_small():
+    nan, inf = float("nan"), float("inf")
+    layers = matrix(
+        [[1.0, 0.0, nan], [10.0, 0.1, 1.0], [100.0, 1.0, inf]], [[True] * 3, [True, False, True], [True] * 3]
+    )
+    chart = Chart("heat", "H", kind="heat", matrix=lambda: layers)
+    header, body = frame.unpack(frame.build([chart], frame.Window(500)) or b"")
+    heat = header["charts"][0]
+    cells = array(body, heat["cells"]).reshape(3, 3)
+    bottom, top = heat["scale"]
+    sizes = 10 ** (bottom + cells[0] / frame.HEAT_STEPS * (top - bottom))
+    assert np.allclose(sizes, [1, 10, 100], rtol=0.05)
+    assert cells[1].tolist()[:2] == [frame.HEAT_ZERO, frame.HEAT_ABSENT]
+    assert cells[2].tolist()[::2] == [frame.HEAT_NONFINITE, frame.HEAT_NONFINITE]
+    assert heat["nonfinite"] == 2
+    assert array(body, heat["edges"]).tolist() == [0.5, 1.5, 2.5, 3.5]
+
+
+def test_one_infinite_norm_of_one_layer_is_in_the_heatmap_however_many_steps():
+    value = np.ones((50_000, 3), np.float32)
+    value[31_415, 1] = np.inf
+    layers = LayerMatrix("s", np.arange(1, 50_001), ("a", "b", "c"), value, np.ones_like(value, bool))
+    chart = Chart("heat", "H", kind="heat", matrix=lambda: layers)
+    header, body = frame.unpack(frame.build([chart], frame.Window(200)) or b"")
+    heat = header["charts"][0]
+    cells = array(body, heat["cells"]).reshape(3, -1)
+    edges = array(body, heat["edges"])
+    (row,), (column,) = np.nonzero(cells == frame.HEAT_NONFINITE)
+    assert row == 1 and edges[column] < 31_416 < edges[column + 1]
+    assert heat["ratio"] > 100
+
+
+def test_marks_are_thinned_but_counted_and_incidents_never():
+    marks = [Mark(step, "eval", "evaluation") for step in range(1, 10_001)]
+    marks += [Mark(500, "incident", "first", key="a"), Mark(500, "incident", "second", key="b")]
+    shown = frame.thin_marks(marks, frame.Window(100), (1, 10_000))
+    evals = [mark for mark in shown if mark["kind"] == "eval"]
+    assert len(evals) <= 101 and sum(mark["count"] for mark in evals) == 10_000
+    assert not any(mark["line"] for mark in evals)
+    assert [mark["text"] for mark in shown if mark["kind"] == "incident"] == ["first", "second"]
+
+
+def test_nothing_recorded_yet_is_a_layout_without_charts(runs: Runs, http):
+    header, _ = asked(http, runs.half)
+    assert header["layout"] == [] and header["charts"] == [] and header["extent"] is None

@@ -1,0 +1,220 @@
+"""Every page in every state: its own words, the next command, and never a traceback."""
+
+from __future__ import annotations
+
+import pytest
+
+from app import data
+from monitor.errors import RunError
+from tests.app import runs_for_tests as made
+from tests.app.conftest import Open, Runs, words
+
+SECTIONS = ("Story", "Incidents", "Landscape", "System", "Config", "Log")
+
+
+def test_an_empty_folder_shows_the_two_commands(no_runs, open_page: Open):
+    page = open_page("runs")
+    said = words(page)
+    assert not page.exception
+    assert "gradiometer train" in said and "monitor.attach" in said
+    assert any(button.label == "Start a real training" for button in page.button)
+
+
+def test_an_empty_folder_shows_the_sample_runs(tmp_path, open_page: Open, monkeypatch):
+    monkeypatch.setenv("GRADIOMETER_RUNS", str(tmp_path / "runs"))
+    samples = tmp_path / "samples"
+    made.healthy_run(samples, steps=60, run_id="gpt-healthy")
+    monkeypatch.setattr("app.data.SAMPLES", samples)
+    page = open_page("runs")
+    assert not page.exception
+    (table,) = page.dataframe
+    assert table.value["notes"].tolist() == ["sample"]
+    assert "No runs of your own yet" in words(page)
+
+
+def test_the_list_has_a_row_for_each_run_also_for_those_it_cannot_read(runs: Runs, open_page: Open, monkeypatch):
+    monkeypatch.setattr("app.data.SAMPLES", runs.folder / "none")
+    page = open_page("runs")
+    assert not page.exception
+    table = page.dataframe[0].value.set_index("name")
+    assert len(table) == 7
+    assert table.loc["goes to NaN", "loss"] == "NaN"
+    assert table.loc["healthy", "step"] == "400 of 400" and "finished" in table.loc["healthy", "state"]
+    assert "unreadable" in table.loc["from-the-future", "health"] and "99" in table.loc["from-the-future", "notes"]
+    assert table.loc["half written", "step"] == "–"
+
+
+@pytest.mark.parametrize(
+    ("search", "names"),
+    [("healthy", {"healthy"}), ("state:crashed", {"goes to NaN"}), ("gpt spike", {"one step spike"})],
+)
+def test_the_search_narrows_the_list(runs: Runs, open_page: Open, monkeypatch, search, names):
+    monkeypatch.setattr("app.data.SAMPLES", runs.folder / "none")
+    page = open_page("runs", search=search)
+    assert set(page.dataframe[0].value["name"]) == names
+
+
+def test_a_search_without_a_match_says_so_and_is_no_empty_page(runs: Runs, open_page: Open):
+    page = open_page("runs", search="zzz_nothing")
+    assert not page.exception and not page.dataframe
+    assert "No run matches" in page.info[0].value
+
+
+@pytest.mark.parametrize("state", ["healthy", "nan", "resumed", "half", "torn", "spike"])
+def test_no_section_of_any_run_shows_a_traceback(runs: Runs, open_page: Open, state):
+    page = open_page("run", run=getattr(runs, state))
+    for section in SECTIONS:
+        page.segmented_control(key="section").set_value(section).run()
+        assert not page.exception, (section, page.exception)
+        assert not page.error
+
+
+def test_the_header_tells_state_progress_and_non_finite_values(runs: Runs, open_page: Open):
+    page = open_page("run", run=runs.nan)
+    metrics = {metric.label: metric.value for metric in page.metric}
+    assert metrics["Train loss"] == "NaN"
+    assert metrics["Non-finite values"] == "274"
+    assert "crashed" in words(page) and "the loss is NaN" in words(page)
+
+
+def test_a_run_without_points_says_so(runs: Runs, open_page: Open):
+    assert "No step yet" in words(open_page("run", run=runs.half))
+
+
+def test_parts_that_cannot_be_read_are_named_and_the_rest_is_shown(runs: Runs, open_page: Open):
+    page = open_page("run", run=runs.torn)
+    assert page.expander and "could not be read" in page.expander[0].label
+    assert {metric.label: metric.value for metric in page.metric}["Train loss"] != "–"
+
+
+@pytest.mark.parametrize("run", ["nothing-here", "../../etc", "<script>", "a b"])
+def test_an_unknown_run_in_the_address_gets_words_and_a_command(runs: Runs, open_page: Open, run):
+    page = open_page("run", run=run)
+    assert not page.exception
+    said = words(page)
+    assert "This cannot be shown" in said and "gradiometer runs" in said
+
+
+def test_no_run_in_the_address_gets_words_too(runs: Runs, open_page: Open):
+    assert "No run was named" in words(open_page("run"))
+
+
+def test_a_run_of_a_newer_format_shows_the_readers_words(runs: Runs, open_page: Open):
+    page = open_page("run", run=runs.newer)
+    with pytest.raises(RunError) as refused:
+        data.READERS.reading(runs.folder / runs.newer).__enter__()
+    assert page.text[0].value == str(refused.value)
+
+
+def test_an_incident_shows_its_evidence_causes_and_remedy(runs: Runs, open_page: Open):
+    path = runs.folder / runs.nan
+    with data.READERS.reading(path) as run:
+        report = data.DIAGNOSES.of(path, run.version, wait=60).value
+    page = open_page("run", run=runs.nan, section="Incidents")
+    assert not page.exception
+    finding = report["findings"][0]
+    said = words(page).replace("\\", "").replace("\u2060", "")
+    assert finding["summary"] in said
+    assert "Likely causes" in said and "What to do" in said
+    assert page.radio[0].options and len(page.get("plotly_chart")) == 1
+    assert page.dataframe[0].value["measure"].tolist()
+
+
+def test_a_healthy_run_says_that_nothing_was_found(runs: Runs, open_page: Open):
+    path = runs.folder / runs.healthy
+    with data.READERS.reading(path) as run:
+        assert data.DIAGNOSES.of(path, run.version, wait=60).value is not None
+    page = open_page("run", run=runs.healthy, section="Incidents")
+    assert "Nothing found in 400 steps" in page.success[0].value
+
+
+def test_the_story_is_one_component_with_the_zoom_of_the_address(runs: Runs, open_page: Open):
+    import json
+
+    page = open_page("run", run=runs.healthy, x0="100", x1="200", layer=made.LAYERS[0])
+    (grid,) = page.get("bidi_component")
+    mounted = json.loads(grid.proto.json)
+    assert mounted["run"] == runs.healthy and mounted["span"] == [100.0, 200.0] and mounted["layer"] == made.LAYERS[0]
+
+
+@pytest.mark.parametrize(
+    "zoom", [{"x0": "nan", "x1": "5"}, {"x0": "9", "x1": "1"}, {"x0": "<b>", "x1": "2"}, {"x0": "1"}]
+)
+def test_a_broken_zoom_in_the_address_is_no_zoom(runs: Runs, open_page: Open, zoom):
+    page = open_page("run", run=runs.healthy, **zoom)
+    assert not page.exception
+
+
+@pytest.mark.parametrize("name", made.HOSTILE)
+def test_hostile_names_are_escaped_in_the_title(tmp_path, monkeypatch, open_page: Open, name):
+    from app.text import markdown
+
+    monkeypatch.setenv("GRADIOMETER_RUNS", str(tmp_path))
+    path = made.create_run(tmp_path, name=name, run_id="hostile")
+    page = open_page("run", run=path.name)
+    assert not page.exception
+    assert f"## {markdown(name, 120)} " in page.markdown[0].value
+
+
+# ---- launch -------------------------------------------------------------------------------------------------------
+
+
+def test_the_form_has_a_field_for_each_value_of_the_configuration(open_page: Open, no_runs):
+    from trainer.config import form_fields
+
+    page = open_page("launch")
+    assert not page.exception
+    assert len(page.text_input) + len(page.selectbox) + len(page.toggle) == len(form_fields())
+    assert "python -m trainer" in page.code[0].value
+    assert not start_button(page).disabled
+
+
+def test_a_bad_value_is_refused_beside_the_field_in_the_validations_words(open_page: Open, no_runs):
+    page = open_page("launch")
+    field(page, "optimizer.lr").set_value("fast").run()
+    assert not page.exception
+    said = [error.value.replace("\\", "").replace("\u2060", "") for error in page.error]
+    assert any('optimizer.lr = "fast": must be a number' in words for words in said), said
+    assert start_button(page).disabled
+    field(page, "optimizer.lr").set_value("-1").run()
+    assert any("greater than 0" in error.value for error in page.error)
+    field(page, "optimizer.lr").set_value("1e-3").run()
+    assert not page.error and "--set optimizer.lr=0.001" in page.code[0].value
+
+
+def test_values_that_do_not_fit_each_other_are_refused(open_page: Open, no_runs):
+    page = open_page("launch")
+    field(page, "model.n_head").set_value("3").run()
+    assert any("multiple of" in error.value for error in page.error)
+    assert start_button(page).disabled
+
+
+def test_a_preset_changes_the_fields_and_the_command(open_page: Open, no_runs):
+    from trainer.config import load_config
+
+    page = open_page("launch", preset="quick")
+    assert not page.exception
+    assert field(page, "steps", "quick").value == str(load_config(None, [], preset="quick").steps)
+    assert "--set" in page.code[0].value
+
+
+def test_nothing_can_be_started_from_a_server_that_listens_beyond_this_machine(open_page: Open, no_runs):
+    import streamlit
+
+    from app import control
+    from trainer.config import TrainConfig
+
+    open_page("launch")
+    streamlit.config.set_option("server.address", "0.0.0.0")
+    with pytest.raises(RunError, match="Read-only"):
+        control.start(TrainConfig())
+    assert not no_runs.exists()
+
+
+def field(page, name: str, preset: str = "default"):
+    key = f"field.{preset}.{name}"
+    return next(widget for widget in (*page.text_input, *page.selectbox, *page.toggle) if widget.key == key)
+
+
+def start_button(page):
+    return next(button for button in page.button if button.key == "start")

@@ -1,0 +1,201 @@
+"""A real app, a real Chromium, and a watch over every request that the browser makes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+pytest.importorskip("playwright.sync_api")
+from playwright.sync_api import Browser, Page, Response, sync_playwright
+
+from tests.app import runs_for_tests as made
+from tests.app.conftest import MAIN, ROOT, wait_until_up
+from tests.browser import chromium
+
+ARTIFACTS = Path(__file__).parent / "artifacts"
+READY = '[data-testid="stApp"][data-test-script-state="notRunning"][data-test-connection-state="CONNECTED"]'
+STEPS_OF_THE_SPIKE, AT, HEIGHT = 200_000, 123_457, 97.25
+
+
+@dataclass
+class App:
+    """A running app."""
+
+    runs: Path
+    port: int
+    log: Path
+    process: subprocess.Popen[bytes] | None = None
+    ids: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        environment = {**os.environ, "GRADIOMETER_RUNS": str(self.runs), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "streamlit", "run", str(MAIN), "--server.port", str(self.port)]
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                command, cwd=self.runs.parent, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        wait_until_up(self.process)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(timeout=30)
+            self.process = None
+
+
+@pytest.fixture(scope="session")
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
+    """The app on runs in every state."""
+    folder = tmp_path_factory.mktemp("browser")
+    runs = folder / "runs"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = App(runs, port, folder / "app.log")
+    running.ids = {
+        "healthy": made.healthy_run(runs).name,
+        "nan": made.nan_run(runs).name,
+        "resumed": made.resumed_run(runs).name,
+        "half": made.half_written(runs).name,
+        "torn": made.torn_run(runs).name,
+        "newer": made.newer_format(runs).name,
+        "spike": made.spike_run(runs, steps=STEPS_OF_THE_SPIKE, at=AT, height=HEIGHT).name,
+    }
+    running.start()
+    yield running
+    running.stop()
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium without a window."""
+    path = chromium.find()
+    if path is None:
+        pytest.skip("no Chromium here; `make test` installs one, or name one with CHROMIUM=/path/to/chromium")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=path, args=list(chromium.ARGUMENTS))
+        yield running
+        running.close()
+
+
+@dataclass
+class Tab:
+    """A browser tab, with what it asked the network for and what went wrong in it."""
+
+    page: Page
+    app: App
+    frames: list[int] = field(default_factory=list)
+    """Status of every answer of ``/api/frame``."""
+    elsewhere: list[str] = field(default_factory=list)
+    """Requests to another place than the app."""
+    errors: list[str] = field(default_factory=list)
+    """Errors thrown in the page."""
+
+    def open(self, path: str) -> None:
+        """Go to ``path`` and wait for the page to have come to rest."""
+        self.page.goto(self.app.address + path)
+        self.rest()
+
+    def open_run(self, run_id: str, **query: object) -> None:
+        """The page of a run, with its charts."""
+        more = "".join(f"&{name}={value}" for name, value in query.items())
+        self.open(f"/run?run={run_id}{more}")
+
+    def rest(self) -> None:
+        self.page.wait_for_selector(READY, timeout=60_000)
+
+    def charts(self) -> None:
+        """Wait until the first charts are drawn."""
+        self.page.wait_for_function(
+            "document.querySelectorAll('.gm-chart .js-plotly-plot').length >= 2", timeout=60_000
+        )
+
+    def wait(self, condition: str, argument: object = None, seconds: float = 60) -> None:
+        """Wait until a JavaScript condition holds."""
+        self.page.wait_for_function(condition, arg=argument, timeout=seconds * 1000)
+
+    def data(self, chart: str = "loss", trace: int = 0) -> dict:
+        """What Plotly draws: x and y of a trace, and the x range of the chart."""
+        return self.page.evaluate(
+            """([chart, trace]) => {
+                const plot = document.querySelector(`.gm-chart[data-id="${chart}"] .js-plotly-plot`);
+                const {x, y} = plot.data[trace], range = plot._fullLayout.xaxis.range.slice();
+                return {x: Array.from(x), y: Array.from(y), range};
+            }""",
+            [chart, trace],
+        )
+
+    def drag(self, chart: str, first: float, last: float) -> None:
+        """Drag with the mouse over a part of a chart, given in shares of its width."""
+        box = self.page.locator(f'.gm-chart[data-id="{chart}"] .nsewdrag').first.bounding_box()
+        assert box is not None
+        y = box["y"] + box["height"] / 2
+        self.page.mouse.move(box["x"] + first * box["width"], y)
+        self.page.mouse.down()
+        self.page.mouse.move(box["x"] + (first + last) / 2 * box["width"], y, steps=4)
+        self.page.mouse.move(box["x"] + last * box["width"], y, steps=4)
+        self.page.mouse.up()
+
+
+NewTab = Callable[..., Tab]
+
+
+@pytest.fixture
+def new_tab(browser: Browser, app: App) -> Iterator[NewTab]:
+    """Open tabs; when the test is over, no request has left the machine and nothing was thrown in the page."""
+    tabs: list[Tab] = []
+    with contextlib.ExitStack() as stack:
+
+        def open_it(*, scheme: Literal["light", "dark"] = "light", width: int = 1440, height: int = 1000) -> Tab:
+            context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height})
+            stack.callback(context.close)
+            tab = Tab(context.new_page(), app)
+            tab.page.set_default_timeout(60_000)
+            local = (app.address, app.address.replace("http", "ws"), "data:", "blob:")
+            tab.page.on("request", lambda request: request.url.startswith(local) or tab.elsewhere.append(request.url))
+            tab.page.on("pageerror", lambda error: tab.errors.append(str(error)))
+            tab.page.on("response", lambda answer: note_frame(tab, answer))
+            tabs.append(tab)
+            return tab
+
+        yield open_it
+        for tab in tabs:
+            assert tab.elsewhere == []
+            assert tab.errors == []
+
+
+def note_frame(tab: Tab, answer: Response) -> None:
+    """Keep the status of an answer of the charts' route."""
+    if "/api/frame" in answer.url:
+        tab.frames.append(answer.status)
+
+
+@pytest.fixture
+def tab(new_tab: NewTab) -> Tab:
+    """One tab, wide and light."""
+    return new_tab()
+
+
+@pytest.fixture
+def live_run(app: App) -> Iterator[str]:
+    """A run that goes on while the test looks at it."""
+    run_id = f"live-{os.urandom(3).hex()}"
+    command = [sys.executable, "-m", "tests.browser.live_writer", str(app.runs), run_id, "0.03"]
+    writer = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE)
+    yield run_id
+    assert writer.stdin is not None
+    writer.stdin.close()
+    writer.wait(timeout=30)

@@ -1,0 +1,310 @@
+"""The page as a person meets it, in a real Chromium."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.app import runs_for_tests as made
+from tests.browser.conftest import ARTIFACTS, AT, HEIGHT, App, NewTab, Tab
+
+pytestmark = pytest.mark.browser
+
+LOSS = "document.querySelector('[data-id=loss] .js-plotly-plot')"
+
+
+def test_a_live_run_advances_without_a_reload_and_zoom_survives(tab: Tab, live_run: str):
+    wait_for_run(tab.app, live_run)
+    tab.open_run(live_run)
+    tab.charts()
+    tab.page.evaluate("document.querySelectorAll('.js-plotly-plot').forEach((plot) => { plot.__mark = 1; })")
+    first = tab.data()
+    tab.wait(LAST_STEP_BEYOND, first["x"][-1] + 20)
+    assert tab.page.evaluate("performance.getEntriesByType('navigation').length") == 1
+    assert tab.data()["range"][1] > first["range"][1]
+
+    tab.drag("loss", 0.1, 0.5)
+    tab.wait("() => !document.querySelector('.gm-reset').hidden")
+    tab.wait(IN_VIEW_SHARE_RANGE)
+    zoomed = tab.data()
+    low, high = zoomed["range"]
+    assert 0 < low < high < first["x"][-1] + 200
+    tab.wait("() => new URL(location).searchParams.has('x0')")
+    before = step_shown(tab)
+    tab.wait(
+        "(before) => Number(document.querySelector('.gm-status').textContent.replace(/\\D/g, '')) > before + 20", before
+    )
+    after = tab.data()
+    assert after["range"] == zoomed["range"]
+    inside = [x for x in after["x"] if low <= x <= high]
+    assert inside == list(range(inside[0], inside[-1] + 1)), "every step of the window is there"
+    assert tab.page.evaluate(
+        "[...document.querySelectorAll('.gm-chart .js-plotly-plot')].slice(0, 3).every((plot) => plot.__mark)"
+    )
+
+
+def test_zooming_asks_for_finer_data_and_the_address_keeps_it(tab: Tab, app: App):
+    tab.open_run(app.ids["spike"])
+    tab.charts()
+    coarse = tab.data()
+    share = (AT - 1) / 200_000
+    tab.drag("loss", share - 0.01, share + 0.01)
+    tab.wait("() => new URL(location).searchParams.has('x0')")
+    tab.wait(f"() => {LOSS}.data[0].x[0] > 100000")
+    fine = tab.data()
+    low, high = fine["range"]
+    assert sum(low <= x <= high for x in fine["x"]) > 4 * sum(low <= x <= high for x in coarse["x"])
+    assert HEIGHT in fine["y"]
+    tab.page.reload()
+    tab.rest()
+    tab.charts()
+    tab.wait(f"() => {LOSS}.data[0].x[0] > 100000")
+    assert tab.data()["range"] == pytest.approx([low, high], rel=1e-6)
+    tab.page.get_by_role("button", name="Reset zoom").click()
+    tab.wait(f"() => {LOSS}.data[0].x[0] === 1")
+    tab.wait("() => !new URL(location).searchParams.has('x0')")
+
+
+def test_a_one_step_spike_in_200_000_is_drawn_fully_zoomed_out(tab: Tab, app: App):
+    tab.open_run(app.ids["spike"])
+    tab.charts()
+    drawn = tab.data()
+    assert drawn["range"][0] < 1 and drawn["range"][1] > 200_000
+    assert max(drawn["y"]) == HEIGHT and drawn["x"][drawn["y"].index(HEIGHT)] == AT
+    assert len(drawn["x"]) < 3_000
+    top = tab.page.evaluate(f"{LOSS}._fullLayout.yaxis.range[1]")
+    assert top > HEIGHT
+    assert re.search(r"reduced \d+:1, extremes kept", tab.page.inner_text('[data-id="loss"] .gm-note'))
+
+
+def test_non_finite_values_are_marks_on_the_chart_and_a_count(tab: Tab, app: App):
+    tab.open_run(app.ids["nan"])
+    tab.charts()
+    marks = tab.page.evaluate(f"{LOSS}.data.filter((t) => t.name.startsWith('non-finite')).map((t) => Array.from(t.x))")
+    assert marks[0][0] == 210
+    assert "91 NaN" in tab.page.inner_text('[data-id="loss"] .gm-note')
+    assert "274" in tab.page.inner_text('[data-testid="stApp"]')
+    tab.wait("() => document.querySelector('[data-id=\"heat\"] .gm-note')?.textContent.includes('non-finite')")
+
+
+def test_nothing_is_sent_when_nothing_changed_and_a_hidden_tab_sleeps(tab: Tab, app: App, live_run: str):
+    tab.page.add_init_script("Object.defineProperty(document, 'hidden', {get: () => Boolean(window.__hidden)})")
+    tab.open_run(app.ids["healthy"])
+    tab.charts()
+    tab.page.wait_for_timeout(1500)
+    tab.frames.clear()
+    tab.wait("() => true")
+    deadline = time.monotonic() + 30
+    while len(tab.frames) < 2 and time.monotonic() < deadline:
+        tab.page.wait_for_timeout(200)
+    assert tab.frames and set(tab.frames) == {204}
+
+    wait_for_run(app, live_run)
+    tab.open_run(live_run)
+    tab.charts()
+    tab.page.evaluate("window.__hidden = true; document.dispatchEvent(new Event('visibilitychange'))")
+    tab.page.wait_for_timeout(2500)
+    tab.frames.clear()
+    tab.page.wait_for_timeout(3000)
+    assert tab.frames == []
+    tab.page.evaluate("window.__hidden = false; document.dispatchEvent(new Event('visibilitychange'))")
+    deadline = time.monotonic() + 20
+    while not tab.frames and time.monotonic() < deadline:
+        tab.page.wait_for_timeout(100)
+    assert tab.frames[0] == 200
+
+
+def test_an_incident_opens_and_its_address_brings_it_back(tab: Tab, app: App):
+    tab.open_run(app.ids["nan"])
+    tab.page.get_by_role("button", name="Why, and what to do").click()
+    tab.page.get_by_text("Likely causes").wait_for()
+    tab.page.get_by_text("What to do").first.wait_for()
+    tab.wait("() => new URL(location).searchParams.get('incident')?.startsWith('non-finite@')")
+    tab.page.reload()
+    tab.rest()
+    tab.page.get_by_text("Likely causes").wait_for()
+    tab.page.get_by_role("button", name="Show these steps in the story").click()
+    tab.charts()
+    tab.wait("() => new URL(location).searchParams.has('x0')")
+    assert tab.data()["range"][0] == 209 - 60
+
+
+def test_a_click_on_the_heatmap_shows_the_layers_curve(tab: Tab, app: App):
+    tab.open_run(app.ids["healthy"])
+    tab.charts()
+    heat = tab.page.locator('.gm-chart[data-id="heat"] .nsewdrag')
+    heat.scroll_into_view_if_needed()
+    box = heat.bounding_box()
+    assert box is not None
+    tab.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] * 0.5 / len(made.LAYERS))
+    tab.page.locator('.gm-chart[data-id="layer"] .js-plotly-plot').wait_for()
+    assert made.LAYERS[0] in tab.page.inner_text('.gm-chart[data-id="layer"] .gm-title')
+    tab.wait("(layer) => new URL(location).searchParams.get('layer') === layer", made.LAYERS[0])
+
+
+def test_a_click_on_a_row_opens_the_run(tab: Tab):
+    tab.open("/?search=resumed")
+    table = tab.page.locator('[data-testid="stDataFrame"] canvas').first
+    table.wait_for()
+    tab.page.wait_for_timeout(500)
+    table.click(position={"x": 300, "y": 55})
+    tab.page.wait_for_url("**/run?run=*resumed*")
+    tab.charts()
+
+
+def test_the_server_restarted_under_an_open_page_recovers(tab: Tab, app: App):
+    tab.open_run(app.ids["healthy"], x0=100, x1=300)
+    tab.charts()
+    tab.page.evaluate(f"{LOSS}.__mark = 1")
+    app.stop()
+    tab.wait("() => document.querySelector('.gm-status').textContent.includes('waiting for the server')")
+    app.start()
+    tab.wait("() => !document.querySelector('.gm-status').textContent.includes('waiting')")
+    tab.rest()
+    assert tab.data()["range"] == [100, 300]
+    assert tab.page.evaluate(f"{LOSS}.__mark") == 1
+
+
+def test_one_click_starts_a_real_training_and_stop_ends_it(tab: Tab, app: App):
+    before = set(app.runs.iterdir())
+    tab.open("/")
+    tab.page.get_by_role("button", name="Start a real training").click()
+    tab.page.wait_for_url("**/run?run=*")
+    try:
+        tab.charts()
+        tab.wait(LAST_STEP_BEYOND, 3, seconds=120)
+        tab.page.get_by_role("button", name="Stop", exact=True).click()
+        tab.page.get_by_text("Stop asked for").wait_for()
+        tab.wait("() => document.querySelector('h2')?.textContent.includes('stopped')")
+        tab.page.get_by_role("button", name="Resume", exact=True).wait_for()
+    finally:
+        stop_all(set(app.runs.iterdir()) - before)
+
+
+def test_a_refused_value_is_explained_beside_its_field(tab: Tab):
+    tab.open("/launch")
+    steps = tab.page.get_by_label("steps", exact=True).first
+    steps.fill("-3")
+    steps.press("Enter")
+    tab.page.get_by_text("steps = -3: must be greater than or equal to 1").wait_for()
+    assert tab.page.get_by_test_id("stBaseButton-primary").is_disabled()
+    ARTIFACTS.mkdir(exist_ok=True)
+    tab.page.screenshot(path=ARTIFACTS / "launch-refused.png")
+
+
+def test_hostile_text_is_shown_exactly_and_fetches_and_runs_nothing(tab: Tab, app: App):
+    for index, name in enumerate(made.HOSTILE):
+        run_id = f"hostile-{index:02d}"
+        if (app.runs / run_id).exists():
+            continue
+        run = made.Recorded(app.runs, name, run_id=run_id)
+        for step in range(1, 4):
+            run.row(step, 3.0, **{name: float(step)})
+        run.writer.event("note", 2, text=name)
+        (run.path / "attempts/0000/rank-00000/log.txt").write_text(name + "\n")
+        run.end("crashed", 3, name)
+    from app.text import plain
+
+    for index in (0, 3, 5, 7, 13, 6, 8, 10):
+        shown = plain(made.HOSTILE[index])
+        tab.open_run(f"hostile-{index:02d}")
+        tab.charts()
+        title = tab.page.locator("h2").first.inner_text().replace("\u2060", "")
+        assert shown in title, (shown, title)
+        own = tab.page.locator('.gm-chart[data-id^="own."] .gm-title').first
+        own.scroll_into_view_if_needed()
+        assert own.text_content() == shown
+    tab.open_run("hostile-01", section="Log")
+    tab.page.get_by_text(made.HOSTILE[1]).first.wait_for()
+    tab.open("/?search=hostile")
+    tab.page.locator('[data-testid="stDataFrame"] canvas').first.wait_for()
+    assert tab.page.evaluate("window.hacked") is None
+
+
+PAGES = {
+    "runs": "/",
+    "runs-none": "/?search=nothing_has_this_name",
+    "story": "/run?run={healthy}",
+    "story-nan": "/run?run={nan}",
+    "story-resumed": "/run?run={resumed}",
+    "story-spike": "/run?run={spike}",
+    "no-points-yet": "/run?run={half}",
+    "torn": "/run?run={torn}",
+    "newer-format": "/run?run={newer}",
+    "unknown-run": "/run?run=nothing-here",
+    "incident": "/run?run={nan}&section=Incidents",
+    "incidents-none": "/run?run={healthy}&section=Incidents",
+    "landscape": "/run?run={healthy}&section=Landscape",
+    "landscape-none": "/run?run={nan}&section=Landscape",
+    "system": "/run?run={healthy}&section=System",
+    "config": "/run?run={resumed}&section=Config",
+    "log": "/run?run={healthy}&section=Log",
+    "launch": "/launch",
+}
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 1440), ("dark", 1440), ("light", 420), ("dark", 420)])
+def test_every_page_has_its_picture_and_no_traceback(new_tab: NewTab, app: App, scheme: str, width: int):
+    tab = new_tab(scheme=scheme, width=width, height=1100)
+    folder = ARTIFACTS / f"{scheme}-{'wide' if width > 1000 else 'narrow'}"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, address in PAGES.items():
+        tab.open(address.format(**app.ids))
+        if name in ("story", "story-nan", "story-resumed", "story-spike", "landscape", "system"):
+            tab.charts()
+        if name == "incident":
+            tab.page.get_by_text("Likely causes").wait_for()
+        tab.page.wait_for_timeout(350)
+        assert tab.page.locator('[data-testid="stException"]').count() == 0, name
+        assert "Traceback" not in tab.page.inner_text("body"), name
+        picture(tab, folder / f"{name}.png")
+
+
+def picture(tab: Tab, path: Path) -> None:
+    """The page down to its end, at most three screens."""
+    height = tab.page.evaluate(
+        "Math.max(...[...document.querySelectorAll('[data-testid=\"stMain\"]')].map((node) => node.scrollHeight))"
+    )
+    size = tab.page.viewport_size
+    assert size is not None
+    tab.page.set_viewport_size({"width": size["width"], "height": int(min(max(height + 10, 700), 3300))})
+    tab.page.wait_for_timeout(650)
+    tab.page.screenshot(path=path)
+    tab.page.set_viewport_size(size)
+
+
+# ---- helpers ------------------------------------------------------------------------------------------------------
+
+LAST_STEP_BEYOND = """(step) => {
+    const plot = document.querySelector('.gm-chart[data-id="loss"] .js-plotly-plot');
+    return Boolean(plot?.data?.[0]) && plot.data[0].x[plot.data[0].x.length - 1] > step;
+}"""
+IN_VIEW_SHARE_RANGE = """() => {
+    const plots = [...document.querySelectorAll('.gm-chart .js-plotly-plot')].slice(0, 3);
+    return new Set(plots.map((plot) => plot._fullLayout.xaxis.range.map((end) => end.toFixed(3)).join())).size === 1;
+}"""
+
+
+def step_shown(tab: Tab) -> int:
+    """The step in the head of the charts."""
+    return int(re.sub(r"\D", "", tab.page.inner_text(".gm-status")))
+
+
+def wait_for_run(app: App, run_id: str, seconds: float = 60.0) -> None:
+    """Until the writer has put down its first rows."""
+    deadline = time.monotonic() + seconds
+    while not list((app.runs / run_id).glob("attempts/*/rank-*/scalars-*")):
+        assert time.monotonic() < deadline, "the writer did not begin"
+        time.sleep(0.05)
+
+
+def stop_all(runs: set[Path]) -> None:
+    """Stop what the test started, if it is still there."""
+    from trainer import launch
+
+    for run in runs:
+        if launch.is_running(run):
+            launch.stop(run, grace_s=5)

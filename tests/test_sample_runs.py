@@ -1,0 +1,85 @@
+"""What the doctor says of the sample runs, against the truth about the fault that each was made with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from monitor.diagnosis.engine import diagnose
+from monitor.runfile.reader import open_run
+from monitor.runfile.store import list_runs
+
+SAMPLES = Path(__file__).resolve().parents[1] / "sample_runs"
+RUNS = sorted(path.parent for path in SAMPLES.glob("*/expected.json"))
+SEVERITIES = ("info", "warning", "critical")
+
+each_run = pytest.mark.parametrize("run_dir", RUNS, ids=lambda path: path.name)
+
+
+def _expected(run_dir: Path) -> dict[str, Any]:
+    return json.loads((run_dir / "expected.json").read_text())
+
+
+def _answers(finding: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    """Whether a finding is the one that was wanted."""
+    low, high = wanted["onset_step"]
+    return (
+        finding["id"] == wanted["id"]
+        and SEVERITIES.index(finding["severity"]) >= SEVERITIES.index(wanted["severity_at_least"])
+        and low <= finding["onset_step"] <= high
+        and (not wanted["layers"] or finding["layer"] in wanted["layers"])
+    )
+
+
+def test_there_is_a_healthy_run_an_explosion_and_a_spike() -> None:
+    assert {path.name for path in RUNS} == {"gpt-healthy", "gpt-gradient-explosion", "gpt-one-batch-spike"}
+    verdicts = {path.name: _expected(path)["verdict"] for path in RUNS}
+    assert verdicts["gpt-healthy"] == "healthy"
+    assert {verdicts["gpt-gradient-explosion"], verdicts["gpt-one-batch-spike"]} == {"incident"}
+
+
+@each_run
+def test_doctor_says_what_was_done_to_the_run(run_dir: Path) -> None:
+    report = json.loads(json.dumps(diagnose(run_dir).to_dict(), allow_nan=False))
+    expected = _expected(run_dir)
+    found = [(one["id"], one["severity"], one["onset_step"], one["layer"]) for one in report["findings"]]
+    assert report["verdict"] == expected["verdict"], found
+    for wanted in expected["must"]:
+        right = [finding for finding in report["findings"] if _answers(finding, wanted)]
+        assert right, f"{wanted} is not among {found}"
+        causes = [cause["id"] for finding in right for cause in finding["causes"]]
+        accepted = expected["causes_any_of"]
+        assert not accepted or set(accepted) & set(causes), f"causes {causes}, none of {accepted}"
+    said = {finding["id"] for finding in report["findings"] if finding["severity"] != "info"}
+    assert not said & set(expected["must_not"])
+
+
+@each_run
+def test_run_is_whole_and_says_nothing_about_this_machine(run_dir: Path) -> None:
+    run = open_run(run_dir)
+    assert run.problems == ()
+    assert run.id == run_dir.name and run.state.word == "finished"
+    loss = run.series("train_loss")
+    assert len(loss) == run.planned_steps == run.last_step
+    assert run.layers("grad_norm_preclip").names
+    assert run.landscape() and len(run.system()) > 0 and run.log_tail()
+    assert np.isfinite(run.series("val_loss").value[0])
+    (attempt,) = run.attempts
+    assert attempt.host is None
+    assert run.config is not None and "fault" not in run.config
+    names = (b"/work/", b"/home/", b"/root", b"/tmp", b"/Users/")
+    files = [file for file in run_dir.rglob("*") if file.is_file()]
+    assert not [file for file in files for name in names if name in file.read_bytes()]
+
+
+def test_samples_are_small_and_listed() -> None:
+    size = sum(file.stat().st_size for file in SAMPLES.rglob("*") if file.is_file())
+    assert size < 10e6
+    rows = {row.path.name: row for row in list_runs(SAMPLES)}
+    for run_dir in RUNS:
+        assert rows[run_dir.name].problem is None
+        assert rows[run_dir.name].state.word == "finished"

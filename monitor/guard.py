@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from types import TracebackType
 
 from monitor.errors import MonitorWarning
 
@@ -15,19 +14,30 @@ STRICT = os.environ.get("GRADIOMETER_STRICT") == "1"
 _reported: set[str] = set()
 
 
-@contextmanager
-def contained(part: str) -> Iterator[None]:
+class contained:
     """Turn an error inside the block into one warning per ``part`` and process.
 
     KeyboardInterrupt and SystemExit pass through. Never put a collective operation in the block: one rank leaving
     early would hang the others.
+
+    A class and not a generator, because it is entered several times in every training step.
     """
-    try:
-        yield
-    except Exception as error:
-        if STRICT:
-            raise
-        report(part, error)
+
+    __slots__ = ("_part",)
+
+    def __init__(self, part: str) -> None:
+        self._part = part
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception) or STRICT:
+            return False
+        report(self._part, error)
+        return True
 
 
 def report(part: str, error: BaseException) -> None:

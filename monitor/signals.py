@@ -106,7 +106,7 @@ CATALOGUE: dict[str, SignalSpec] = _table(
     ("data_wait_s", "s", "wall clock", "Waiting for the next batch: end of the step before to the first forward.", "scalars", _EVERY),
     ("forward_s", "s", "wall clock", "Forward passes and loss.", "scalars", _EVERY),
     ("backward_s", "s", "wall clock", "Backward passes, with the gradient reduction that overlaps them.", "scalars", _EVERY),
-    ("optimizer_s", "s", "wall clock", "Optimizer step.", "scalars", _EVERY),
+    ("optimizer_s", "s", "wall clock", "Optimizer step, with unscaling and the scaling of clipped gradients.", "scalars", _EVERY),
     ("monitor_s", "s", "wall clock", "What this monitor cost, clipping's own norm included.", "scalars", _EVERY),
     ("eval_s", "s", "wall clock", "Evaluation passes since the step before.", "scalars", "when there was one"),
     ("checkpoint_s", "s", "wall clock", "Writing checkpoints since the step before.", "scalars", "when there was one"),

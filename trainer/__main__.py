@@ -56,14 +56,14 @@ def _run(options: argparse.Namespace, words: list[str], stop: StopFlag) -> int:
     from trainer.progress import tell
 
     config = _config(options)
-    if config.parallel.processes > 1 and _world_size() == 1:
-        from trainer.parallel import run_workers
-
-        return run_workers(config.parallel.processes, words)
     if options.dry_run:
         from trainer.dryrun import dry_run
 
         return dry_run(config)
+    if config.parallel.processes > 1 and _world_size() == 1:
+        from trainer.parallel import run_workers
+
+        return run_workers(config.parallel.processes, words)
     place = None
     if _is_first():
         if options.resume:
@@ -124,23 +124,19 @@ def _config(options: argparse.Namespace) -> TrainConfig:
         ConfigError, RunError: one of them is refused.
     """
     from monitor.runfile.reader import open_run
-    from trainer.config import load_config, with_values
+    from trainer.config import load_config
     from trainer.place import config_of_run
 
     if options.resume:
-        config = config_of_run(open_run(options.resume), _overrides(options))[0]
-    elif CONFIG_VARIABLE in os.environ:
-        config = _launched_config(os.environ[CONFIG_VARIABLE])
-    elif options.run_dir:
-        config = config_of_run(open_run(options.run_dir), _overrides(options))[0]
-    else:
-        config = load_config(options.config, _overrides(options), preset=options.preset)
-    if _world_size() > 1 and config.parallel.processes != _world_size():
-        config = with_values(config, {"parallel.processes": _world_size()})
-    return config
+        return config_of_run(open_run(options.resume), _overrides(options))[0]
+    if CONFIG_VARIABLE in os.environ:
+        return _launched_config(os.environ[CONFIG_VARIABLE], _overrides(options))
+    if options.run_dir:
+        return config_of_run(open_run(options.run_dir), _overrides(options))[0]
+    return load_config(options.config, _overrides(options), preset=options.preset)
 
 
-def _launched_config(text: str) -> TrainConfig:
+def _launched_config(text: str, overrides: Sequence[str]) -> TrainConfig:
     from monitor.errors import ConfigError
     from trainer.config import from_record
 
@@ -148,12 +144,18 @@ def _launched_config(text: str) -> TrainConfig:
         record = json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"environment variable {CONFIG_VARIABLE} is not JSON: {error}.") from None
-    return from_record(record, source=CONFIG_VARIABLE)
+    return from_record(record, overrides, source=CONFIG_VARIABLE)
 
 
 def _overrides(options: argparse.Namespace) -> list[str]:
-    """``--set`` values, and the short options as what they stand for; those win."""
-    short = {"name": options.name, "steps": options.steps, "device": options.device, "task.data": options.data}
+    """``--set`` values, then the short options as what they stand for, then how many workers torchrun has started."""
+    short = {
+        "name": options.name,
+        "steps": options.steps,
+        "device": options.device,
+        "task.data": options.data,
+        "parallel.processes": _world_size() if _world_size() > 1 else None,
+    }
     return [*options.set, *(f"{name}={value}" for name, value in short.items() if value is not None)]
 
 

@@ -34,7 +34,7 @@ from trainer.place import Place
 from trainer.precision import Precision, build_precision
 from trainer.progress import Display, Silent, build_display
 from trainer.schedules import lr_multiplier
-from trainer.stop import StopFlag
+from trainer.stop import StopFlag, reason
 from trainer.tasks import Batch, EpochSampler, Task, build_task
 from trainer.unmonitored import Unmonitored
 
@@ -80,8 +80,8 @@ def train(config: TrainConfig, place: Place | None, stop: StopFlag) -> Outcome:
     try:
         config, place = parallel.shared((config, place))
         assert place is not None  # rank 0 gave it
-        if parallel.any_rank(stop.requested):
-            return Outcome("stopped", place.start_step, f"{stop.reason}, before the first step")
+        if asked := parallel.highest(stop.number):
+            return Outcome("stopped", place.start_step, f"{reason(asked)}, before the first step")
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         session = build_session(config, parallel)
@@ -104,12 +104,12 @@ def run(session: Session, place: Place, mon: Any, display: Display, stop: StopFl
     config, state, parallel = session.config, session.state, session.parallel
     saved_at = state.step
     while state.step < config.steps:
-        if parallel.any_rank(stop.requested):  # agreed: every rank leaves here at the same step
-            if state.step == saved_at == place.start_step:
-                return Outcome("stopped", state.step, f"{stop.reason}, before the first step")
+        if asked := parallel.highest(stop.number):  # every rank leaves here, at the same step
+            if state.step == place.start_step:
+                return Outcome("stopped", state.step, f"{reason(asked)}, before the first step")
             if state.step != saved_at:
                 save(session, place, mon)
-            return Outcome("stopped", state.step, stop.reason)
+            return Outcome("stopped", state.step, reason(asked))
         training_step(session, mon, display)
         last = state.step == config.steps
         if last or _due(config.evaluation.every_steps, state.step):

@@ -59,13 +59,16 @@ class Parallel:
         dist.all_reduce(counts)
         return int(counts.item())
 
-    def any_rank(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank. Signals reach ranks at different steps; all must stop at the same."""
+    def highest(self, number: int) -> int:
+        """The largest ``number`` of any rank.
+
+        For the signal that asks to stop: it reaches ranks at different steps, or one alone; all must stop at the same.
+        """
         if self.world_size == 1:
-            return flag
-        flags = torch.tensor([int(flag)])
-        dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-        return bool(flags.item())
+            return number
+        numbers = torch.tensor([number], dtype=torch.int64)
+        dist.all_reduce(numbers, op=dist.ReduceOp.MAX)
+        return int(numbers.item())
 
     def summed(self, value: torch.Tensor) -> torch.Tensor:
         """The sum of a device tensor over ranks; it stays on the device."""
@@ -86,7 +89,7 @@ class Parallel:
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.world_size > 1:
-            self.any_rank(False)
+            self.highest(0)
 
 
 def start_parallel(config: ParallelConfig, device: str) -> Parallel:

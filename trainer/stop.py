@@ -30,12 +30,9 @@ class StopFlag:
                 signal.signal(number, self._ask)
 
     @property
-    def requested(self) -> bool:
-        return self.signal is not None
-
-    @property
-    def reason(self) -> str:
-        return f"asked to stop by {self.signal.name}" if self.signal else "asked to stop on another rank"
+    def number(self) -> int:
+        """The signal's number, 0 while none has come."""
+        return 0 if self.signal is None else int(self.signal)
 
     def request(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Ask from within the process."""
@@ -51,6 +48,11 @@ class StopFlag:
                 os.write(2, b"\nstopping after this step, with a checkpoint\n")
         elif number == signal.SIGINT and time.monotonic() - self._asked_at > INSIST_AFTER_S:
             raise KeyboardInterrupt
+
+
+def reason(number: int) -> str:
+    """Why training stops, for the exit record."""
+    return f"asked to stop by {signal.Signals(number).name}"
 
 
 def end_with_parent() -> None:

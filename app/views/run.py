@@ -336,13 +336,17 @@ def incident_list(path: Path) -> None:
     findings = findings_of(made)
     if findings:
         by_key = {incident_key(finding): finding for finding in findings}
+        wanted = st.session_state.get("incident", st.query_params.get("incident"))
+        st.session_state["incident"] = wanted if wanted in by_key else incident_key(findings[0])
         chosen = st.radio(
             "Incidents, worst first",
             list(by_key),
             format_func=lambda key: incident_label(by_key[key]),
             key="incident",
-            bind="query-params",
         )
+        # Not bound to the address: that leaves the default out, and the worst incident may be another one tomorrow.
+        if st.query_params.get("incident") != chosen:
+            st.query_params["incident"] = str(chosen)
         if chosen in by_key:
             incident(path, by_key[chosen])
     else:

@@ -1,0 +1,1 @@
+"""Signals in, findings out: rules over signals, causes ranked, remedies named. No torch."""

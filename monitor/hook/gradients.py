@@ -19,32 +19,22 @@ called pre-clip.
 
 from __future__ import annotations
 
-import functools
 import math
-import operator
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._foreach_utils import (
-    _device_has_foreach_support,
-    _group_tensors_by_device_and_dtype,
-)
 
 from monitor.guard import contained
 from monitor.hook.layers import LayerTable
+from monitor.hook.norms import repair_overflow, scale_gradients, take_norms
 from monitor.hook.observe import ClipCall
+from monitor.hook.step_norms import Piece, Scale, StepNorms
 from monitor.hook.timing import StepClock
 
 PART = "per-layer gradient norms"
 
-_LOW_PRECISION = frozenset((torch.bfloat16, torch.float16))
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
-_DTYPE = operator.attrgetter("dtype")
-_has_foreach = functools.cache(_device_has_foreach_support)
 
 _UNSEEN_CHANGE = (
     "gradients were changed between backward and the optimizer step by something that is not watched (a clip function "
@@ -58,87 +48,6 @@ _NO_GRADIENTS = (
     "backward ran, but none of the parameters that the model had at attach has a gradient: attach after the model has "
     "been moved, wrapped or sharded"
 )
-
-Scale = float | Tensor
-"""The loss scale: a number, or a tensor that stays on its device."""
-
-
-@dataclass(slots=True)
-class Norms:
-    """L2 norms of n gradients, taken in one pass, on the device of the first."""
-
-    groups: list[tuple[list[Tensor], Sequence[int]]]
-    """The gradients by device and dtype, with the position of each in the list given. Dropped once they are scaled."""
-    order: Sequence[int] | None
-    """``each[j]`` belongs to gradient ``order[j]`` of the list given: groups change the order. None: the same order."""
-    each: Tensor
-    """[n], in the precision that torch's own clipping computes in: rounded to bf16 for bf16 gradients."""
-    total: Tensor
-    """Norm of ``each``."""
-    exact: Tensor | None = None
-    """float32[n] when ``each`` is rounded to half precision, in the same order."""
-    sparse: bool = False
-    repaired: np.ndarray | None = None
-    """float64[n] when a norm overflowed though the gradient's elements are finite, in the same order."""
-
-
-@dataclass(slots=True)
-class Piece:
-    """The norms of some layers at one moment of one step, and what was done to these gradients next."""
-
-    rows: Sequence[int] | None
-    """Row in the layer table of each gradient given; -1 for a tensor that is not in it. None: all rows in order."""
-    norms: Norms
-    divisor: Scale = 1.0
-    """The loss scale still contained in ``norms``."""
-    coef: Tensor | None = None
-    """Factor the gradients were multiplied by afterwards; None when they were left alone."""
-    max_norm: float | None = None
-    """The L2 limit of that clipping."""
-
-
-@dataclass(slots=True)
-class StepNorms:
-    """Everything taken in one optimizer step; ``read`` the tensors, then ``decode`` the arrays."""
-
-    layers: int
-    before: list[Piece]
-    """The pieces that make up the pre-clip norms; none when pre-clip is not known."""
-    after: Piece | None
-    """Measured again before the optimizer, when ``before`` does not tell what clipping left."""
-    whole: bool = True
-    """False when some layers' gradients changed unseen, so that the norms of the whole gradient are not known."""
-    after_known: bool = True
-    """False when the gradients changed unseen inside a closure, so that only pre-clip is known."""
-
-    def tensors(self) -> list[Tensor]:
-        return [tensor for piece in self._pieces() for tensor in _tensors(piece)]
-
-    def decode(self, arrays: list[np.ndarray]) -> tuple[dict[str, float], np.ndarray | None, np.ndarray | None]:
-        """Scalars by name; pre-clip norms float32[L]; present bool[L], or None when every layer has one.
-
-        ``arrays`` are the values of ``tensors()``. Without pre-clip norms both arrays are None.
-        """
-        supply = iter(arrays)
-        read = {id(piece): _Host(piece, supply) for piece in self._pieces()}
-        values: dict[str, float] = {}
-        row = present = None
-        if self.before:
-            hosts = [read[id(piece)] for piece in self.before]
-            row, present = _layer_row(self.layers, hosts)
-            if self.whole:
-                values["grad_norm_preclip"] = _hypot([host.total for host in hosts])
-            if self.whole and self.after_known and self.after is None:
-                values.update(_clipped(hosts))
-        if self.after is not None:
-            after = read[id(self.after)]
-            values["grad_norm_postclip"] = after.total
-            if row is not None:
-                values.update(_common_factor(row, present, after, self.layers))
-        return values, row, present
-
-    def _pieces(self) -> list[Piece]:
-        return [*self.before, *((self.after,) if self.after else ())]
 
 
 class Gradients:
@@ -386,107 +295,6 @@ class Gradients:
             self._tell(text)
 
 
-# The fused pass ------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def take_norms(grads: list[Tensor]) -> Norms:
-    """The L2 norms of ``grads`` and their total: the same operations in the same order as torch's clip_grad_norm_.
-
-    Sparse gradients, which torch's own clipping refuses, are measured by their coalesced values.
-    """
-    try:
-        return _take_norms(grads)
-    except NotImplementedError:
-        if not any(grad.is_sparse for grad in grads):
-            raise
-        # Coalescing sums the entries of one index, as the optimizer will; the norm of the parts would be another.
-        norms = _take_norms([grad.coalesce()._values() if grad.is_sparse else grad for grad in grads], grads)
-        norms.sparse = True
-        return norms
-
-
-def _take_norms(grads: list[Tensor], originals: list[Tensor] | None = None) -> Norms:
-    groups = _groups(grads)
-    each: list[Tensor] = []
-    exact: list[Tensor] = []
-    order: list[int] = []
-    low = False
-    for members, positions in groups:
-        norms = _norm_each(members)
-        each.extend(norms)
-        order.extend(positions)
-        if members[0].dtype in _LOW_PRECISION:
-            low = True
-            norms = _norm_each(members, torch.float32)
-        exact.extend(norms)
-    if len(groups) > 1:
-        each = [norm.to(grads[0].device) for norm in each]
-        exact = [norm.to(grads[0].device) for norm in exact]
-    stacked = torch.stack(each)
-    return Norms(
-        groups if originals is None else [([originals[at] for at in positions], positions) for _, positions in groups],
-        order if len(groups) > 1 else None,
-        stacked,
-        torch.linalg.vector_norm(stacked),
-        torch.stack(exact) if low else None,
-    )
-
-
-def _groups(grads: list[Tensor]) -> list[tuple[list[Tensor], Sequence[int]]]:
-    """The gradients by device and dtype with their positions, in the order in which torch's clipping takes them."""
-    if len(set(map(_DTYPE, grads))) == 1 and len(set(map(Tensor.get_device, grads))) == 1:
-        return [(grads, range(len(grads)))]  # three times faster than asking torch, in the case that nearly always is
-    grouped: dict[Any, Any] = _group_tensors_by_device_and_dtype([grads], with_indices=True)  # type: ignore[list-item]
-    return [(members, positions) for [members], positions in grouped.values()]
-
-
-def _norm_each(tensors: list[Tensor], dtype: torch.dtype | None = None) -> Sequence[Tensor]:
-    if _has_foreach(tensors[0].device):
-        return torch._foreach_norm(tensors, 2.0, dtype=dtype) if dtype else torch._foreach_norm(tensors, 2.0)
-    return [torch.linalg.vector_norm(tensor, 2.0, dtype=dtype) for tensor in tensors]
-
-
-@torch.no_grad()
-def scale_gradients(norms: Norms, coef: Tensor) -> None:
-    """Multiply the gradients in place by ``coef``, as torch's clip_grads_with_norm_ does."""
-    for members, _ in norms.groups:
-        device = members[0].device
-        local = coef if len(norms.groups) == 1 else coef.to(device)
-        if norms.sparse:
-            for member in members:
-                # Scaling the entries before they are summed is scaling the sum.
-                (member._values() if member.is_sparse else member).mul_(local)
-        elif _has_foreach(device):
-            torch._foreach_mul_(members, local)
-        else:
-            for member in members:
-                member.mul_(local)
-    norms.groups = []
-
-
-def repair_overflow(norms: Norms) -> None:
-    """An infinite norm of finite elements is arithmetic, not a finding: take it again in float64.
-
-    On the CPU only, where looking costs nothing; on a device it would make the training wait. The total that clipping
-    uses stays what torch computes.
-    """
-    if norms.total.get_device() < 0 and not math.isfinite(norms.total.item()):
-        _repair(norms)
-
-
-@torch.no_grad()
-def _repair(norms: Norms) -> None:
-    values = (norms.each if norms.exact is None else norms.exact).double().numpy().copy()
-    grads = [member for members, _ in norms.groups for member in members]
-    for j in np.flatnonzero(np.isinf(values)):
-        dense = grads[j].coalesce()._values() if grads[j].is_sparse else grads[j]
-        if torch.isfinite(dense).all():
-            wide = dense.to(torch.complex128 if dense.is_complex() else torch.float64)
-            values[j] = torch.linalg.vector_norm(wide).item()
-    norms.repaired = values
-
-
 def _plain(grads: list[Tensor]) -> bool:
     """Ordinary tensors, not subclasses such as DTensor, whose norm is a collective operation."""
     return _PLAIN.issuperset(map(type, grads))
@@ -514,88 +322,3 @@ def _grads(
         rows = range(len(parameters)) if rows is None else rows
         rows = [row for row, parameter in zip(rows, parameters, strict=True) if parameter.grad is not None]
     return grads, rows
-
-
-# On the host ---------------------------------------------------------------------------------------------------------
-
-
-def _tensors(piece: Piece) -> list[Tensor]:
-    tensors = [piece.norms.each if piece.norms.exact is None else piece.norms.exact, piece.norms.total]
-    if piece.coef is not None:
-        tensors.append(piece.coef)
-    if isinstance(piece.divisor, Tensor):
-        tensors.append(piece.divisor)
-    return tensors
-
-
-class _Host:
-    """One piece with its values on the host, unscaled."""
-
-    __slots__ = ("clipped", "coef", "max_norm", "norms", "rows", "total")
-
-    def __init__(self, piece: Piece, supply: Iterator[np.ndarray]) -> None:
-        norms = next(supply)
-        total = float(next(supply))
-        self.clipped = piece.coef is not None
-        self.coef = float(next(supply)) if self.clipped else 1.0
-        divisor = float(next(supply)) if isinstance(piece.divisor, Tensor) else piece.divisor
-        self.max_norm = piece.max_norm
-        if piece.norms.repaired is not None:
-            norms = piece.norms.repaired
-        if not math.isfinite(total) or piece.norms.exact is not None:
-            # The sum of squares of finite norms can overflow too, and half precision rounds the total.
-            total = math.sqrt(float(np.dot(wide := norms.astype(np.float64), wide)))
-        if divisor != 1.0:
-            norms = norms / divisor
-            total /= divisor
-        if piece.norms.order is not None:
-            grouped, norms = norms, np.empty_like(norms)
-            norms[np.asarray(piece.norms.order)] = grouped
-        self.norms = norms
-        self.total = total
-        self.rows = piece.rows
-
-
-def _hypot(totals: list[float]) -> float:
-    return totals[0] if len(totals) == 1 else math.sqrt(sum(total * total for total in totals))
-
-
-def _layer_row(layers: int, hosts: list[_Host]) -> tuple[np.ndarray, np.ndarray | None]:
-    if len(hosts) == 1 and hosts[0].rows is None:
-        return _float32(hosts[0].norms), None
-    row = np.zeros(layers, np.float32)
-    present = np.zeros(layers, bool)
-    for host in hosts:
-        rows = np.arange(layers) if host.rows is None else np.asarray(host.rows, dtype=np.int64)
-        known = rows >= 0
-        row[rows[known]] = _float32(host.norms)[known]
-        present[rows[known]] = True
-    return row, None if present.all() else present
-
-
-def _float32(norms: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # a norm above 3.4e38 is an infinity in the layers' precision
-        return norms.astype(np.float32, copy=False)
-
-
-def _clipped(hosts: list[_Host]) -> dict[str, float]:
-    values = {"grad_norm_postclip": _hypot([host.total * host.coef for host in hosts])}
-    if len(hosts) == 1 or not any(host.clipped for host in hosts):
-        values["clip_coef"] = hosts[0].coef
-    if len(hosts) == 1 and hosts[0].max_norm is not None:
-        values["clip_max_norm"] = hosts[0].max_norm
-    return values
-
-
-def _common_factor(row: np.ndarray, present: np.ndarray | None, after: _Host, layers: int) -> dict[str, float]:
-    """``clip_coef`` when every layer shrank by the same factor, else nothing: it was not a clip by the global norm."""
-    after_row, after_present = _layer_row(layers, [after])
-    both = np.ones(layers, bool) if present is None else present.copy()
-    if after_present is not None:
-        both &= after_present
-    usable = both & (row > 0) & np.isfinite(row) & np.isfinite(after_row)
-    if not usable.any():
-        return {}
-    ratio = after_row[usable].astype(np.float64) / row[usable]
-    middle = float(np.median(ratio))
-    return {"clip_coef": middle} if np.allclose(ratio, middle, rtol=1e-3, atol=0.0) else {}

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from monitor.guard import contained
 from monitor.hook import observe
-from monitor.hook.gradients import PART, Gradients, Scale, StepNorms
+from monitor.hook.gradients import PART, Gradients
 from monitor.hook.layers import LayerTable
 from monitor.hook.observe import ClipCall
+from monitor.hook.step_norms import Scale, StepNorms
 from monitor.hook.timing import GAP, StepClock
 
 _NO_FORWARD = (
@@ -34,7 +35,6 @@ _NO_FORWARD = (
 class StepFacts:
     """What was seen in the optimizer step that ended."""
 
-    micro_steps: int
     norms: StepNorms | None
     lrs: list[float | Tensor]
     loss_scale: Scale | None
@@ -266,7 +266,6 @@ class Loop:
         """Everything seen since the step before; the clock is left running in ``monitor``."""
         self.thread = threading.get_ident()  # the loop is where mon.step() is called
         facts = StepFacts(
-            micro_steps=self.gradients.micro_steps,
             norms=self.gradients.end_step(),
             lrs=self._lrs or self._current_lrs(),
             loss_scale=self._loss_scale,

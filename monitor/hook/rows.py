@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from monitor.guard import contained
-from monitor.hook.gradients import StepNorms
+from monitor.hook.step_norms import StepNorms
 from monitor.hook.transfer import HostRead
 
 LINGER_S = 0.5

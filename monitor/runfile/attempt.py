@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from monitor.errors import RunError
 from monitor.runfile import format as fmt
+from monitor.runfile.compacted import compact_file, covered_segments, load_compact
 from monitor.runfile.records import Attempt, Event, LandscapeSample
 from monitor.runfile.rows import Rows
 from monitor.runfile.segments import Tail, poll_lines, poll_rows, poll_tables, tails
@@ -58,8 +59,9 @@ class JsonFile:
 class RankData:
     """What has been read of one rank of one attempt."""
 
-    def __init__(self, folder: Path, attempt: int, rank: int):
+    def __init__(self, run_dir: Path, attempt: int, rank: int, complain: Complain):
         self.attempt, self.rank = attempt, rank
+        folder = fmt.rank_dir(run_dir, attempt, rank)
         self.heartbeat = JsonFile(folder / fmt.HEARTBEAT_FILE)
         self.scalars = ScalarTable()
         self.system = ScalarTable(has_step=False)
@@ -69,11 +71,22 @@ class RankData:
         self.late: dict[str, tuple[Growing, Growing]] = {}
         """Values that came as events: name -> (steps, values) in the order written."""
         self._tails = tails(folder)
+        for stream, table in (("scalars", self.scalars), ("layers", self.layers), ("system", self.system)):
+            self._load_compact(run_dir, stream, table, complain)
 
     @property
     def closed(self) -> bool:
         """The writer has said that it is done: its last heartbeat is ``closing``."""
         return (self.heartbeat.value or {}).get("state") == "closing"
+
+    def _load_compact(self, run_dir: Path, stream: str, table: ScalarTable | LayerTable, complain: Complain) -> None:
+        """Begin with the compact file, if there is one, and go on behind the segments that are in it."""
+        segments = covered_segments(run_dir, stream, self.attempt, self.rank)
+        if segments:
+            self._tails[stream].index = segments
+            path = compact_file(run_dir, stream, self.attempt, self.rank)
+            for offset, what in load_compact(path, stream, table):
+                complain(f"{path}, byte {offset}: {what}")
 
     def poll(self, final: bool, complain: Complain) -> bool:
         """Read what was appended; True if there was anything.
@@ -165,7 +178,7 @@ class AttemptData:
         for file in (self._record, self._exit, self._supervisor, self._supervisor_exit):
             changed |= file.refresh()
         ended = self._exit.value is not None or self._supervisor_exit.value is not None
-        changed |= self._find_ranks()
+        changed |= self._find_ranks(complain)
         for rank in self.ranks.values():
             changed |= rank.heartbeat.refresh()
             # An exit record may be written while the writer is still at it.
@@ -173,11 +186,10 @@ class AttemptData:
         self.settled = ended and superseded and not changed
         return changed
 
-    def _find_ranks(self) -> bool:
+    def _find_ranks(self, complain: Complain) -> bool:
         new = [n for n in numbered(self._folder, "rank-") if n not in self.ranks and n < MAX_RANKS]
         for number in new:
-            folder = fmt.rank_dir(self._run_dir, self.number, number)
-            self.ranks[number] = RankData(folder, self.number, number)
+            self.ranks[number] = RankData(self._run_dir, self.number, number, complain)
         return bool(new)
 
     def problems(self) -> list[str]:

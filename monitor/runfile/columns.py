@@ -39,7 +39,7 @@ def _named_columns(rows: Sequence[RowLike], names: Sequence[str]) -> tuple[list[
     columns = np.ascontiguousarray(table.T)
     unsure = np.asarray(np.isnan(columns).any(axis=1))
     arrays = [
-        _primitive(pa.float64(), column, np.array([row[index] is not None for row in cells]) if unsure[index] else None)
+        number_array(column, np.array([row[index] is not None for row in cells]) if unsure[index] else None)
         for index, column in enumerate(columns)
     ]
     return arrays, refused
@@ -51,8 +51,33 @@ def _only_numbers(cells: list[list[Any]]) -> tuple[list[list[float | None]], int
     return numbers, given - kept
 
 
-def _primitive(kind: pa.DataType, values: np.ndarray, present: np.ndarray | None = None) -> pa.Array:
-    return pa.Array.from_buffers(kind, len(values), [_bitmap(present), pa.py_buffer(values)])
+def number_array(values: np.ndarray, present: np.ndarray | None = None) -> pa.Array:
+    """int64, float64 or float32 [n] with bool[n] present (None: all)."""
+    values = np.ascontiguousarray(values)
+    buffers = [_bitmap(present), pa.py_buffer(values)]
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), buffers)
+
+
+def list_array(values: np.ndarray, present: np.ndarray | None, given: np.ndarray) -> pa.Array:
+    """FixedSizeList<float32>[L] of ``len(given)`` rows: a null list where not ``given``, null elements where absent.
+
+    Args:
+        values: float32[g, L] of the g given rows.
+        present: bool[g, L]; None: all.
+        given: bool[n].
+    """
+    size = values.shape[1]
+    full = values
+    if not given.all():
+        full = np.zeros((len(given), size), np.float32)
+        full[given] = values
+        if present is not None:
+            there = np.ones((len(given), size), bool)
+            there[given] = present
+            present = there
+    child = number_array(full.reshape(-1), None if present is None else present.reshape(-1))
+    kind = pa.list_(pa.float32(), size)
+    return pa.Array.from_buffers(kind, len(given), [_bitmap(given)], children=[child])
 
 
 def _to_float(value: Any) -> float | None:
@@ -66,11 +91,11 @@ def _to_float(value: Any) -> float | None:
 
 
 def _steps(rows: Sequence[RowLike]) -> pa.Array:
-    return _primitive(pa.int64(), np.array([row.step for row in rows], np.int64))
+    return number_array(np.array([row.step for row in rows], np.int64))
 
 
 def _times(rows: Sequence[RowLike]) -> pa.Array:
-    return _primitive(pa.float64(), np.array([row.time for row in rows], np.float64))
+    return number_array(np.array([row.time for row in rows], np.float64))
 
 
 def scalars_batch(rows: Sequence[RowLike], names: Sequence[str], schema: pa.Schema) -> tuple[pa.RecordBatch, int]:
@@ -93,17 +118,13 @@ def layers_batch(rows: Sequence[RowLike], stats: Sequence[str], schema: pa.Schem
 
 def _list_column(cells: list[tuple[np.ndarray, np.ndarray | None] | None], kind: pa.DataType) -> pa.Array:
     """FixedSizeList<float32>[L] from (values float32[L], present bool[L] or None for all), None for a null list."""
-    size = kind.list_size
-    nothing = np.zeros(size, np.float32)
-    values = np.concatenate([nothing if cell is None else cell[0] for cell in cells])
-    missing = np.array([cell is None for cell in cells])
-    mask = None
-    if any(cell is not None and cell[1] is not None for cell in cells):
-        everything = np.ones(size, bool)
-        mask = np.concatenate([everything if cell is None or cell[1] is None else cell[1] for cell in cells])
-    child = _primitive(pa.float32(), values, mask)
-    lists = _bitmap(~missing) if missing.any() else None
-    return pa.Array.from_buffers(kind, len(cells), [lists], children=[child])
+    given = [cell for cell in cells if cell is not None]
+    present = None
+    if any(there is not None for _, there in given):
+        everything = np.ones(kind.list_size, bool)
+        present = np.array([everything if there is None else there for _, there in given])
+    values = np.array([cell for cell, _ in given], np.float32).reshape(len(given), kind.list_size)
+    return list_array(values, present, np.array([cell is not None for cell in cells]))
 
 
 def _bitmap(present: np.ndarray | None) -> pa.Buffer | None:
@@ -121,10 +142,10 @@ def landscape_batch(rows: Sequence[RowLike], names: Sequence[str], schema: pa.Sc
         _times(rows),
         _texts(kinds),
         _texts(directions),
-        _primitive(pa.float64(), np.array(radii, np.float64)),
+        number_array(np.array(radii, np.float64)),
         _lists(coords),
         _lists(losses),
-        _primitive(pa.float64(), np.array(baselines, np.float64)),
+        number_array(np.array(baselines, np.float64)),
     ]
     return pa.record_batch(columns, schema=schema), 0
 
@@ -140,6 +161,6 @@ def _texts(texts: Sequence[str]) -> pa.Array:
 
 
 def _lists(arrays: Sequence[np.ndarray]) -> pa.Array:
-    child = _primitive(pa.float64(), np.concatenate(arrays))
+    child = number_array(np.concatenate(arrays))
     offsets = _offsets([len(array) for array in arrays])
     return pa.Array.from_buffers(pa.list_(pa.float64()), len(arrays), [None, offsets], children=[child])

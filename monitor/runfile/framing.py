@@ -9,6 +9,7 @@ but it neither says where it stopped in a torn one nor notices changed bytes. So
 
 from __future__ import annotations
 
+import mmap
 import struct
 import zlib
 from collections.abc import Iterator
@@ -31,6 +32,9 @@ _SCHEMA, _RECORD_BATCH = 1, 3
 _BLANK = "00000000"
 _PREFIX = struct.Struct("<Ii")
 _U32, _I32, _I64, _U16 = struct.Struct("<I"), struct.Struct("<i"), struct.Struct("<q"), struct.Struct("<H")
+
+
+Bytes = bytes | bytearray | memoryview | mmap.mmap
 
 
 class BadMessage(ValueError):
@@ -65,7 +69,7 @@ class Message:
     """(offset in the body, length) of every buffer."""
 
 
-def parse_message(data: bytes | bytearray | memoryview, start: int, limit: int = MAX_BATCH_METADATA) -> Message | None:
+def parse_message(data: Bytes, start: int, limit: int = MAX_BATCH_METADATA) -> Message | None:
     """The message that begins at ``start``; None at the end-of-stream mark.
 
     Raises:
@@ -93,7 +97,7 @@ def parse_message(data: bytes | bytearray | memoryview, start: int, limit: int =
     return message
 
 
-def _field(data: bytes | bytearray | memoryview, table: int, index: int) -> int:
+def _field(data: Bytes, table: int, index: int) -> int:
     """Position of field ``index`` of a flatbuffer table; 0 when it is absent."""
     vtable = table - _I32.unpack_from(data, table)[0]
     if vtable < 0 or 4 + 2 * index >= _U16.unpack_from(data, vtable)[0]:
@@ -102,11 +106,11 @@ def _field(data: bytes | bytearray | memoryview, table: int, index: int) -> int:
     return table + offset if offset else 0
 
 
-def _follow(data: bytes | bytearray | memoryview, position: int) -> int:
+def _follow(data: Bytes, position: int) -> int:
     return position + _U32.unpack_from(data, position)[0]
 
 
-def _parse_metadata(data: bytes | bytearray | memoryview, start: int, begin: int, end: int) -> Message:
+def _parse_metadata(data: Bytes, start: int, begin: int, end: int) -> Message:
     # Field numbers: Arrow's Message.fbs, tables Message, RecordBatch and KeyValue.
     table = _follow(data, begin)
     kind_at, header_at, length_at = (_field(data, table, index) for index in (1, 2, 3))
@@ -126,7 +130,7 @@ def _parse_metadata(data: bytes | bytearray | memoryview, start: int, begin: int
     return message
 
 
-def _parse_batch(data: bytes | bytearray | memoryview, message: Message, header: int) -> None:
+def _parse_batch(data: Bytes, message: Message, header: int) -> None:
     """Fill in what a record batch declares, after holding it against the size of its body."""
     body = message.end - message.metadata_end
     if _field(data, header, 3):
@@ -143,7 +147,7 @@ def _parse_batch(data: bytes | bytearray | memoryview, message: Message, header:
         raise BadMessage(f"a buffer lies outside the body of {body} bytes")
 
 
-def _pairs(data: bytes | bytearray | memoryview, at: int, end: int) -> tuple[int, int]:
+def _pairs(data: Bytes, at: int, end: int) -> tuple[int, int]:
     """(position of the first, count) of a flatbuffer vector of int64 pairs."""
     if not at:
         return 0, 0
@@ -154,7 +158,7 @@ def _pairs(data: bytes | bytearray | memoryview, at: int, end: int) -> tuple[int
     return vector + 4, count
 
 
-def _key_values(data: bytes | bytearray | memoryview, at: int) -> Iterator[tuple[bytes, int, int]]:
+def _key_values(data: Bytes, at: int) -> Iterator[tuple[bytes, int, int]]:
     """(key, position of the value, length of the value) of a flatbuffer vector of KeyValue."""
     if not at:
         return
@@ -166,27 +170,27 @@ def _key_values(data: bytes | bytearray | memoryview, at: int) -> Iterator[tuple
         yield bytes(data[key + 4 : key + 4 + key_size]), value + 4, _U32.unpack_from(data, value)[0]
 
 
-def parse_schema(data: bytes | bytearray | memoryview) -> Message:
+def parse_schema(data: Bytes, start: int = 0) -> Message:
     """The schema message at the start of a segment.
 
     Raises:
         Incomplete: not all of it is there yet.
         BadMessage: a segment cannot begin like that.
     """
-    message = parse_message(data, 0, MAX_MESSAGE_METADATA)
+    message = parse_message(data, start, MAX_MESSAGE_METADATA)
     if message is None or message.kind != _SCHEMA:
         raise BadMessage("a segment begins with a schema")
     return message
 
 
-def _head32(data: bytes | bytearray | memoryview, message: Message, seed: int) -> str:
+def _head32(data: Bytes, message: Message, seed: int) -> str:
     head = bytearray(data[message.start + 8 : message.metadata_end])
     at = message.head32_at - message.start - 8
     head[at : at + 8] = _BLANK.encode()
     return f"{zlib.crc32(head, seed):08x}"
 
 
-def head_is_whole(data: bytes | bytearray | memoryview, message: Message, seed: int) -> bool:
+def head_is_whole(data: Bytes, message: Message, seed: int) -> bool:
     """Whether the metadata of a batch is as written; ``seed`` is the CRC32 of the segment's schema message."""
     if message.crc32_at < 0 or message.head32_at < 0:
         return False
@@ -212,10 +216,23 @@ def encode_batch(batch: pa.RecordBatch, schema_size: int, seed: int) -> bytearra
     data = bytearray(memoryview(sink.getvalue())[schema_size : -len(END_OF_STREAM)])
     message = parse_message(data, 0)
     assert message is not None and message.head32_at > 0
-    crc = b"%08x" % zlib.crc32(memoryview(data)[message.metadata_end : message.end])
-    data[message.crc32_at : message.crc32_at + 8] = crc
-    data[message.head32_at : message.head32_at + 8] = _head32(data, message, seed).encode()
+    _write_checksums(data, message, seed)
     return data
+
+
+def stamp(data: mmap.mmap, begin: int) -> None:
+    """Write the checksums of every batch of a stream that begins at ``begin`` and was written with eight zeros each."""
+    schema = parse_schema(data, begin)
+    seed = zlib.crc32(data[begin : schema.end])
+    at = schema.end
+    while (message := parse_message(data, at)) is not None:
+        _write_checksums(data, message, seed)
+        at = message.end
+
+
+def _write_checksums(data: bytearray | mmap.mmap, message: Message, seed: int) -> None:
+    data[message.crc32_at : message.crc32_at + 8] = _crc32(data, message.metadata_end, message.end)
+    data[message.head32_at : message.head32_at + 8] = _head32(data, message, seed).encode()
 
 
 # Scanning ----------------------------------------------------------------------------------------------------------
@@ -256,18 +273,20 @@ class Scan:
     """Bytes from ``end`` that the next message needs, as far as known; 0 when nothing is begun."""
 
 
-def scan(data: bytes, seed: int, final: bool) -> Scan:
+def scan(data: bytes | mmap.mmap, seed: int, final: bool, begin: int = 0, check_bodies: bool = True) -> Scan:
     """Find the whole batches in ``data``, which begins where a message begins.
 
     A message that is not complete is left for later. A broken one is skipped as soon as a whole one is found behind it;
     while nothing whole follows, it may be a write in progress and is left for later as well, unless ``final``.
 
     Args:
-        data: bytes of a segment behind its schema.
+        data: bytes of a segment.
         seed: CRC32 of the schema message.
         final: the segment will not grow any more.
+        begin: where to begin, behind the schema or behind a batch.
+        check_bodies: without, the bodies are not touched.
     """
-    result = Scan(good=[], end=0, problems=[], ended=False, needed=0)
+    result = Scan(good=[], end=begin, problems=[], ended=False, needed=0)
     while result.end < len(data):
         at = result.end
         try:
@@ -279,7 +298,7 @@ def scan(data: bytes, seed: int, final: bool) -> Scan:
                 raise BadMessage("a second schema")
             if not head_is_whole(data, message, seed):
                 raise BadMessage("the batch's header or the segment's schema is damaged (head32 differs)")
-            _take_alike(data, message, seed, result)
+            _take_alike(data, message, seed, result, check_bodies)
             continue
         except Incomplete as torn:
             following = _resync(data, at + 4, seed) if final else -1
@@ -299,7 +318,7 @@ def scan(data: bytes, seed: int, final: bool) -> Scan:
     return result
 
 
-def _take_alike(data: bytes, message: Message, seed: int, result: Scan) -> None:
+def _take_alike(data: bytes | mmap.mmap, message: Message, seed: int, result: Scan, check_bodies: bool) -> None:
     """Take ``message`` and all that follow it with the same layout, as far as they are whole."""
     start, size = message.start, message.end - message.start
     head_end, crc_at, digits_at = (at - start for at in (message.metadata_end, message.crc32_at, message.head32_at))
@@ -310,7 +329,7 @@ def _take_alike(data: bytes, message: Message, seed: int, result: Scan) -> None:
         if data[at + digits_at : at + digits_at + 8] != b"%08x" % zlib.crc32(head, seed):
             break  # seen again, and reported, as the first of the next stretch
         result.end = at + size
-        if data[at + crc_at : at + crc_at + 8] != b"%08x" % zlib.crc32(memoryview(data)[at + head_end : at + size]):
+        if check_bodies and data[at + crc_at : at + crc_at + 8] != _crc32(data, at + head_end, at + size):
             result.problems.append((at, f"the batch of {message.rows} rows is damaged (crc32 differs); left out"))
             if at > whole:
                 result.good.append(Stretch(whole, (at - whole) // size, size, message))
@@ -319,7 +338,12 @@ def _take_alike(data: bytes, message: Message, seed: int, result: Scan) -> None:
         result.good.append(Stretch(whole, (result.end - whole) // size, size, message))
 
 
-def _count_alike(data: bytes, message: Message) -> int:
+def _crc32(data: Bytes, start: int, stop: int) -> bytes:
+    with memoryview(data) as view:
+        return b"%08x" % zlib.crc32(view[start:stop])
+
+
+def _count_alike(data: bytes | mmap.mmap, message: Message) -> int:
     """How many messages from ``message`` on have its metadata, checksums and null counts aside."""
     start, size = message.start, message.end - message.start
     head_end = message.metadata_end - start
@@ -342,7 +366,7 @@ def _count_alike(data: bytes, message: Message) -> int:
     return count
 
 
-def _resync(data: bytes, start: int, seed: int) -> int:
+def _resync(data: bytes | mmap.mmap, start: int, seed: int) -> int:
     """Position of the next whole batch at or after ``start``; -1 when there is none."""
     at = start
     for _ in range(MAX_RESYNC_CANDIDATES):

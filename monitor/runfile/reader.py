@@ -12,7 +12,7 @@ import numpy as np
 
 from monitor.errors import RunError
 from monitor.runfile import format as fmt
-from monitor.runfile.attempt import AttemptData, JsonFile
+from monitor.runfile.attempt import AttemptData, JsonFile, RankData
 from monitor.runfile.lineage import Piece, current_line, superseded_pieces
 from monitor.runfile.records import Attempt as Attempt
 from monitor.runfile.records import Checkpoint as Checkpoint
@@ -156,7 +156,7 @@ class Run:
         found: dict[str, None] = {}
         for data in self._attempts.values():
             for rank in data.ranks.values():
-                found.update(dict.fromkeys(rank.scalars.columns))
+                found.update(dict.fromkeys(rank.scalars.names))
                 found.update(dict.fromkeys(rank.late))
         return tuple(found)
 
@@ -273,12 +273,10 @@ class Run:
         """Steps and values of one attempt: the rows, with what came later as events put in."""
         data = self._attempts.get(attempt)
         source = data.ranks.get(rank) if data else None
-        column = source.scalars.columns.get(name) if source else None
-        if source is None or column is None:
-            step, value = np.empty(0, np.int64), np.empty(0, np.float64)
-        else:
-            step, value = column.steps(source.scalars.step), column.value.view()
-        late = source.late.get(name) if source else None
+        if source is None:
+            return np.empty(0, np.int64), np.empty(0, np.float64)
+        step, value = source.scalars.column(name)
+        late = source.late.get(name)
         return (step, value) if late is None else _merged(step, value, late[0].view(), late[1].view())
 
     def times(self, *, attempt: int | None = None) -> Signal:
@@ -335,7 +333,7 @@ class Run:
             data = self._attempts.get(piece.attempt)
             source = data.ranks.get(rank) if data else None
             for block in source.layers.blocks if source else ():
-                column = block.stats.get(stat)
+                column = block.column(stat)
                 if column is None:
                     continue
                 step = column.step.view()
@@ -343,6 +341,11 @@ class Run:
                 high = len(step) if piece.upto is None else int(np.searchsorted(step, piece.upto, side="right"))
                 if high > low:
                     yield block.names, step[low:high], column.value.view(low, high), column.present()[low:high]
+
+    def ranks(self, attempt: int) -> dict[int, RankData]:
+        """What was read of each rank of one attempt, as it is kept; for code of this package."""
+        data = self._attempts.get(attempt)
+        return dict(data.ranks) if data else {}
 
     def events(self, kind: str | None = None) -> list[Event]:
         """Events of all attempts and ranks, by attempt and time; of one ``kind`` when it is given."""
@@ -380,8 +383,8 @@ class Run:
                 continue
             rows = len(source.system.time)
             columns: dict[str, Any] = {"time": source.system.time.view()}
-            for name, column in source.system.columns.items():
-                columns[name] = _with_gaps(column.steps(source.system.step), column.value.view(), np.arange(rows))
+            for name in source.system.names:
+                columns[name] = _with_gaps(*source.system.column(name), np.arange(rows))
             frames.append(pd.DataFrame(columns))
         return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame({"time": np.empty(0)})
 

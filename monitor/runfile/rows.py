@@ -6,6 +6,7 @@ Batches of one layout lie at equal distances, so one numpy view reaches a column
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,7 +53,7 @@ class Rows:
         BadMessage: the buffers are not what the schema and the number of rows ask for.
     """
 
-    def __init__(self, data: bytes, stretch: Stretch, columns: dict[str, Place]):
+    def __init__(self, data: bytes | mmap.mmap, stretch: Stretch, columns: dict[str, Place]):
         self._data, self._stretch, self._places = data, stretch, columns
         message = stretch.message
         self._body = message.metadata_end - message.start

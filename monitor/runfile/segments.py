@@ -16,6 +16,7 @@ from monitor.errors import RunError
 from monitor.runfile import format as fmt
 from monitor.runfile.framing import BadMessage, Incomplete, Stretch, parse_schema, scan
 from monitor.runfile.rows import Place, Rows, places
+from monitor.runfile.tables import Layer
 
 CHUNK = 32 << 20
 """Bytes read at once; bounds the memory that a poll takes beside what it keeps."""
@@ -41,8 +42,8 @@ class Tail:
     """Bytes of it that are dealt with."""
     schema: pa.Schema | None = None
     columns: dict[str, Place] = field(default_factory=dict)
-    layers: tuple[str, ...] = ()
-    """Layer names of a layers segment."""
+    layers: tuple[Layer, ...] = ()
+    """What the rows of a layers segment are about."""
     schema_bytes: bytes = b""
     seed: int = 0
     given_up: bool = False
@@ -208,7 +209,7 @@ def _read_schema(tail: Tail, fd: int, size: int, report: Report) -> bool:
         return False
     tail.schema, tail.schema_bytes, tail.seed, tail.offset = schema, head, zlib.crc32(head), len(head)
     tail.columns = places(schema) if tail.stream != "landscape" else {}
-    tail.layers = layer_names(schema) or ()
+    tail.layers = layers_of(schema) or ()
     return True
 
 
@@ -262,22 +263,26 @@ def check_schema(schema: pa.Schema, stream: str) -> str | None:
         if stream == "layers":
             if not pa.types.is_fixed_size_list(column.type) or column.type.value_type != pa.float32():
                 return f"column {column.name!r} is {column.type}; FixedSizeList<float32> is expected"
-            if layer_names(schema) is None:
+            if layers_of(schema) is None:
                 return "the layers in its metadata do not fit its columns"
         elif column.type != pa.float64():
             return f"column {column.name!r} is {column.type}; float64 is expected"
     return None
 
 
-def layer_names(schema: pa.Schema) -> tuple[str, ...] | None:
-    """Layer names in the metadata of a layers segment; None when they do not fit its columns."""
+def layers_of(schema: pa.Schema) -> tuple[Layer, ...] | None:
+    """The layers in the metadata of a layers segment; None when they do not fit its columns."""
     try:
         record = json.loads((schema.metadata or {}).get(fmt.METADATA_KEY, b"{}"))
-        names = tuple(str(layer["name"]) for layer in record["layers"])
-    except (ValueError, KeyError, TypeError, RecursionError):
+        layers = tuple(
+            Layer(str(layer["name"]), tuple(int(size) for size in layer.get("shape", ())), depth)
+            for depth, layer in enumerate(record["layers"])
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
     widths = {column.type.list_size for column in schema if pa.types.is_fixed_size_list(column.type)}
-    return names if len(set(names)) == len(names) and widths <= {len(names)} else None
+    distinct = len({layer.name for layer in layers}) == len(layers)
+    return layers if distinct and widths <= {len(layers)} else None
 
 
 def _has(schema: pa.Schema, field: pa.Field) -> bool:

@@ -14,7 +14,7 @@ import psutil
 
 from monitor.errors import RunError
 from monitor.runfile import format as fmt
-from monitor.runfile.writer import boot_id, pid_namespace
+from monitor.runfile.identity import boot_id, pid_namespace
 
 STARTING_S = 300.0
 """An attempt without a heartbeat may take this long to begin (imports, data, compilation). Our judgement."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,33 +78,53 @@ class Joined:
         return tuple(whole.view() for whole in self._arrays)
 
 
-class Column:
+class Deferred:
+    """A column whose values may wait in the file until somebody asks for them."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Callable[[], None]] = []
+
+    def take(self, add: Callable[[], None], defer: bool) -> None:
+        """Call ``add``, which appends to this column: now, or with ``defer`` when :meth:`settle` is called."""
+        if defer or self._waiting:
+            self._waiting.append(add)
+        else:
+            add()
+
+    def settle(self) -> None:
+        """Append what waits."""
+        waiting, self._waiting = self._waiting, []
+        for add in waiting:
+            add()
+
+
+class Column(Deferred):
     """The values of one scalar and their steps; rows without a value are not kept at all.
 
     As long as no row since the column's first lacks a value, the steps are the table's own, from ``start`` on.
     """
 
-    __slots__ = ("_own_step", "start", "value")
-
     def __init__(self, start: int):
+        super().__init__()
         self.start = start
         self.value = Growing(np.float64)
         self._own_step: Growing | None = None
 
-    def append(self, table_step: Growing, rows_before: int, values: np.ndarray, present: np.ndarray | None) -> None:
-        """Append the column's part of a chunk of rows that the table has appended already.
+    def append(
+        self, table_step: Growing, before: int, stop: int, values: np.ndarray, present: np.ndarray | None
+    ) -> None:
+        """Append the column's part of the table's rows ``before..stop``.
 
         Args:
-            table_step: the table's steps, the chunk included.
-            rows_before: rows in the table before this chunk.
+            table_step: the table's steps, these rows included.
             values: float64[n], or [batches, rows] with n = batches * rows.
             present: bool[n]; None when all are.
         """
         whole = present is None or bool(present.all())
-        if self._own_step is None and not (whole and self.start + len(self.value) == rows_before):
+        if self._own_step is None and not (whole and self.start + len(self.value) == before):
             self._own_step = Growing(np.int64)
             self._own_step.append(table_step.view(self.start, self.start + len(self.value)))
-        steps = table_step.view(rows_before)
+        steps = table_step.view(before, stop)
         if not whole:
             assert present is not None
             values, steps = values.reshape(-1)[present], steps[present]
@@ -127,10 +149,27 @@ class ScalarTable:
         self.has_step = has_step
         self.step = Growing(np.int64)
         self.time = Growing(np.float64)
-        self.columns: dict[str, Column] = {}
+        self._columns: dict[str, Column] = {}
 
-    def append(self, rows: Rows) -> int:
-        """Append rows; returns how many were refused because their step does not increase."""
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names that have a value in some row, in the order in which they first had."""
+        return tuple(self._columns)
+
+    def column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """int64[n] steps and float64[n] values of ``name``; empty when there is none."""
+        column = self._columns.get(name)
+        if column is None:
+            return np.empty(0, np.int64), np.empty(0, np.float64)
+        column.settle()
+        return column.steps(self.step), column.value.view()
+
+    def append(self, rows: Rows, defer: bool = False) -> int:
+        """Append rows; returns how many were refused because their step does not increase.
+
+        Args:
+            defer: leave the values in the file until they are asked for; ``rows`` must stay readable.
+        """
         before = len(self.step)
         if self.has_step:
             steps, keep = increasing(rows.values("step").reshape(-1), self.step)
@@ -144,39 +183,97 @@ class ScalarTable:
             present = rows.present(name)
             if keep is not None and present is not None:
                 present = present[keep]
-            column = self.columns.get(name)
+            column = self._columns.get(name)
             if column is None:
                 if present is not None and not present.any():
                     continue
-                column = self.columns[name] = Column(before)
-            column.append(self.step, before, _kept(rows.values(name), keep), present)
+                column = self._columns[name] = Column(before)
+            column.take(partial(self._add, column, rows, name, before, len(self.step), keep, present), defer)
         return 0 if keep is None else int((~keep).sum())
+
+    def _add(
+        self,
+        column: Column,
+        rows: Rows,
+        name: str,
+        before: int,
+        stop: int,
+        keep: np.ndarray | None,
+        present: np.ndarray | None,
+    ) -> None:
+        column.append(self.step, before, stop, _kept(rows.values(name), keep), present)
 
 
 def _kept(values: np.ndarray, keep: np.ndarray | None) -> np.ndarray:
     return values if keep is None else values.reshape(len(keep), *values.shape[2:])[keep]
 
 
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One parameter tensor of the model."""
+
+    name: str
+    shape: tuple[int, ...]
+    depth: int
+    """Position in the model, from the input on."""
+
+
 class LayerBlock:
     """Rows of per-layer statistics that share one set of layers."""
 
-    def __init__(self, names: tuple[str, ...]):
-        self.names = names
+    def __init__(self, layers: tuple[Layer, ...]):
+        self.layers = layers
+        self.names = tuple(layer.name for layer in layers)
         self.step = Growing(np.int64)
-        self.stats: dict[str, LayerColumn] = {}
+        self.time = Growing(np.float64)
+        self._stats: dict[str, LayerColumn] = {}
+
+    @property
+    def stats(self) -> tuple[str, ...]:
+        """Names of the statistics."""
+        return tuple(self._stats)
+
+    def column(self, stat: str) -> LayerColumn | None:
+        """The rows of one statistic; None when it was not recorded."""
+        column = self._stats.get(stat)
+        if column is not None:
+            column.settle()
+        return column
+
+    def take(self, rows: Rows, steps: np.ndarray, keep: np.ndarray | None, defer: bool) -> None:
+        """Append rows, of which ``keep`` (None: all) are kept; ``steps`` are theirs."""
+        self.step.append(steps)
+        self.time.append(_kept(rows.values("time"), keep))
+        for stat in rows.names:
+            if stat in ("step", "time"):
+                continue
+            given = rows.present(stat)
+            if given is not None and not given.any():
+                continue
+            column = self._stats.get(stat)
+            if column is None:
+                column = self._stats[stat] = LayerColumn(len(self.names))
+            column.take(partial(column.append, rows, stat, steps, keep), defer)
 
 
-class LayerColumn:
+class LayerColumn(Deferred):
     """One statistic: rows in which it is missing are not kept."""
 
     def __init__(self, width: int):
+        super().__init__()
         self.width = width
         self.step = Growing(np.int64)
         self.value = Growing(np.float32, width)
         self._present: Growing | None = None
 
-    def append(self, steps: np.ndarray, values: np.ndarray, present: np.ndarray | None) -> None:
-        """Append float32[n, L] or [batches, rows, L] with bool[n, L] present (None: all)."""
+    def append(self, rows: Rows, stat: str, steps: np.ndarray, keep: np.ndarray | None) -> None:
+        """Append the statistic's part of ``rows``, of which ``keep`` (None: all) are kept; ``steps`` are theirs."""
+        values, given, present = rows.values(stat), rows.present(stat), rows.present(stat, inner=True)
+        if given is not None or keep is not None:
+            kept = np.ones(len(rows), bool) if given is None else given
+            kept = kept if keep is None else kept & keep
+            steps = rows.values("step").reshape(-1)[kept]
+            values, present = _kept(values, kept), None if present is None else present[kept]
         if present is not None and self._present is None:
             self._present = Growing(np.bool_, self.width)
             self._present.append(np.ones((len(self.step), self.width), bool))
@@ -198,32 +295,13 @@ class LayerTable:
     def __init__(self) -> None:
         self.blocks: list[LayerBlock] = []
 
-    def append(self, rows: Rows, names: tuple[str, ...]) -> int:
-        """Append rows; returns how many were refused because their step does not increase."""
+    def append(self, rows: Rows, layers: tuple[Layer, ...], defer: bool = False) -> int:
+        """Append rows; returns how many were refused because their step does not increase. ``defer`` as for scalars."""
         last = self.blocks[-1].step if self.blocks else np.empty(0, np.int64)
         steps, keep = increasing(rows.values("step").reshape(-1), last)
-        if not self.blocks or self.blocks[-1].names != names:
-            self.blocks.append(LayerBlock(names))
-        block = self.blocks[-1]
-        block.step.append(steps)
-        for stat in rows.names:
-            if stat in ("step", "time"):
-                continue
-            given, present = rows.present(stat), rows.present(stat, inner=True)
-            values = rows.values(stat)
-            chosen = steps
-            if given is not None or keep is not None:
-                kept = np.ones(len(rows), bool) if given is None else given
-                kept = kept if keep is None else kept & keep
-                chosen = rows.values("step").reshape(-1)[kept]
-                values = _kept(values, kept)
-                present = None if present is None else present[kept]
-            if len(chosen) == 0:
-                continue
-            column = block.stats.get(stat)
-            if column is None:
-                column = block.stats[stat] = LayerColumn(len(names))
-            column.append(chosen, values, present)
+        if not self.blocks or self.blocks[-1].layers != layers:
+            self.blocks.append(LayerBlock(layers))
+        self.blocks[-1].take(rows, steps, keep, defer)
         return 0 if keep is None else int((~keep).sum())
 
 

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import os
 import queue
-import socket
 import threading
 import time
 import warnings
@@ -25,14 +24,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow as pa
 
 from monitor import guard
 from monitor.errors import MonitorWarning, RunError
 from monitor.runfile import format as fmt
+from monitor.runfile.begin import begin_attempt as begin_attempt
+from monitor.runfile.begin import create_run as create_run
+from monitor.runfile.begin import write_exit as write_exit
 from monitor.runfile.columns import landscape_batch, layers_batch, scalars_batch, system_batch
 from monitor.runfile.framing import END_OF_STREAM, encode_batch, encode_schema
+from monitor.runfile.identity import is_anonymous as is_anonymous
+from monitor.runfile.identity import process_identity as process_identity
+from monitor.runfile.segment import Segment
 
 EVENT_DELAY_S = 0.02
 """An event waits this long for others before the thread writes them together."""
@@ -49,268 +53,6 @@ BULKY_QUOTA_SHARE = 0.9
 _RESERVED = ("step", "time")
 """Column names that every stream has already."""
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-# Run and attempt ---------------------------------------------------------------------------------------------------
-
-
-def create_run(
-    runs_dir: str | os.PathLike[str],
-    *,
-    name: str | None = None,
-    run_id: str | None = None,
-    task: str | None = None,
-    config: Mapping[str, Any] | None = None,
-    parent: Mapping[str, Any] | None = None,
-    code: Mapping[str, Any] | None = None,
-    now: Callable[[], float] = time.time,
-) -> Path:
-    """Make a run directory with ``run.json``, ``attempts/`` and ``checkpoints/``, and return its path.
-
-    Args:
-        parent: ``{"run": id, "attempt": number, "step": step}`` of the run this one was forked from.
-
-    Raises:
-        RunError: the id cannot name a directory, is taken, or the folder cannot be written.
-    """
-    created = now()
-    run_id = fmt.check_run_id(run_id if run_id is not None else fmt.new_run_id(name, created))
-    run_dir = Path(runs_dir) / run_id
-    try:
-        run_dir.mkdir(parents=True)
-        (run_dir / fmt.ATTEMPTS_DIR).mkdir()
-        (run_dir / fmt.CHECKPOINTS_DIR).mkdir()
-        fmt.exclusive_write_json(
-            run_dir / fmt.RUN_FILE,
-            {
-                "format": {"major": fmt.FORMAT_MAJOR, "minor": fmt.FORMAT_MINOR},
-                "id": run_id,
-                "name": name or run_id,
-                "created": created,
-                "parent": dict(parent) if parent else None,
-                "task": task,
-                "config": dict(config) if config is not None else None,
-                "code": dict(code) if code is not None else None,
-            },
-        )
-    except FileExistsError:
-        raise RunError(f"{run_dir} exists already. Choose another name, or resume that run.") from None
-    except OSError as error:
-        raise RunError(f"{run_dir} cannot be created: {error.strerror}. Choose a folder you can write to.") from None
-    return run_dir
-
-
-def begin_attempt(
-    run_dir: str | os.PathLike[str],
-    *,
-    number: int | None = None,
-    parent: int | None = None,
-    resume_step: int = 0,
-    overrides: Mapping[str, Any] | None = None,
-    world_size: int = 1,
-    planned_steps: int | None = None,
-    environment: Mapping[str, Any] | None = None,
-    git: Mapping[str, Any] | None = None,
-    engine: Mapping[str, Any] | None = None,
-    now: Callable[[], float] = time.time,
-) -> int:
-    """Begin an attempt of a run and return its number.
-
-    Args:
-        number: an attempt folder that a launcher has made and that has no ``attempt.json`` yet; None takes the next
-            free number.
-        parent: the attempt that this one goes on from; None for a fresh start.
-        resume_step: last step of the parent that still counts; the first step of this attempt is the next one.
-
-    Raises:
-        RunError: no such run, or the attempt has begun already.
-    """
-    run_dir = Path(run_dir)
-    if not (run_dir / fmt.RUN_FILE).is_file():
-        raise RunError(f"{run_dir} is not a run directory: it has no {fmt.RUN_FILE}. Make one with create_run().")
-    try:
-        number = _next_attempt(run_dir) if number is None else number
-        folder = fmt.attempt_dir(run_dir, number)
-        for part in ("control", "receipts"):
-            (folder / part).mkdir(parents=True, exist_ok=True)
-        record = {
-            "attempt": number,
-            "parent": parent,
-            "resume_step": resume_step,
-            "overrides": dict(overrides or {}),
-            "world_size": world_size,
-            "planned_steps": planned_steps,
-            **process_identity(),
-            "created": now(),
-            "environment": dict(environment or {}),
-            "git": dict(git) if git is not None else None,
-            "engine": dict(engine) if engine is not None else None,
-        }
-        fmt.exclusive_write_json(folder / fmt.ATTEMPT_FILE, record)
-    except FileExistsError:
-        raise RunError(
-            f"attempt {number} of {run_dir} has begun already. Leave the number out for a new one."
-        ) from None
-    except OSError as error:
-        raise RunError(f"an attempt of {run_dir} cannot be made: {error.strerror}.") from None
-    return number
-
-
-def _next_attempt(run_dir: Path) -> int:
-    """The next attempt number, claimed by making its folder: mkdir is exclusive on every file system."""
-    folder = run_dir / fmt.ATTEMPTS_DIR
-    folder.mkdir(exist_ok=True)
-    taken = [int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()]
-    number = max(taken, default=-1) + 1
-    while True:
-        try:
-            fmt.attempt_dir(run_dir, number).mkdir()
-            return number
-        except FileExistsError:
-            number += 1
-
-
-def is_anonymous() -> bool:
-    """Whether records leave out the names of this machine: GRADIOMETER_ANONYMOUS=1, for runs that will be published.
-
-    The state of such a run is computed from its heartbeat alone.
-    """
-    return os.environ.get("GRADIOMETER_ANONYMOUS") == "1"
-
-
-def process_identity() -> dict[str, Any]:
-    """Who writes: host, boot and pid namespace (a pid means nothing outside them), pid and its creation time."""
-    named = not is_anonymous()
-    return {
-        "host": socket.gethostname() if named else None,
-        "boot_id": boot_id() if named else None,
-        "pid_namespace": pid_namespace() if named else None,
-        "pid": os.getpid(),
-        "pid_create_time": psutil.Process().create_time(),
-    }
-
-
-def boot_id() -> str | None:
-    """Linux's name for this boot of the machine; None where there is none."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return None
-
-
-def pid_namespace() -> str | None:
-    """Linux's name for this process's pid namespace (containers have their own); None where there is none."""
-    try:
-        return str(Path("/proc/self/ns/pid").readlink())
-    except OSError:
-        return None
-
-
-def write_exit(
-    run_dir: str | os.PathLike[str],
-    attempt: int,
-    *,
-    outcome: str,
-    step: int | None,
-    reason: str,
-    signal: int | None = None,
-    returncode: int | None = None,
-    traceback: Sequence[str] = (),
-    now: Callable[[], float] = time.time,
-) -> bool:
-    """Say how an attempt ended. The first record stands; returns False when there was one already.
-
-    Raises:
-        RunError: ``outcome`` is none of finished, stopped, crashed.
-    """
-    if outcome not in fmt.OUTCOMES:
-        raise RunError(f"outcome {outcome!r} is not known. Accepted: {', '.join(fmt.OUTCOMES)}.")
-    record = {
-        "outcome": outcome,
-        "step": step,
-        "time": now(),
-        "reason": reason,
-        "signal": signal,
-        "returncode": returncode,
-        "traceback": list(traceback),
-    }
-    try:
-        fmt.exclusive_write_json(fmt.attempt_dir(Path(run_dir), attempt) / fmt.EXIT_FILE, record)
-    except FileExistsError:
-        return False
-    return True
-
-
-# Segments ----------------------------------------------------------------------------------------------------------
-
-
-class Segment:
-    """One open file of one stream. Appends whole blocks or nothing."""
-
-    def __init__(self, folder: Path, stream: str, index: int):
-        self.path = folder / fmt.segment_name(stream, index)
-        self.index = index
-        self.size = 0
-        self.rows = 0
-        self.batches = 0
-        self.first_step: int | None = None
-        self.last_step: int | None = None
-        self.crc = 0
-        # O_EXCL: two writers can never share a segment.
-        self.fd = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-
-    def append(self, block: bytes | bytearray, steps: Sequence[int | None] = ()) -> None:
-        """Write ``block`` at the end in one write; ``steps`` are the steps of its rows.
-
-        Raises:
-            OSError: it did not fit; the file is cut back to what it was.
-        """
-        view = memoryview(block)
-        done = 0
-        try:
-            while done < len(view):  # one turn, unless the disk is nearly full
-                done += os.pwrite(self.fd, view[done:], self.size + done)
-        except OSError:
-            os.ftruncate(self.fd, self.size)
-            raise
-        self.size += done
-        self.crc = zlib.crc32(view, self.crc)
-        if steps:
-            self.batches += 1
-            self.rows += len(steps)
-            known = [step for step in steps if step is not None]
-            if known:
-                self.first_step = known[0] if self.first_step is None else self.first_step
-                self.last_step = known[-1]
-
-    def sync(self) -> None:
-        os.fdatasync(self.fd)
-
-    def seal(self) -> None:
-        """Make the segment durable, say what it holds, and close it."""
-        try:
-            self.sync()
-            fmt.atomic_write_json(
-                self.path.with_name(self.path.name + fmt.SEAL_SUFFIX),
-                {
-                    "file": self.path.name,
-                    "rows": self.rows,
-                    "batches": self.batches,
-                    "first_step": self.first_step,
-                    "last_step": self.last_step,
-                    "bytes": self.size,
-                    "crc32": f"{self.crc:08x}",
-                },
-            )
-        finally:
-            self.abandon()
-
-    def abandon(self) -> None:
-        """Close the descriptor, leaving the segment as a live one that does not grow any more."""
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            with contextlib.suppress(OSError):  # an error here has been met by a write before
-                os.close(fd)
 
 
 class Wake:

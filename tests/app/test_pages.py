@@ -110,8 +110,11 @@ def test_an_incident_shows_its_evidence_causes_and_remedy(runs: Runs, open_page:
     path = runs.folder / runs.nan
     with data.READERS.reading(path) as run:
         report = data.DIAGNOSES.of(path, run.version, wait=60).value
-    page = open_page("run", run=runs.nan, section="Incidents")
-    assert not page.exception
+    for incident in ("", "garbage", "non-finite@209"):
+        page = open_page("run", run=runs.nan, section="Incidents", **({"incident": incident} if incident else {}))
+        assert not page.exception
+        assert page.radio[0].value == "non-finite@209"
+        assert "non-finite@209" in page.query_params["incident"]
     finding = report["findings"][0]
     said = words(page).replace("\\", "").replace("\u2060", "")
     assert finding["summary"] in said

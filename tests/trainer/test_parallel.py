@@ -84,7 +84,7 @@ def test_stop_that_reaches_one_rank_stops_both_and_resuming_changes_no_bit(runs:
     whole, halved = named(runs, "whole"), named(runs, "halved")
     first, second = halved.attempts
     assert first.exit is not None and first.exit["outcome"] == "stopped"
-    assert first.exit["reason"] == "asked to stop on another rank"
+    assert first.exit["reason"] == "asked to stop by SIGTERM"
     assert (second.resume_step, second.parent) == (5, 0)
     assert halved.series("train_loss").value.tolist() == whole.series("train_loss").value.tolist()
     assert_same(weights(halved), weights(whole))

@@ -30,11 +30,11 @@ class StopsAtStep(StopFlag):
         self.asks = asks
 
     @property
-    def requested(self) -> bool:
+    def number(self) -> int:
         self.asks -= 1
         if RANK == 1 and self.asks < 0:
             self.request(signal.SIGTERM)
-        return self.signal is not None
+        return super().number
 
 
 def fresh(config: TrainConfig, runs: Path) -> Place | None:

@@ -113,7 +113,8 @@ def _global_finding(signals: Signals, norm: Signal, group: list[Spike], bars: Ba
         summary=f"Gradient norm rose from {number(first.baseline)} to {number(peak.peak_value)} ({times(ratio)}) "
         f"within {count(int(norm.step[peak.peak]) - onset + 1, 'step')} from step {onset}{place}; "
         f"{_outcome(follows, lost)}",
-        onset_step=onset,
+        # A layer that was already on its way before the whole norm showed it.
+        onset_step=min(onset, where.step) if where and where.step else onset,
         first_step=int(norm.step[first.fired]),
         last_step=end if last.over else int(norm.step[-1]),
         severity=_severity(group, ratio, where, follows, lost, harmless, bars),
@@ -137,7 +138,9 @@ def _outcome(follows: int | None, lost: bool) -> str:
         return "numbers became non-finite"
     if follows is None:
         return "the loss did not follow"
-    return "the loss rose in the same step" if follows <= 0 else f"the loss followed {count(follows, 'step')} later"
+    if follows < 0:
+        return f"the loss had been rising for {count(-follows, 'step')}"
+    return "the loss rose in the same step" if follows == 0 else f"the loss followed {count(follows, 'step')} later"
 
 
 def _layer_evidence(where: Moved) -> dict[str, object]:
@@ -160,6 +163,8 @@ def loss_follows(signals: Signals, onset: int) -> int | None:
     loss = signals["train_loss"]
     for spike in loss_spikes(signals, LOSS_SETTINGS).spikes:
         step = int(loss.step[spike.onset])
+        if step < onset <= int(loss.step[spike.last]):  # already on its way
+            return step - onset
         if onset - span(signals, 5) <= step <= onset + span(signals, LOSS_FOLLOWS_STEPS):
             return step - onset
     return None

@@ -12,11 +12,14 @@ from monitor.diagnosis.context import (
     loss_is_signed,
     loss_spikes,
 )
-from monitor.diagnosis.primitives import Drift, DriftSettings
+from monitor.diagnosis.primitives import Drift, DriftSettings, turning_row
 from monitor.diagnosis.rule import Abstained, Finding, Rule, Severity, Verdict
 from monitor.diagnosis.view import Signals
 from monitor.diagnosis.wording import count, number, percent
 from monitor.signals import Signal
+
+LOOK_BACK_ROWS = 100
+"""Rows before the CUSUM's own onset in which the turn is looked for."""
 
 
 def slow_divergence(
@@ -75,7 +78,9 @@ def _finding(loss: Signal, drift: Drift, worrying: float, lost: float) -> Findin
         severity = Severity.INFO
     if drift.over and severity is Severity.WARNING and drift.rise < 2.5 * worrying:
         severity = Severity.INFO
-    onset, end = int(loss.step[drift.onset]), int(loss.step[drift.last])
+    before = max(0, drift.onset - LOOK_BACK_ROWS)
+    turned = before + turning_row(loss.value[before : drift.fired + 1])
+    onset, end = int(loss.step[min(turned, drift.fired)]), int(loss.step[drift.last])
     outcome = f"and was back after {count(end - onset + 1, 'step')}" if drift.over else "and is not back"
     return Finding(
         summary=f"Training loss climbed from {number(drift.reference)} to {number(drift.peak_level)} "

@@ -45,14 +45,17 @@ def constant_lr(steps: int = STEPS) -> np.ndarray:
     return np.full(steps, 1e-3)
 
 
-def changed(value: np.ndarray, rows: int | slice | list[int], factor: float | np.ndarray) -> np.ndarray:
+Rows = int | slice | list[int] | tuple[slice, int]
+
+
+def changed(value: np.ndarray, rows: Rows, factor: float | np.ndarray) -> np.ndarray:
     """A copy with ``rows`` multiplied by ``factor``."""
     copy = value.copy()
     copy[rows] *= factor
     return copy
 
 
-def put(value: np.ndarray, rows: int | slice | list[int], new: float) -> np.ndarray:
+def put(value: np.ndarray, rows: Rows, new: float) -> np.ndarray:
     copy = value.copy()
     copy[rows] = new
     return copy

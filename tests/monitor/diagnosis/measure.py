@@ -54,9 +54,8 @@ def recall(seeds: range) -> None:
         layer = sum(t.layer in (None, f.layer) for t, f in pairs) if truths[0].layer else "-"
         first = sum(f.causes[0].id in t.causes for t, f in pairs) if truths[0].causes else "-"
         third = sum(any(c.id in t.causes for c in f.causes[:3]) for t, f in pairs) if truths[0].causes else "-"
-        print(
-            f"  {truths[0].name:26s} {len(pairs):2d}/{len(truths)}  {after:10g}  {error:11g}  {layer!s:>5}   {first} / {third}"
-        )
+        head = f"  {truths[0].name:26s} {len(pairs):2d}/{len(truths)}"
+        print(f"{head}  {after:10g}  {error:11g}  {layer!s:>5}   {first} / {third}")
 
 
 def speed(steps: int = 100_000, layers: int = 200) -> None:

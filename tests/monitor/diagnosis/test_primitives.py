@@ -22,6 +22,7 @@ from monitor.diagnosis.primitives import (
     robust_spikes,
     rows_at,
     steady_then_changed,
+    turning_row,
     warmup_rows,
     word_for,
 )
@@ -232,6 +233,18 @@ def test_a_drift_that_comes_back_is_over_and_the_next_one_is_seen():
     drifts = anchored_cusum(value, DriftSettings(wander_factor=0.0)).drifts
     assert [d.over for d in drifts] == [True, True]
     assert drifts[0].rise == pytest.approx(0.3, abs=0.03)
+
+
+@few
+@given(seed=seeds, at=st.integers(40, 100))
+def test_the_turn_of_a_curve_is_found(seed: int, at: int):
+    noise = np.exp(np.random.default_rng(seed).normal(0, 0.01, 150))
+    bent, stepped = 2 * noise, 2 * noise
+    bent[at:] *= 1.005 ** np.arange(150 - at)
+    stepped[at:] *= 1.2
+    assert abs(turning_row(bent) - at) <= 12
+    assert turning_row(stepped) == at
+    assert turning_row(np.array([1.0, np.nan, -1.0])) == 0
 
 
 # ---- G

@@ -40,11 +40,13 @@ def write_steps(writer: RankWriter, first: int, last: int, **values: float) -> N
         writer.layers(step, moment, {"grad_norm_preclip": np.arange(3, dtype=np.float32) + step})
 
 
-def write_run(runs: Path, steps: int = 100, **options: object) -> Path:
-    """A finished attempt of ``steps`` steps; ``options`` go to the writer."""
+def write_run(runs: Path, steps: int = 100, rows_per_batch: int = 64, **options: object) -> Path:
+    """A closed attempt of ``steps`` steps in batches of exactly ``rows_per_batch``; ``options`` go to the writer."""
     run = create_run(runs, name="written")
     begin_attempt(run, planned_steps=steps)
-    writer = RankWriter(run, 0, **options)  # type: ignore[arg-type]
-    write_steps(writer, 1, steps)
+    writer = RankWriter(run, 0, rows_per_batch=rows_per_batch, seconds_per_batch=3600, **options)  # type: ignore[arg-type]
+    for first in range(1, steps + 1, rows_per_batch):
+        write_steps(writer, first, min(steps, first + rows_per_batch - 1))
+        assert writer.flush(60)
     writer.close()
     return run

@@ -1,11 +1,4 @@
-"""Detection primitives: exact check (E), robust spike (Z), anchored CUSUM (C) and context gate (G).
-
-Each is a pure function of arrays that looks only backwards: its answer for a prefix of the data is its answer for the
-whole, cut at the same place. That is what makes a live alarm and a post hoc finding the same thing. Positions are row
-numbers of the series, not steps; a rule turns them into steps.
-
-Defaults come from the simulation in the design notes (diagnosis.md, 1.1 and appendix D) unless it says otherwise here.
-"""
+"""Primitive Z: a robust spike against a frozen baseline."""
 
 from __future__ import annotations
 
@@ -17,8 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-MAD_TO_SD = 1.4826
-"""Standard deviation of a normal sample per unit of its median absolute deviation."""
+from monitor.diagnosis.primitives.medians import MAD_TO_SD, median_of_sorted
+
 UPPER_SD = 0.84
 """Share of a normal sample below its mean plus one standard deviation."""
 REFRESH = 8
@@ -27,35 +20,6 @@ RECENT_SCALE_ROWS = 64
 """Rows from which the newer half of the baseline gives a scale of its own; fewer than 32 points scatter too much."""
 TAIL_ROWS = 500
 """Rows per bucket of the tail memory; the largest of the last one to two buckets counts."""
-
-
-# ---------------------------------------------------------------------------------------------------------------- E
-
-
-def nonfinite_rows(value: np.ndarray) -> np.ndarray:
-    """int64[N]: rows at which ``value`` (float[T] or float[T, L]) holds a NaN or an infinity. Zero tolerance."""
-    bad = ~np.isfinite(value)
-    return np.flatnonzero(bad if bad.ndim == 1 else bad.any(axis=1))
-
-
-def word_for(value: float) -> str:
-    """``NaN``, ``+Inf`` or ``-Inf``, for a sentence."""
-    if math.isnan(value):
-        return "NaN"
-    return "+Inf" if value > 0 else "-Inf"
-
-
-def episodes(rows: np.ndarray, gap: int) -> list[tuple[int, int]]:
-    """(first, last) of each group of ascending ``rows`` whose neighbours are at most ``gap`` apart."""
-    if len(rows) == 0:
-        return []
-    cuts = np.flatnonzero(np.diff(rows) > gap)
-    starts = np.concatenate([[0], cuts + 1])
-    stops = np.concatenate([cuts, [len(rows) - 1]])
-    return [(int(rows[a]), int(rows[b])) for a, b in zip(starts, stops, strict=True)]
-
-
-# ---------------------------------------------------------------------------------------------------------------- Z
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +211,7 @@ class SpikeDetector:
         if z > self.settings.z_back:
             self._open = replace(spike, last=row)
         within = self.settings.sustained[1]
-        if len(self._lately) == within and _median(sorted(self._lately)) <= self.settings.z_back:
+        if len(self._lately) == within and median_of_sorted(sorted(self._lately)) <= self.settings.z_back:
             held = self._held
             self._close(accepted=False)
             for held_row, held_value in held[-within:]:
@@ -346,7 +310,7 @@ class SpikeDetector:
         rows = [row for row, _ in self._history]
         values = [value for _, value in self._history]
         self._log = min(values) > 0
-        self._unit = 1.0 if self._log else (_median(sorted(map(abs, values))) or 1.0)
+        self._unit = 1.0 if self._log else (median_of_sorted(sorted(map(abs, values))) or 1.0)
         log, unit = math.log, self._unit
         u = [log(value) for value in values] if self._log else [value / unit for value in values]
         slope = min(0.0, _block_slope(rows, u, 4))
@@ -364,17 +328,12 @@ class SpikeDetector:
         return (*self.spikes, self._open) if self._open is not None else tuple(self.spikes)
 
 
-def _median(ordered: Sequence[float]) -> float:
-    half = len(ordered) // 2
-    return ordered[half] if len(ordered) % 2 else 0.5 * (ordered[half - 1] + ordered[half])
-
-
 def _block_slope(x: Sequence[int], y: Sequence[float], blocks: int) -> float:
     """Median of the pairwise slopes between the medians of consecutive blocks (a coarse Theil-Sen slope)."""
     size = len(x) // blocks
-    points = [(x[i * size + size // 2], _median(sorted(y[i * size : (i + 1) * size]))) for i in range(blocks)]
+    points = [(x[i * size + size // 2], median_of_sorted(sorted(y[i * size : (i + 1) * size]))) for i in range(blocks)]
     slopes = [(v - u) / (b - a) for i, (a, u) in enumerate(points) for b, v in points[i + 1 :]]
-    return _median(sorted(slopes))
+    return median_of_sorted(sorted(slopes))
 
 
 def _scatter(x: Sequence[int], y: Sequence[float], slope: float) -> tuple[float, float]:
@@ -384,8 +343,8 @@ def _scatter(x: Sequence[int], y: Sequence[float], slope: float) -> tuple[float,
     second holds for a mixture in which every fifth batch is of a harder kind, where the MAD sees only the others.
     """
     flat = sorted([v - slope * u for u, v in zip(x, y, strict=True)])
-    middle = _median(flat)
-    spread = _median(sorted([abs(v - middle) for v in flat]))
+    middle = median_of_sorted(flat)
+    spread = median_of_sorted(sorted([abs(v - middle) for v in flat]))
     return middle, max(MAD_TO_SD * spread, flat[int(UPPER_SD * len(flat))] - middle)
 
 
@@ -422,319 +381,3 @@ def robust_spikes(
         pairs.append(detector.push(x, bars[row], floors[row], backed[row]))
     track = np.array(pairs, np.float64).reshape(count, 2)
     return SpikeTrack(track[:, 0], track[:, 1], detector.finish())
-
-
-# ---------------------------------------------------------------------------------------------------------------- C
-
-
-@dataclass(frozen=True, slots=True)
-class Drift:
-    """One slow rise over the best level reached. ``onset``, ``fired``, ``last`` and ``peak`` are rows."""
-
-    onset: int
-    """Row after the evidence was last at zero: where the rise began."""
-    fired: int
-    """Row at which the evidence was enough."""
-    last: int
-    """Last row at which the level was still raised."""
-    peak: int
-    """Row of the highest short-term level."""
-    reference: float
-    """The best level reached before, in the series' unit."""
-    peak_level: float
-    """Highest median of the last ten rows during the rise, in the series' unit."""
-    last_level: float
-    """Median of the last ten rows at ``last``, in the series' unit."""
-    score: float
-    """Evidence when it fired, in standard deviations added up."""
-    over: bool = False
-    """The level came back to the reference."""
-
-    @property
-    def rise(self) -> float:
-        """Relative rise at the peak: 0.1 is +10 %."""
-        return self.peak_level / self.reference - 1
-
-
-@dataclass(frozen=True, slots=True)
-class DriftTrack:
-    """The anchored CUSUM's view of a whole series."""
-
-    score: np.ndarray
-    """float64[T], the evidence S; NaN where there is no reference yet."""
-    reference: np.ndarray
-    """float64[T], in the series' unit; NaN where ``score`` is."""
-    drifts: tuple[Drift, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class DriftSettings:
-    """Thresholds of the anchored CUSUM."""
-
-    k: float = 1.0
-    """Standard deviations that a row may lie above the reference for free."""
-    h: float = 12.0
-    """Evidence needed, in standard deviations added up."""
-    cap: float = 4.0
-    """Largest evidence one row can give, so that one outlier cannot fire."""
-    effect: float = 0.05
-    """Smallest relative rise of the median of the last ten rows over the reference."""
-    clear: float = 0.02
-    """The drift is over when that rise is below this again."""
-    window: int = 50
-    """Rows of the rolling median whose running minimum is the reference."""
-    least: int = 20
-    """Rows before the first reference. Our judgement."""
-    short: int = 10
-    """Rows of the short-term median."""
-    scale_floor: float = 0.01
-    """Smallest scale, in log units."""
-    wander_factor: float = 1.5
-    """A rise must also exceed this multiple of the largest rise that the run recently recovered from on its own
-    without alarm; our judgement, for data whose difficulty varies over hundreds of steps."""
-    noise_factor: float = 1.0
-    """A rise must also exceed this many standard deviations of one row. The median of ten rows scatters by about 0.4 of
-    them, and the running minimum lies below the level by as much; our judgement."""
-
-
-class DriftDetector:
-    """One-sided, anchored CUSUM on log(value), one row at a time, memory bounded by the window.
-
-    The reference is the running minimum of a rolling median, so it may only fall and cannot absorb the drift it is
-    looking for. The scale is the larger of what first differences and the scatter about the rolling median give
-    (smoothed logs have tiny differences), taken only while there is no evidence of a rise. Values <= 0 have no
-    logarithm and are skipped: a rule that needs ratios of such a series abstains.
-    """
-
-    def __init__(self, settings: DriftSettings) -> None:
-        self.settings = settings
-        self.drifts: list[Drift] = []
-        self._row = -1
-        self._wander = [0.0, 0.0]
-        self._wander_start = 0
-        self._forget()
-
-    def _forget(self) -> None:
-        self._window: deque[float] = deque()
-        self._sorted: list[float] = []
-        self._short: deque[float] = deque(maxlen=self.settings.short)
-        self._differences: deque[float] = deque(maxlen=2 * self.settings.window)
-        self._residuals: deque[float] = deque(maxlen=2 * self.settings.window)
-        self._since_scale = 0
-        self._reference = math.inf
-        self._scale = math.nan
-        self._evidence = 0.0
-        self._onset = -1
-        self._excursion = 0.0
-        self._open: Drift | None = None
-
-    def gate(self) -> None:
-        """The rows to come are a new situation: end any drift and look for a new reference."""
-        if self._open is not None:
-            self._close()
-        self._forget()
-
-    def push(self, value: float, effect: float) -> tuple[float, float]:
-        """Take the next row; returns (evidence, reference), NaN where there is no reference yet."""
-        self._row += 1
-        if not (math.isfinite(value) and value > 0):
-            return math.nan, math.nan
-        u = math.log(value)
-        ready = len(self._window) >= self.settings.least
-        if ready:
-            self._accumulate(u, effect)
-        self._update(u)
-        if not ready:
-            return math.nan, math.nan
-        return self._evidence, math.exp(self._reference)
-
-    def _accumulate(self, u: float, effect: float) -> None:
-        settings = self.settings
-        z = min((u - self._reference) / self._scale, settings.cap)
-        before = self._evidence
-        # Bounded, so that a drift that has ended is seen to have ended.
-        self._evidence = min(max(0.0, before + z - settings.k), 4 * settings.h)
-        if before == 0.0 and self._evidence > 0.0:
-            self._onset = self._row
-        level = _median(sorted([*self._short, u][-settings.short :]))
-        rise = level - self._reference
-        if self._open is not None:
-            self._follow(level, rise)
-            return
-        self._excursion = max(self._excursion, rise)
-        if self._evidence > settings.h and rise > self._bar(effect):
-            self._open = Drift(
-                onset=self._onset, fired=self._row, last=self._row, peak=self._row, reference=math.exp(self._reference),
-                peak_level=math.exp(level), last_level=math.exp(level), score=self._evidence,
-            )  # fmt: skip
-        elif self._evidence == 0.0 and rise < math.log1p(settings.clear):
-            self._remember_wander()
-
-    def _bar(self, effect: float) -> float:
-        settings = self.settings
-        by_noise = settings.noise_factor * self._scale
-        return max(math.log1p(effect), settings.wander_factor * max(self._wander), by_noise)
-
-    def _follow(self, level: float, rise: float) -> None:
-        assert self._open is not None
-        if rise < math.log1p(self.settings.clear):
-            self._close()
-            return
-        value = math.exp(level)
-        higher = value > self._open.peak_level
-        self._open = replace(
-            self._open,
-            last=self._row,
-            last_level=value,
-            peak=self._row if higher else self._open.peak,
-            peak_level=value if higher else self._open.peak_level,
-        )
-
-    def _close(self) -> None:
-        assert self._open is not None
-        self.drifts.append(replace(self._open, over=True))
-        self._open, self._evidence, self._excursion = None, 0.0, 0.0
-
-    def _remember_wander(self) -> None:
-        """An excursion ended without alarm: it belongs to this run's own wander."""
-        if self._row - self._wander_start >= TAIL_ROWS:
-            self._wander, self._wander_start = [0.0, self._wander[0]], self._row
-        self._wander[0] = max(self._wander[0], self._excursion)
-        self._excursion = 0.0
-
-    def _update(self, u: float) -> None:
-        settings = self.settings
-        calm = self._evidence == 0.0 and self._open is None
-        if calm and self._short:
-            self._differences.append(abs(u - self._short[-1]))
-        self._short.append(u)
-        self._window.append(u)
-        insort(self._sorted, u)
-        if len(self._window) > settings.window:
-            del self._sorted[bisect_left(self._sorted, self._window.popleft())]
-        middle = self._sorted[len(self._sorted) // 2]
-        if calm:
-            self._residuals.append(abs(u - middle))
-        if len(self._window) < settings.least:
-            return
-        if self._open is None:
-            self._reference = min(self._reference, middle)
-        self._since_scale += calm
-        if math.isnan(self._scale) or self._since_scale >= REFRESH:
-            self._since_scale = 0
-            by_difference = _median(sorted(self._differences)) / math.sqrt(2)
-            by_residual = _median(sorted(self._residuals))
-            self._scale = max(MAD_TO_SD * max(by_difference, by_residual), settings.scale_floor)
-
-    def finish(self) -> tuple[Drift, ...]:
-        """Every drift so far, the one still going on last."""
-        return (*self.drifts, self._open) if self._open is not None else tuple(self.drifts)
-
-
-def anchored_cusum(
-    value: np.ndarray,
-    settings: DriftSettings | None = None,
-    *,
-    effect: np.ndarray | None = None,
-    gates: Iterable[int] = (),
-) -> DriftTrack:
-    """Slow rises of ``value`` (float64[T]) over the best level it has reached.
-
-    Args:
-        effect: float64[T], the smallest relative rise that counts at each row; None takes ``settings.effect``.
-        gates: rows at which a new situation begins (primitive G).
-    """
-    settings = settings or DriftSettings()
-    detector = DriftDetector(settings)
-    count = len(value)
-    gated = set(gates)
-    bars = [settings.effect] * count if effect is None else effect.tolist()
-    pairs = []
-    for row, x in enumerate(np.asarray(value, np.float64).tolist()):
-        if row in gated:
-            detector.gate()
-        pairs.append(detector.push(x, bars[row]))
-    track = np.array(pairs, np.float64).reshape(count, 2)
-    return DriftTrack(track[:, 0], track[:, 1], detector.finish())
-
-
-# ---------------------------------------------------------------------------------------------------------------- G
-
-
-def restarts(lr: np.ndarray, *, factor: float = 2.0, headroom: float = 1.1) -> np.ndarray:
-    """int64[N]: rows at which the learning rate jumps up by more than ``factor`` to a height it has held before.
-
-    A jump to a height that was never reached (above ``headroom`` times the highest so far) is not a restart: it is
-    what a wrong learning rate looks like, and is left to the rules. Values <= 0 and non-finite ones are looked through.
-    """
-    rows = np.flatnonzero(np.isfinite(lr) & (lr > 0))
-    if len(rows) < 2:
-        return np.zeros(0, np.int64)
-    x = lr[rows]
-    highest = np.maximum.accumulate(x)[:-1]
-    return rows[1:][(x[1:] > factor * x[:-1]) & (x[1:] <= headroom * highest)]
-
-
-def jumps_to_new_height(lr: np.ndarray, *, factor: float = 2.0, headroom: float = 1.1) -> np.ndarray:
-    """int64[N]: rows at which the learning rate jumps up by more than ``factor`` to a height never held before."""
-    rows = np.flatnonzero(np.isfinite(lr) & (lr > 0))
-    if len(rows) < 2:
-        return np.zeros(0, np.int64)
-    x = lr[rows]
-    highest = np.maximum.accumulate(x)[:-1]
-    return rows[1:][(x[1:] > factor * x[:-1]) & (x[1:] > headroom * highest)]
-
-
-def warmup_rows(lr: np.ndarray, *, tolerance: float = 1e-6) -> int:
-    """Number of leading rows over which the learning rate only rises; 0 when it starts at its first height.
-
-    Rows still rising at the end of a prefix count, so the answer for a prefix is the smaller of the prefix's length
-    and the answer for the whole.
-    """
-    if len(lr) < 2:
-        return len(lr)
-    rising = lr[1:] > lr[:-1] * (1 + tolerance)
-    falls = np.flatnonzero(~rising)
-    first = int(falls[0]) if len(falls) else len(rising)
-    return first + 1 if first else 0
-
-
-def steady_then_changed(value: np.ndarray, *, steady: int = 20, factor: float = 1.25) -> np.ndarray:
-    """int64[N]: rows at which a quantity that was exactly constant for ``steady`` rows changes by more than ``factor``.
-
-    Meant for tokens per step: a change of batch size or sequence length, never the jitter of variable lengths.
-    """
-    if len(value) <= steady:
-        return np.zeros(0, np.int64)
-    changed = np.concatenate([[True], value[1:] != value[:-1]])
-    last_change = np.maximum.accumulate(np.where(changed, np.arange(len(value)), 0))
-    rows = np.flatnonzero(changed[1:]) + 1
-    rows = rows[rows - last_change[rows - 1] >= steady]
-    ratio = value[rows] / np.where(value[rows - 1] == 0, np.nan, value[rows - 1])
-    return rows[(ratio > factor) | (ratio < 1 / factor)]
-
-
-def rows_at(step: np.ndarray, marks: Iterable[int]) -> np.ndarray:
-    """int64[N]: for each mark the first row at or after it; marks beyond the end are dropped."""
-    rows = np.searchsorted(step, np.array(sorted(marks), np.int64), side="left")
-    return np.unique(rows[rows < len(step)])
-
-
-# ------------------------------------------------------------------------------------------------------- shared helpers
-
-
-def expanding_median(value: np.ndarray, *, stride: int = 16) -> np.ndarray:
-    """float64[T]: median of every ``stride``-th finite positive value so far; -inf before the first.
-
-    The typical level of the run up to each row. Only every ``stride``-th row is used: at 200 000 rows that keeps the
-    sorted list short.
-    """
-    result = np.full(len(value), -math.inf)
-    ordered: list[float] = []
-    for row in range(0, len(value), stride):
-        x = float(value[row])
-        if math.isfinite(x) and x > 0:
-            insort(ordered, x)
-        if ordered:
-            result[row : row + stride] = _median(ordered)
-    return result

@@ -1,0 +1,86 @@
+"""Compact files, mapped: a column that nobody asks for is never read."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import zlib
+from pathlib import Path
+
+import pyarrow as pa
+
+from monitor.errors import RunError
+from monitor.runfile import format as fmt
+from monitor.runfile.framing import BadMessage, Incomplete, parse_schema, scan
+from monitor.runfile.rows import Rows, places
+from monitor.runfile.segments import check_schema, layers_of
+from monitor.runfile.tables import LayerTable, ScalarTable
+
+COMPACT_STREAMS = ("scalars", "layers", "system")
+MAGIC = b"ARROW1\0\0"
+"""An Arrow IPC file is this, a stream as in a segment, and a table of contents."""
+
+
+def compact_file(run_dir: Path, stream: str, attempt: int, rank: int) -> Path:
+    """Where the compact file of a stream lies."""
+    return run_dir / "compact" / f"{stream}-{attempt:04d}-{rank:05d}.arrow"
+
+
+def covered_segments(run_dir: Path, stream: str, attempt: int, rank: int) -> int:
+    """How many segments the stream's compact file stands for; 0 without a sealed one of the size that its seal says."""
+    path = compact_file(run_dir, stream, attempt, rank)
+    if not fmt.is_real_folder(run_dir, path.parent):
+        return 0
+    try:
+        seal = fmt.load_json(path.with_name(path.name + fmt.SEAL_SUFFIX))
+        status = os.lstat(path)
+    except (RunError, OSError):
+        return 0
+    segments = seal.get("segments")
+    whole = seal.get("bytes") == status.st_size
+    return segments if whole and isinstance(segments, int) and 0 < segments < 1_000_000 else 0
+
+
+def load_compact(
+    path: Path, stream: str, table: ScalarTable | LayerTable, check_bodies: bool = False
+) -> list[tuple[int, str]]:
+    """Put the rows of a compact file into ``table``, columns deferred; returns (offset, what is wrong).
+
+    Args:
+        check_bodies: read everything and compare the checksums; else only what describes the batches is checked.
+    """
+    try:
+        fd = fmt.open_inside(path)
+    except (FileNotFoundError, RunError) as error:
+        return [(0, str(error))]
+    try:
+        data = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+    except (OSError, ValueError) as error:
+        return [(0, f"cannot be mapped: {error}")]
+    finally:
+        os.close(fd)
+    try:
+        if data[: len(MAGIC)] != MAGIC:
+            raise BadMessage("not an Arrow file")
+        head = parse_schema(data, len(MAGIC))
+        schema = pa.ipc.read_schema(pa.py_buffer(data[len(MAGIC) : head.end]))
+        wrong = check_schema(schema, stream)
+        if wrong:
+            raise BadMessage(wrong)
+    except (BadMessage, Incomplete, pa.ArrowException, ValueError, OSError) as error:
+        return [(0, f"the compact file cannot be read: {error}")]
+    found = scan(data, zlib.crc32(data[len(MAGIC) : head.end]), final=True, begin=head.end, check_bodies=check_bodies)
+    problems = list(found.problems)
+    columns = places(schema)
+    layers = layers_of(schema) or ()
+    for stretch in found.good:
+        try:
+            rows = Rows(data, stretch, columns)
+        except BadMessage as error:
+            problems.append((stretch.start, str(error)))
+            continue
+        if isinstance(table, LayerTable):
+            table.append(rows, layers, defer=True)
+        else:
+            table.append(rows, defer=True)
+    return problems

@@ -1,0 +1,333 @@
+"""Every value a training can be given: its type, its bounds, one sentence with the unit. ``None`` means off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from monitor.errors import ConfigError
+
+
+class Section(BaseModel):
+    """Values that belong together: frozen, strictly typed, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class TaskConfig(Section):
+    """What is learnt, and from which data."""
+
+    kind: Literal["gpt", "charmlp"] = Field(
+        default="gpt",
+        description="What is trained: gpt, a byte-level transformer, or charmlp, an MLP on the last few bytes.",
+    )
+    data: str | None = Field(
+        default=None,
+        description="File or folder of text to learn from; none takes the source of Python's standard library.",
+    )
+    seq_len: int = Field(default=128, ge=2, le=8192, description="Length of one training sequence, in bytes.")
+    max_data_mib: float = Field(
+        default=24.0,
+        gt=0,
+        le=4096,
+        description="Most text that is read into memory, in MiB; files beyond it are left out.",
+    )
+    val_fraction: float = Field(
+        default=0.05,
+        gt=0,
+        lt=0.5,
+        description="Share of the text held out for validation, split by file, dimensionless.",
+    )
+
+    def data_path(self) -> Path | None:
+        """Where the user's text is; None for the standard library.
+
+        Raises:
+            ConfigError: there is nothing there.
+        """
+        if self.data is None:
+            return None
+        path = Path(self.data).expanduser()
+        if not path.exists():
+            raise ConfigError(f"task.data = {self.data}: does not exist. Give a text file or a folder of text files.")
+        return path
+
+
+class ModelConfig(Section):
+    """Size and shape of the model."""
+
+    n_layer: int = Field(
+        default=4, ge=1, le=256, description="Number of transformer blocks (hidden layers for charmlp)."
+    )
+    n_head: int = Field(
+        default=4, ge=1, le=256, description="Attention heads per block; d_model must be a multiple of it."
+    )
+    d_model: int = Field(default=128, ge=8, le=16384, description="Width of the residual stream, in features.")
+    mlp_ratio: int = Field(default=4, ge=1, le=16, description="Width of the MLP in a block, as a multiple of d_model.")
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="Probability of zeroing an activation in training, dimensionless."
+    )
+    tied_head: bool = Field(
+        default=False, description="Whether the output layer shares its weights with the token embedding."
+    )
+    context: int = Field(
+        default=16, ge=1, le=1024, description="Bytes that charmlp sees before the one it predicts; gpt ignores it."
+    )
+
+
+class OptimizerConfig(Section):
+    """How a gradient becomes an update."""
+
+    kind: Literal["adamw", "sgd"] = Field(default="adamw", description="Update rule: adamw, or sgd with momentum.")
+    lr: float = Field(default=2e-3, gt=0, le=100, description="Peak learning rate, before the schedule's factor.")
+    weight_decay: float = Field(
+        default=0.1,
+        ge=0,
+        le=10,
+        description="Decoupled decay of matrices per unit of learning rate; norms and biases are not decayed.",
+    )
+    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW: decay of the gradient's running mean, per step.")
+    beta2: float = Field(
+        default=0.95, ge=0, lt=1, description="AdamW: decay of the squared gradient's running mean, per step."
+    )
+    eps: float = Field(
+        default=1e-8, gt=0, le=1, description="AdamW: added to the root of the second moment, in gradient units."
+    )
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD: decay of the velocity, per step.")
+    nesterov: bool = Field(default=False, description="SGD: whether to look ahead along the velocity (Nesterov).")
+
+
+class ScheduleConfig(Section):
+    """The factor on the learning rate, a pure function of the step."""
+
+    kind: Literal["cosine", "linear", "constant", "wsd"] = Field(
+        default="cosine", description="Shape after warm-up: cosine, linear, constant, or wsd (warm-up, stable, decay)."
+    )
+    warmup_steps: int = Field(
+        default=50, ge=0, description="Optimizer steps of linear warm-up from near zero to the peak."
+    )
+    min_lr_ratio: float = Field(
+        default=0.1, ge=0, le=1, description="Floor of the schedule, as a share of the peak learning rate."
+    )
+    decay_steps: int | None = Field(
+        default=None, ge=1, description="wsd: optimizer steps of the final decay; none takes a fifth of all steps."
+    )
+
+
+class ClipConfig(Section):
+    """Gradient clipping."""
+
+    max_norm: float | None = Field(
+        default=1.0,
+        gt=0,
+        description="Largest L2 norm of the whole gradient that the optimizer sees; none turns clipping off.",
+    )
+
+
+class PrecisionConfig(Section):
+    """Number formats in forward and backward; weights and optimizer state stay float32."""
+
+    kind: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32", description="fp32, or autocast to bf16, or autocast to fp16 with a gradient scaler."
+    )
+    init_scale: float = Field(default=65536.0, gt=0, le=2.0**32, description="fp16: first loss scale, dimensionless.")
+    growth_interval: int = Field(
+        default=2000, ge=1, description="fp16: optimizer steps without overflow before the scale doubles."
+    )
+
+
+class ParallelConfig(Section):
+    """Several processes, started by torchrun."""
+
+    processes: int = Field(
+        default=1,
+        ge=1,
+        le=1024,
+        description="Processes on this machine that a launch starts; each holds a full copy (DDP).",
+    )
+    backend: Literal["auto", "gloo", "nccl"] = Field(
+        default="auto",
+        description="Library that carries gradients between processes; auto takes nccl on CUDA and gloo on CPU.",
+    )
+    timeout_s: float = Field(
+        default=120.0, ge=5, le=86400, description="Seconds after which a collective that hangs is an error."
+    )
+
+
+class EvaluationConfig(Section):
+    """Loss on held-out data."""
+
+    every_steps: int | None = Field(
+        default=200, ge=1, description="Optimizer steps between validation passes; none leaves only the last one."
+    )
+    batches: int = Field(
+        default=8, ge=1, le=100_000, description="Batches in one validation pass, the same ones each time."
+    )
+
+
+class CheckpointConfig(Section):
+    """What a run can be resumed from."""
+
+    every_steps: int | None = Field(
+        default=200, ge=1, description="Optimizer steps between checkpoints; none leaves only the last one."
+    )
+    keep_last: int = Field(
+        default=2, ge=1, le=10_000, description="Number of newest complete checkpoints that are kept."
+    )
+
+
+class MonitorConfig(Section):
+    """What is measured while training."""
+
+    enabled: bool = Field(
+        default=True, description="Whether measurements are recorded; the run directory is made either way."
+    )
+    landscape_every: int | None = Field(
+        default=100, ge=1, description="Optimizer steps between samples of the loss landscape; none turns them off."
+    )
+    budget: float = Field(
+        default=0.02, gt=0, le=1, description="Share of the step time that measuring may cost, dimensionless."
+    )
+
+
+FaultKind = Literal[
+    "lr_factor",
+    "grad_factor",
+    "weight_scale",
+    "repeated_token",
+    "random_bytes",
+    "shuffled_labels",
+    "nan_activation",
+    "skip_zero_grad",
+]
+
+
+class FaultConfig(Section):
+    """One deliberate mistake, for teaching and testing. Never written into a run directory."""
+
+    kind: FaultKind = Field(description="Which mistake is made; trainer/faults.py describes each.")
+    step: int = Field(ge=1, description="Optimizer step of the onset.")
+    steps: int | None = Field(default=1, ge=1, description="Optimizer steps it lasts; none means until the end.")
+    factor: float = Field(
+        default=1.0,
+        description="Strength, dimensionless: what a learning rate, a gradient or a weight is multiplied by, per step.",
+    )
+    layer: str | None = Field(
+        default=None, description="Part of a module's or parameter's name; none takes the middle of the model."
+    )
+
+
+class TrainConfig(Section):
+    """One training, from the data to the last checkpoint."""
+
+    name: str | None = Field(
+        default=None, max_length=80, description="Short name of the run; none takes the task's name."
+    )
+    steps: int = Field(default=1200, ge=1, le=10**9, description="Optimizer steps to train in all.")
+    batch_size: int = Field(
+        default=16,
+        ge=1,
+        le=10**6,
+        description="Sequences per optimizer step, over all micro-batches and processes together.",
+    )
+    grad_accum_steps: int = Field(
+        default=1, ge=1, le=10**5, description="Micro-batches that a process adds up into one optimizer step."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**31, description="Seed of initialisation, data order and dropout.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        default="auto", description="Where to train; auto takes CUDA when there is one."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, le=1024, description="CPU threads inside one operation; none leaves torch's choice."
+    )
+    log_every_s: float = Field(
+        default=5.0, gt=0, description="Seconds between progress lines when the output is not a terminal."
+    )
+    task: TaskConfig = Field(default=TaskConfig(), description="What is learnt, and from which data.")
+    model: ModelConfig = Field(default=ModelConfig(), description="Size and shape of the model.")
+    optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="How a gradient becomes an update.")
+    schedule: ScheduleConfig = Field(
+        default=ScheduleConfig(), description="The factor on the learning rate over the steps."
+    )
+    clip: ClipConfig = Field(default=ClipConfig(), description="Gradient clipping.")
+    precision: PrecisionConfig = Field(default=PrecisionConfig(), description="Number formats in forward and backward.")
+    parallel: ParallelConfig = Field(default=ParallelConfig(), description="Several processes.")
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="Loss on held-out data.")
+    checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="What a run can be resumed from.")
+    monitor: MonitorConfig = Field(default=MonitorConfig(), description="What is measured while training.")
+    fault: list[FaultConfig] = Field(
+        default_factory=list,
+        max_length=16,
+        description="Deliberate mistakes, one table each; never written into the run.",
+    )
+
+    @field_validator("fault", mode="before")
+    @classmethod
+    def _one_fault_is_a_list_of_one(cls, value: Any) -> Any:
+        """``--set fault.kind=... --set fault.step=...`` and a single ``[fault]`` table are one fault."""
+        return [value] if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _fields_fit_each_other(self) -> TrainConfig:
+        if self.task.kind == "gpt" and self.model.d_model % self.model.n_head:
+            raise ValueError(
+                f"model.d_model = {self.model.d_model} is not a multiple of model.n_head = {self.model.n_head}; "
+                f"nearest that fits: {nearest_multiple(self.model.d_model, self.model.n_head)}"
+            )
+        pieces = self.grad_accum_steps * self.parallel.processes
+        if self.batch_size % pieces:
+            raise ValueError(
+                f"batch_size = {self.batch_size} cannot be shared out evenly over grad_accum_steps x "
+                f"parallel.processes = {self.grad_accum_steps} x {self.parallel.processes}; nearest that fits: "
+                f"{nearest_multiple(self.batch_size, pieces)}"
+            )
+        return self
+
+    def record(self) -> dict[str, Any]:
+        """The resolved configuration as JSON-able data, without the faults: what a run directory may know."""
+        return self.model_dump(mode="json", exclude={"fault"})
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Training tokens (predicted bytes) of one optimizer step, over all micro-batches and processes."""
+        return self.batch_size * self.task.seq_len
+
+
+def nearest_multiple(value: int, of: int) -> int:
+    return max(of, round(value / of) * of)
+
+
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
+    "default": ("Byte-level GPT on Python's standard library: a few minutes on two cores.", {}),
+    "quick": (
+        "A smaller GPT for a first look: about two minutes on two cores.",
+        {
+            "steps": 500,
+            "model": {"n_layer": 3, "d_model": 96},
+            "evaluation": {"every_steps": 100},
+            "checkpoint": {"every_steps": 100},
+        },
+    ),
+    "charmlp": (
+        "MLP that predicts the next byte from the last 16: seconds, to see the page move.",
+        {"task": {"kind": "charmlp"}, "model": {"n_layer": 2}, "steps": 600, "optimizer": {"lr": 1e-3}},
+    ),
+    "bf16": ("The default GPT with bf16 autocast: for GPUs, slower on CPUs.", {"precision": {"kind": "bf16"}}),
+    "fp16": (
+        "The default GPT with fp16 autocast and a gradient scaler: for GPUs, slower on CPUs.",
+        {"precision": {"kind": "fp16"}},
+    ),
+    "two-processes": ("The default GPT on two processes (DDP).", {"parallel": {"processes": 2}}),
+    "long": (
+        "A larger GPT whose text looks like Python: about an hour on two cores.",
+        {
+            "steps": 6000,
+            "model": {"n_layer": 6, "d_model": 192, "n_head": 6},
+            "task": {"seq_len": 256},
+            "optimizer": {"lr": 1e-3},
+        },
+    ),
+}
+"""Starting points for the launch form and ``--preset``: name -> (one sentence, nested overrides)."""

@@ -79,9 +79,36 @@ class Listed:
     sample: bool
 
 
+class Listing:
+    """The rows of all folders, read again when they are older than five times what reading them took.
+
+    Every open tab asks every two seconds, and a folder of thousands of runs takes seconds to read.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._key: tuple[Folder, ...] = ()
+        self._rows: list[Listed] = []
+        self._good_until = float("-inf")
+
+    def rows(self) -> list[Listed]:
+        """Every run of every folder: one's own first, then the samples, newest first in each."""
+        with self._lock:
+            key = folders()
+            if key != self._key or self._clock() >= self._good_until:
+                began = self._clock()
+                self._rows = [Listed(summary, folder.sample) for folder in key for summary in list_runs(folder.path)]
+                self._key, self._good_until = key, self._clock() + max(0.5, 5 * (self._clock() - began))
+            return self._rows
+
+
+_LISTING = Listing()
+
+
 def listed_runs() -> list[Listed]:
     """Every run of every folder: one's own first, then the samples, newest first in each."""
-    return [Listed(summary, folder.sample) for folder in folders() for summary in list_runs(folder.path)]
+    return _LISTING.rows()
 
 
 # ---- readers ------------------------------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ NAN, POSITIVE, NEGATIVE = 0, 1, 2
 HEAT_STEPS = 250
 """Codes 0..250 of a heat cell are a logarithmic scale; the rest have meanings of their own."""
 HEAT_ZERO, HEAT_ABSENT, HEAT_NONFINITE = 253, 254, 255
-HEAT_DECADES = 8
-"""The scale reaches at most this far below the largest value (our judgement: smaller ones look alike anyway)."""
+SCALE_SAMPLE = 200_000
+"""Cells that the colour scale is taken from; the quantiles of more are no different on a screen."""
 
 RAW_ROWS = 600_000
 """No window holds more cells of a heatmap than this after reduction: a screen has fewer (our judgement)."""
@@ -134,8 +134,8 @@ def _slice(step: np.ndarray, low: int | None, high: int | None, beyond: int = 0)
 # ---- the message --------------------------------------------------------------------------------------------------
 
 
-def extent(charts: Sequence[Chart]) -> tuple[float, float] | None:
-    """First and last x of everything that is shown; None when there is nothing yet."""
+def extent(charts: Sequence[Chart], marks: Sequence[Mark] = ()) -> tuple[float, float] | None:
+    """First and last x of everything that is shown, marks included; None when there are no points yet."""
     ends: list[float] = []
     for chart in charts:
         for trace in chart.traces:
@@ -143,7 +143,11 @@ def extent(charts: Sequence[Chart]) -> tuple[float, float] | None:
                 ends += [end / chart.x_per_unit for end in _ends(trace.signal.step)]
         if chart.kind == "heat" and chart.matrix is not None and len(step := chart.matrix().step):
             ends += _ends(step)
-    return (min(ends), max(ends)) if ends else None
+    return (min(*ends, *_mark_steps(marks)), max(*ends, *_mark_steps(marks))) if ends else None
+
+
+def _mark_steps(marks: Sequence[Mark]) -> list[float]:
+    return [float(mark.step) for mark in marks]
 
 
 def build(
@@ -164,7 +168,7 @@ def build(
         status: words for the head of the grid; sent when they changed.
     """
     have = have or {}
-    span = extent(charts)
+    span = extent(charts, marks)
     layout = [_slot(chart) for chart in charts]
     shown_marks = thin_marks(marks, window, span)
     pieces = {"layout": layout, "marks": shown_marks, "status": status, "extent": span}
@@ -335,12 +339,18 @@ def _parts_body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
 
 
 def _heat_scale(value: np.ndarray, present: np.ndarray) -> tuple[float, float]:
-    """Smallest and largest power of ten of the colour scale, over the whole run so that a zoom keeps the colours."""
-    good = value[present & np.isfinite(value) & (value > 0)]
+    """Smallest and largest power of ten of the colour scale, over the whole run so that a zoom keeps the colours.
+
+    From the 1st percentile to two decades above the 90th, or to the largest value when that is less: an explosion gets
+    the last colour, and what came before keeps its contrast. The choice of quantiles is our judgement.
+    """
+    every = max(1, value.size // SCALE_SAMPLE)
+    sample, there = value[::every], present[::every]
+    good = sample[there & np.isfinite(sample) & (sample > 0)]
     if not good.size:
         return -1.0, 0.0
-    high = math.log10(float(good.max()))
-    low = max(math.log10(float(good.min())), high - HEAT_DECADES)
+    low, usual, high = np.log10(np.percentile(good.astype(np.float64), [1, 90, 100]))
+    high = min(high, usual + 2)
     return (math.floor(low * 4) / 4, math.ceil(high * 4) / 4) if high > low else (low - 0.5, high + 0.5)
 
 

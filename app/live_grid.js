@@ -318,7 +318,16 @@ function newSlot(S, spec) {
   return slot;
 }
 
-const isLog = (slot) => (slot.log === null ? slot.spec.log : slot.log);
+const isLog = (slot) => (slot.log === null ? slot.spec.log || exploded(slot) : slot.log);
+
+// A linear axis that reaches a thousand times beyond the usual values shows nothing but the peak.
+function exploded(slot) {
+  if (!slot.data?.traces || slot.spec.zero) return false;
+  return slot.data.traces.some((trace) => {
+    const values = Array.from(trace.y).filter((v) => v > 0 && v < Infinity).sort((a, b) => a - b);
+    return values.length > 20 && values.length === trace.y.filter(Number.isFinite).length && values.at(-1) > 1000 * values[values.length >> 1];
+  });
+}
 
 function setHead(slot, spec) {
   slot.spec = spec;
@@ -558,7 +567,7 @@ function markShapes(S, T, slot) {
     if (!mark.line || (slot.spec.kind === 'events' && !serious)) continue;
     const colour = markColour(T, mark);
     if (serious && mark.last !== null && mark.last > mark.step) {
-      shapes.push({ type: 'rect', xref: 'x', yref: 'paper', x0: mark.step, x1: mark.last, y0: 0, y1: 1, line: { width: 0 }, fillcolor: colour, opacity: 0.07, layer: 'below' });
+      shapes.push({ type: 'rect', xref: 'x', yref: 'paper', x0: mark.step, x1: mark.last, y0: 0, y1: 1, line: { width: 0 }, fillcolor: colour, opacity: 0.05, layer: 'below' });
     }
     shapes.push({
       type: 'line', xref: 'x', yref: 'paper', x0: mark.step, x1: mark.step, y0: 0, y1: 1, layer: serious ? 'above' : 'below',
@@ -611,7 +620,8 @@ function setScale(S, T, slot) {
   const box = element('span', 'gm-scale');
   const ramp = element('span', 'gm-ramp');
   ramp.style.background = `linear-gradient(to right, ${VIRIDIS.map(([at, colour]) => `${colour} ${at * 100}%`).join(',')})`;
-  box.append(element('span', '', formatNumber(10 ** bottom)), ramp, element('span', '', formatNumber(10 ** top)));
+  const above = cells.includes(HEAT.steps), below = cells.includes(0);
+  box.append(element('span', '', `${below ? '≤ ' : ''}${formatNumber(10 ** bottom)}`), ramp, element('span', '', `${above ? '≥ ' : ''}${formatNumber(10 ** top)}`));
   const swatch = (colour, words) => { const s = element('span', 'gm-swatch'); s.style.background = colour; box.append(s, element('span', '', words)); };
   if (cells.includes(HEAT.zero)) swatch(T.zero, 'zero');
   if (cells.includes(HEAT.nonfinite)) swatch(T.nonfinite, 'non-finite');
@@ -630,7 +640,7 @@ function sayStatus(S) {
     const step = S.state && S.state.last_step !== null ? `, step ${formatCount(S.state.last_step)}` : '';
     if (S.paused) words = 'charts paused';
     else if (S.state && S.state.live) words = `live${step}${seconds > 4 ? `, last asked ${seconds} s ago` : ''}`;
-    else words = '';           // the header of the page says how it ended
+    else words = S.range ? '' : 'drag over a chart to zoom, double-click to go back';   // how it ended is in the header
   }
   if (S.status.textContent !== words) S.status.textContent = words;
   S.status.classList.toggle('gm-warn', Boolean(S.failed));
@@ -712,7 +722,7 @@ function heatTip(S, slot, at) {
   const cell = cellAt(slot, at);
   if (!cell) { slot.tip.style.display = 'none'; return; }
   const [bottom, top] = slot.data.scale;
-  const value = { [HEAT.zero]: 'zero', [HEAT.absent]: 'not measured', [HEAT.nonfinite]: 'non-finite' }[cell.code] || `about ${(10 ** (bottom + (cell.code / HEAT.steps) * (top - bottom))).toPrecision(2)}`;
+  const value = { [HEAT.zero]: 'zero', [HEAT.absent]: 'not measured', [HEAT.nonfinite]: 'non-finite' }[cell.code] || `${cell.code === 0 ? 'at most' : cell.code === HEAT.steps ? 'at least' : 'about'} ${formatNumber(Number((10 ** (bottom + (cell.code / HEAT.steps) * (top - bottom))).toPrecision(2)))}`;
   const steps = cell.last > cell.first ? `steps ${formatCount(cell.first)} to ${formatCount(cell.last)}` : `step ${formatCount(cell.first)}`;
   slot.tip.textContent = `${cell.name}, ${steps}: ${value}`;
   slot.tip.style.display = 'block';

@@ -24,11 +24,11 @@ from app import frame
 from app.charts.describe import Chart, Mark
 from app.charts.story import landscape_charts, story_charts, story_marks, system_charts
 from app.data import DIAGNOSES, READERS, find_run, findings_of
+from app.facts import LIVE_WORDS
 from monitor.errors import RunError
 from monitor.runfile.reader import Run
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-LIVE_STATES = frozenset({"starting", "running"})
 PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 MOST_BUCKETS = 2_000
 """A window of more pixel columns than this is refused down to it; no screen has more."""
@@ -87,7 +87,7 @@ def _view(run: Run, path: Path, query: Mapping[str, str]) -> tuple[list[Chart], 
 
 def _status(run: Run) -> dict[str, object]:
     state = run.state
-    return {"word": state.word, "live": state.word in LIVE_STATES, "last_step": run.last_step}
+    return {"word": state.word, "live": state.word in LIVE_WORDS, "last_step": run.last_step}
 
 
 def _window(query: Mapping[str, str]) -> frame.Window:

@@ -39,11 +39,7 @@ def window_figure(signals: list[tuple[str, Signal]], onset: int, *, before: int 
             x=reduced.step, y=reduced.value, mode="lines+markers", name=escaped(title), row=row, col=1,
             showlegend=False, line={"width": 1.4}, marker={"size": 4}, connectgaps=False,
         )  # fmt: skip
-        positive = near.value[finite] > 0
-        spread = (
-            near.value[finite].max() / max(1e-300, near.value[finite].min()) if positive.all() and positive.size else 1
-        )
-        figure.update_yaxes(type="log" if spread > 30 else "linear", exponentformat="power", nticks=5, row=row, col=1)
+        figure.update_yaxes(**_scale(near.value[finite]), exponentformat="power", row=row, col=1)
         if not finite.all():
             top = float(near.value[finite].max()) if finite.any() else 1.0
             bad = near.value[~finite]
@@ -59,6 +55,13 @@ def window_figure(signals: list[tuple[str, Signal]], onset: int, *, before: int 
     figure.update_layout(height=90 + 130 * rows, margin={"l": 60, "r": 10, "t": 28, "b": 40})
     figure.update_annotations(font={"size": 12, "color": MUTED}, xanchor="left", x=0)
     return figure
+
+
+def _scale(finite: np.ndarray) -> dict[str, object]:
+    """A logarithmic axis with whole decades for positive values that differ more than a hundredfold."""
+    if not len(finite) or finite.min() <= 0 or finite.max() <= 100 * finite.min():
+        return {"type": "linear", "nticks": 5}
+    return {"type": "log", "dtick": max(1, round(float(np.log10(finite.max() / finite.min())) / 4))}
 
 
 def slice_figure(samples: list[LandscapeSample]) -> go.Figure | None:

@@ -81,5 +81,6 @@ def refused(problem: object, command: str | None = None) -> None:
 
 
 def bullets(lines: list[str]) -> None:
-    """A list of text from outside."""
-    st.markdown("\n".join(f"- {text.markdown(line, 600)}" for line in lines))
+    """A list of text from outside; nothing for an empty one."""
+    if lines:
+        st.markdown("\n".join(f"- {text.markdown(line, 600)}" for line in lines))

@@ -35,18 +35,19 @@ def page() -> None:
         refused("No run was named in the address. Open one from the list of runs.", LIST_COMMAND)
         st.page_link("views/runs.py", label="To the list of runs")
         return
+    path = None
     try:
         path = data.find_run(run_id)
         with READERS.reading(path) as run:
             facts, name, version = facts_of(run), run.name, run.version
     except RunError as error:
-        refused(error, LIST_COMMAND)
+        refused(error, None if path else LIST_COMMAND)  # an unreadable run says by itself what to do
         st.page_link("views/runs.py", label="To the list of runs")
         return
     if st.session_state.get("waited_for") != run_id:
         st.session_state["waited_for"] = run_id
         DIAGNOSES.of(path, version, wait=DIAGNOSIS_WAIT_S)
-    st.fragment(header, run_every=1.0 if facts.live else 3.0)(path, name)
+    st.fragment(header, run_every=1.0 if facts.live else 3.0)(path, name, facts.live)
     section = st.segmented_control(
         "Section",
         SECTIONS,
@@ -62,10 +63,12 @@ def page() -> None:
 # ---- header -------------------------------------------------------------------------------------------------------
 
 
-def header(path: Path, name: str) -> None:
+def header(path: Path, name: str, was_live: bool) -> None:
     """State, health, progress and the latest numbers; runs by itself every second while the training does."""
     with READERS.reading(path) as run:
         facts, version, created = facts_of(run), run.version, run.created
+    if facts.live != was_live:
+        st.rerun()  # it has ended or was resumed: the other parts follow it at another pace from now on
     made = DIAGNOSES.of(path, version)
     title, actions = st.columns([3, 2], vertical_alignment="center")
     badges = [state_badge(facts.state), health_badge(made), badge("sample", "gray") if data.is_sample(path) else ""]
@@ -82,7 +85,8 @@ def progress(facts: Facts, created: float) -> None:
     """The step of the planned steps, with the time left."""
     heard = f"updated {text.ago(facts.state.updated)}" if facts.state.updated else f"made {text.ago(created)}"
     if facts.step is None:
-        st.caption(f"No step yet, {heard}. {text.markdown(facts.state.reason)}")
+        reason = f" {text.markdown(facts.state.reason)}" if facts.live else ""
+        st.caption(f"No step yet, {heard}.{reason}")
         return
     if facts.share is None or not facts.live:
         planned = f" of {text.count(facts.planned_steps)}" if facts.planned_steps else ""
@@ -119,8 +123,8 @@ def numbers(facts: Facts) -> None:
 
 
 def device(facts: Facts) -> str:
-    """``CPU, no GPU``, or the device's name."""
-    return "CPU, no GPU" if not facts.has_gpu and facts.device in (None, "cpu", "auto") else str(facts.device)
+    """``CPU, no GPU``, or the device's name; a dash when it is not known."""
+    return {None: "–", "auto": "–", "cpu": "CPU, no GPU"}.get(facts.device) or str(facts.device)
 
 
 def percent(share: float | None) -> str:
@@ -221,6 +225,10 @@ def troubles(facts: Facts) -> None:
 def story(path: Path, facts: Facts) -> None:
     """The aligned stack, with the worst incident above it."""
     st.fragment(alarm, run_every=refresh_s(path, facts, 3.0))(path)
+    if facts.step is None and not facts.live:
+        st.info("This run has no points, and nothing writes to it any more. Start another one:")
+        st.code("gradiometer train", language=None)
+        return
     st.fragment(stack)(path)
 
 
@@ -436,11 +444,13 @@ def layer_signal(run: Run, layer: str) -> list[tuple[str, Any]]:
 def evidence(finding: dict[str, Any]) -> None:
     """The numbers behind the summary."""
     st.markdown("**Evidence**")
-    measured = {name: value for name, value in (finding.get("evidence") or {}).items() if value is not None}
-    rows = [(text.plain(name, 80).replace("_", " "), shown(value)) for name, value in measured.items()]
-    if rows:
-        table = pd.DataFrame(rows, columns=["measure", "value"])
-        st.dataframe(table, hide_index=True, height=35 * min(len(rows) + 1, 16) + 2, key="evidence")
+    measured = {name: value for name, value in (finding.get("evidence") or {}).items() if value not in (None, "", [])}
+    said = {text.plain(name, 80).replace("_", " "): shown(value) for name, value in measured.items()}
+    short = [(name, value) for name, value in said.items() if len(value) <= 30]
+    if short:
+        table = pd.DataFrame(short, columns=["measure", "value"])
+        st.dataframe(table, hide_index=True, height="content", key="evidence")
+        bullets([f"{name}: {value}" for name, value in said.items() if len(value) > 30])
     else:
         st.caption("None recorded.")
 
@@ -498,11 +508,19 @@ def config_diff(config: dict[str, Any], patch: dict[str, Any]) -> str:
     for name, value in patch.items():
         before: Any = config
         for part in str(name).split("."):
-            before = before.get(part) if isinstance(before, dict) else None
-        if before is not None:
-            lines.append(f"- {name} = {json.dumps(before)}")
-        lines.append(f"+ {name} = {json.dumps(value)}")
+            before = before.get(part, _MISSING) if isinstance(before, dict) else _MISSING
+        if before is not _MISSING:
+            lines.append(f"- {name} = {spelled(before)}")
+        lines.append(f"+ {name} = {spelled(value)}")
     return "\n".join(lines)
+
+
+_MISSING = object()
+
+
+def spelled(value: object) -> str:
+    """A value as the configuration writes it: ``none`` is what turns a thing off."""
+    return "none" if value is None else json.dumps(value)
 
 
 def abstained(report: dict[str, Any]) -> None:

@@ -82,7 +82,7 @@ def table(words: str) -> None:
         styled(rows[:ROWS_SHOWN], seen),
         hide_index=True,
         row_height=38,
-        height=min(38 * (min(len(rows), ROWS_SHOWN) + 1) + 2, 38 * 16),
+        height="content" if len(rows) <= 16 else 38 * 17,
         column_config=columns(),
         key="runs_table",
         on_select="rerun",

@@ -43,6 +43,20 @@ def test_an_unknown_run_says_where_was_looked_and_what_to_type(runs: Runs):
         data.find_run("nothing-here")
 
 
+def test_the_list_is_read_again_after_a_while_and_at_once_for_other_folders(tmp_path, monkeypatch):
+    monkeypatch.setattr("app.data.SAMPLES", tmp_path / "none")
+    monkeypatch.setenv("GRADIOMETER_RUNS", str(tmp_path / "a"))
+    now = [0.0]
+    listing = data.Listing(clock=lambda: now[0])
+    assert listing.rows() == []
+    made.half_written(tmp_path / "a", "one")
+    assert listing.rows() == []
+    now[0] = 0.6
+    assert [row.summary.id for row in listing.rows()] == ["one"]
+    monkeypatch.setenv("GRADIOMETER_RUNS", str(tmp_path / "b"))
+    assert listing.rows() == []
+
+
 def test_a_reader_is_shared_and_refreshed_at_most_so_often(tmp_path):
     run = made.Recorded(tmp_path, "live")
     run.row(1, 5.0)

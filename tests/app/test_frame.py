@@ -171,6 +171,24 @@ def test_one_infinite_norm_of_one_layer_is_in_the_heatmap_however_many_steps():
     assert heat["ratio"] > 100
 
 
+def test_an_explosion_does_not_take_the_contrast_from_what_came_before():
+    value = np.full((1000, 4), 0.5, np.float32) * np.array([0.01, 0.1, 1.0, 2.0], np.float32)
+    value[950:] = 1e12
+    layers = LayerMatrix("s", np.arange(1, 1001), ("a", "b", "c", "d"), value, np.ones_like(value, bool))
+    chart = Chart("heat", "H", kind="heat", matrix=lambda: layers)
+    header, body = frame.unpack(frame.build([chart], frame.Window(500)) or b"")
+    cells = array(body, header["charts"][0]["cells"]).reshape(4, -1)
+    early, late = cells[:, 0].astype(int), cells[:, -1]
+    assert (np.diff(early) > 10).all()
+    assert (late == frame.HEAT_STEPS).all() and (early < frame.HEAT_STEPS).all()
+
+
+def test_marks_outside_the_points_are_in_sight_when_zoomed_out():
+    chart = Chart("c", "C", traces=(Trace("t", Signal("t", np.arange(1, 6), np.ones(5))),))
+    header, _ = frame.unpack(frame.build([chart], frame.Window(100), marks=[Mark(0, "note", "before")]) or b"")
+    assert header["extent"] == [0.0, 5.0] and [mark["step"] for mark in header["marks"]] == [0]
+
+
 def test_marks_are_thinned_but_counted_and_incidents_never():
     marks = [Mark(step, "eval", "evaluation") for step in range(1, 10_001)]
     marks += [Mark(500, "incident", "first", key="a"), Mark(500, "incident", "second", key="b")]

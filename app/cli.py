@@ -66,6 +66,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")
 @cli.command(context_settings={"allow_extra_args": False})
 def train(
     config: Annotated[Path | None, typer.Option(help="TOML or YAML file.", metavar="FILE")] = None,
+    preset: Annotated[str | None, typer.Option(help="Starting point: quick, charmlp, long, ...")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field: optimizer.lr=3e-4")
     ] = None,
@@ -81,10 +82,11 @@ def train(
     """Train a byte-level GPT on real text with the monitor attached; follow it with `gradiometer app`."""
     words = [sys.executable, "-m", "trainer", "--runs", str(runs)]
     words += ["--config", str(config)] if config else []
+    words += ["--preset", preset] if preset else []
     words += ["--name", name] if name else []
     words += ["--steps", str(steps)] if steps is not None else []
     words += ["--device", device.value] if device else []
-    words += ["--set", f"task.data={json.dumps(str(data))}"] if data else []
+    words += ["--data", str(data)] if data else []
     for override in set_ or []:
         words += ["--set", override]
     words += ["--dry-run"] if dry_run else []

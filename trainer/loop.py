@@ -51,6 +51,8 @@ class Outcome:
     """``finished`` or ``stopped``."""
     step: int
     reason: str
+    signal: int | None = None
+    """The signal that asked to stop, if one did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ def train(config: TrainConfig, place: Place | None, stop: StopFlag) -> Outcome:
         config, place = parallel.shared((config, place))
         assert place is not None  # rank 0 gave it
         if asked := parallel.highest(stop.number):
-            return Outcome("stopped", place.start_step, f"{reason(asked)}, before the first step")
+            return Outcome("stopped", place.start_step, f"{reason(asked)}, before the first step", asked)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         session = build_session(config, parallel)
@@ -91,7 +93,7 @@ def train(config: TrainConfig, place: Place | None, stop: StopFlag) -> Outcome:
             with attach(session, place) as mon:
                 _announce(session, place, remarks, display, mon)
                 outcome = run(session, place, mon, display, stop)
-                mon.close(outcome=outcome.word, reason=outcome.reason)
+                mon.close(outcome.word, outcome.reason, signal=outcome.signal)
         finally:
             display.close()
         return outcome
@@ -106,10 +108,10 @@ def run(session: Session, place: Place, mon: Any, display: Display, stop: StopFl
     while state.step < config.steps:
         if asked := parallel.highest(stop.number):  # every rank leaves here, at the same step
             if state.step == place.start_step:
-                return Outcome("stopped", state.step, f"{reason(asked)}, before the first step")
+                return Outcome("stopped", state.step, f"{reason(asked)}, before the first step", asked)
             if state.step != saved_at:
                 save(session, place, mon)
-            return Outcome("stopped", state.step, reason(asked))
+            return Outcome("stopped", state.step, reason(asked), asked)
         training_step(session, mon, display)
         last = state.step == config.steps
         if last or _due(config.evaluation.every_steps, state.step):

@@ -229,11 +229,19 @@ class Monitor:
             with contained("rows of the run"):
                 self._rows.drain()
 
-    def close(self, outcome: str = "finished", reason: str = "", *, error: BaseException | None = None) -> None:
+    def close(
+        self,
+        outcome: str = "finished",
+        reason: str = "",
+        *,
+        signal: int | None = None,
+        error: BaseException | None = None,
+    ) -> None:
         """Remove the hooks, write what is left, seal the run and say how it ended. Idempotent.
 
         Args:
             outcome: ``finished``, ``stopped`` or ``crashed``. The first exit record of an attempt stands.
+            signal: number of the signal that asked the loop to end, if one did.
             error: what ended the loop; its traceback's last lines go into the record.
         """
         if self._closed or os.getpid() != self._pid:  # a forked child holds a copy of the handle: not its run
@@ -253,7 +261,7 @@ class Monitor:
                 lines = traceback.format_exception(error) if error is not None else []
                 write_exit(
                     self.run_dir, self.attempt, outcome=outcome, step=self.step_number,
-                    reason=reason, traceback="".join(lines).splitlines()[-TRACEBACK_LINES:],
+                    reason=reason, signal=signal, traceback="".join(lines).splitlines()[-TRACEBACK_LINES:],
                 )  # fmt: skip
 
     def __enter__(self) -> Monitor:

@@ -145,3 +145,10 @@ def test_a_name_from_outside_is_not_markup(tmp_path):
     (run_dir / "meta.json").write_text(json.dumps({"name": "[red]x[/red]", "tags": ["[link=http://x]"]}))
     done = gradiometer("runs", "--runs", tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones(tmp_path):
+    done = gradiometer("train", "--runs", tmp_path, "--preset", "quik")
+    assert done.returncode == 2
+    assert "quick" in done.stderr
+    assert "Traceback" not in done.stderr

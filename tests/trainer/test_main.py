@@ -82,6 +82,7 @@ def test_sigterm_saves_and_leaves_cleanly_and_resume_goes_on(desk: Desk, tmp_pat
     assert run is not None
     assert run.attempts[0].exit is not None
     assert (run.attempts[0].exit["outcome"], run.attempts[0].exit["reason"]) == ("stopped", "asked to stop by SIGTERM")
+    assert run.attempts[0].exit["signal"] == signal.SIGTERM
     stopped_at = run.attempts[0].exit["step"]
     assert [checkpoint.step for checkpoint in run.checkpoints() if checkpoint.complete] == [stopped_at]
     assert run.state.word == "stopped"

@@ -1,4 +1,4 @@
-"""``python -m tests.bench``: every benchmark, one after the other. Each prints its figures as ratios taken in one run."""
+"""``python -m tests.bench``: every benchmark in turn. Each prints its figures as ratios taken in one run."""
 
 from __future__ import annotations
 

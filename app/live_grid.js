@@ -96,7 +96,8 @@ function newState(root) {
       if (slot.visible && slot.data && slot.dirty) draw(S, slot);
     }
     if (S.drawnOnce && entries.some((entry) => entry.isIntersecting)) soon(S);
-  }, { rootMargin: '350px 0px' });
+  // The margin counts from the edge of the page's own scroller: from the window's it would be cut off there.
+  }, { root: root.closest('[data-testid="stMain"]'), rootMargin: '350px 0px' });
   S.sized = new ResizeObserver(() => { clearTimeout(S.resizeTimer); S.resizeTimer = setTimeout(() => resized(S), 120); });
   S.sized.observe(root);
   S.onVisibility = () => { if (!document.hidden) tick(S); };
@@ -262,7 +263,7 @@ function layOut(S, layout) {
   let previous = null;
   for (const spec of layout) {
     let slot = S.slots.get(spec.id);
-    if (!slot) { slot = newSlot(S, spec); S.slots.set(spec.id, slot); }
+    if (!slot) { slot = newSlot(S, spec); S.slots.set(spec.id, slot); S.again ||= S.drawnOnce; }   // its data at once
     setHead(slot, spec);
     if (previous ? previous.node.nextSibling !== slot.node : S.charts.firstChild !== slot.node) {
       S.charts.insertBefore(slot.node, previous ? previous.node.nextSibling : S.charts.firstChild);
@@ -778,7 +779,8 @@ export default function (component) {
   S.data = component.data;
   if (S.given !== S.data.span_given) { S.given = S.data.span_given; if (S.drawnOnce) zoom(S, S.data.span, false); else S.range = S.data.span; }
   S.stat = S.data.stat;
-  S.layer = S.data.layer;
+  // Only what changed: a script run that began before a click must not undo it.
+  if (S.layerGiven !== S.data.layer) { S.layerGiven = S.data.layer; S.layer = S.data.layer; }
   tick(S);
   // The clean-up may be called before a mere update; only a node that has left the page is given up.
   return () => setTimeout(() => { if (!root.isConnected) finish(S); }, 0);

@@ -45,12 +45,11 @@ def page() -> None:
     preset = preset or "default"
     st.caption(text.markdown(PRESETS[preset][0], 300))
     base = load_config(None, [], preset=preset)
-    form, side = st.columns([3, 2], gap="large")
-    with form:
-        given = fields(base, preset)
+    top = st.container(border=True)  # filled last, and shown first: the button is in sight without scrolling
+    given = fields(base, preset)
     config, problem, bad = resolve(base, given)
     show_field_errors(bad)
-    with side:
+    with top:
         summary(config, problem, bad)
 
 
@@ -95,7 +94,7 @@ def value_at(record: dict[str, Any], name: str) -> Any:
 
 def widget(field: FormField, before: Any, preset: str) -> Any:
     """The input of one field; numbers are typed as text, so that a bad one is refused in words, not bent silently."""
-    label = text.markdown(field.name.rpartition(".")[2].replace("_", " "))
+    label = text.markdown(field.name.rpartition(".")[2])
     explained = text.markdown(f"{field.description} {accepted(field)}", 500)
     key = f"field.{preset}.{field.name}"
     if field.kind == "bool":
@@ -179,10 +178,10 @@ def show_field_errors(bad: dict[str, str]) -> None:
 
 
 def summary(config: TrainConfig | None, problem: str | None, bad: dict[str, str]) -> None:
-    """What would be trained, the command that does the same, and the button."""
-    folder = data.launch_folder()
-    with st.container(border=True):
-        st.markdown("**What will be trained**")
+    """What would be trained, the button, and the command that does the same."""
+    reason = control.read_only_reason()
+    said, action = st.columns([5, 1], vertical_alignment="center")
+    with said:
         if config is None:
             count = len(bad)
             words = (
@@ -192,19 +191,17 @@ def summary(config: TrainConfig | None, problem: str | None, bad: dict[str, str]
             )
             st.error(text.markdown(problem or words, 600))
         else:
-            st.markdown(text.markdown(describe(config), 600))
             in_all = text.count(config.tokens_per_step * config.steps)
-            st.caption(f"{text.count(config.tokens_per_step)} tokens per step, {in_all} in all.")
-        reason = control.read_only_reason()
-        pressed = st.button(
-            "Start", type="primary", disabled=config is None or reason is not None, key="start", shortcut="s"
-        )
-        if reason:
-            st.caption(text.markdown(reason, 400))
-        if config is not None:
-            st.caption("The same in a terminal")
-            st.code(shlex.join(launch.command(config, folder, config.name)), language=None, wrap_lines=True)
-            st.caption(f"Written to {text.markdown(folder)}")
+            st.markdown(text.markdown(describe(config), 600))
+            st.caption(
+                f"{text.count(config.tokens_per_step)} tokens per step, {in_all} in all. {text.markdown(reason or '')}"
+            )
+    with action.container(horizontal=True, horizontal_alignment="right"):
+        pressed = st.button("Start", type="primary", disabled=config is None or reason is not None, key="start")
+    if config is not None:
+        folder = data.launch_folder()
+        st.caption(f"The same in a terminal; either way the run is written to {text.markdown(folder)}")
+        st.code(shlex.join(launch.command(config, folder, config.name)), language=None, wrap_lines=True)
     if pressed and config is not None:
         try:
             run_id = control.start(config)

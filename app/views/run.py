@@ -622,7 +622,7 @@ def as_lines(values: dict[str, Any], prefix: str = "") -> str:
         if isinstance(value, dict):
             lines += [as_lines(value, f"{prefix}{name}.")] if value else []
         else:
-            lines.append(f"{prefix}{name} = {text.plain(json.dumps(value, ensure_ascii=False), 400)}")
+            lines.append(f"{prefix}{name} = {text.plain(json.dumps(value, ensure_ascii=False, default=str), 400)}")
     return "\n".join(lines)
 
 
@@ -647,7 +647,7 @@ def log_tail(path: Path) -> None:
                 "time": time.strftime("%H:%M:%S", time.localtime(event.time)),
                 "step": text.count(event.step),
                 "kind": text.plain(event.kind, 40),
-                "what": text.plain(json.dumps(event.fields, ensure_ascii=False, default=str), 300),
+                "what": text.plain(as_lines(event.fields).replace("\n", ", "), 300),
             }
             for event in reversed(events[-500:])
         ]

@@ -141,7 +141,7 @@ def test_a_click_on_the_heatmap_shows_the_layers_curve(tab: Tab, app: App):
     heat.scroll_into_view_if_needed()
     box = heat.bounding_box()
     assert box is not None
-    tab.page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] * 0.5 / len(made.LAYERS))
+    heat.click(position={"x": box["width"] / 2, "y": box["height"] * 0.5 / len(made.LAYERS)})
     tab.page.locator('.gm-chart[data-id="layer"] .js-plotly-plot').wait_for()
     assert made.LAYERS[0] in tab.page.inner_text('.gm-chart[data-id="layer"] .gm-title')
     tab.wait("(layer) => new URL(location).searchParams.get('layer') === layer", made.LAYERS[0])
@@ -276,6 +276,7 @@ def test_every_page_has_its_picture_and_no_traceback(new_tab: NewTab, app: App, 
             tab.charts()
         if name == "incident":
             tab.page.get_by_text("Likely causes").wait_for()
+        tab.wait("() => !document.querySelector('[data-testid=stSkeleton]')")
         tab.page.wait_for_timeout(250)
         assert tab.page.locator('[data-testid="stException"]').count() == 0, name
         assert "Traceback" not in tab.page.inner_text("body"), name

@@ -7,9 +7,7 @@ uncompressed, so that anybody can open it, and a column that nobody asks for is 
 
 from __future__ import annotations
 
-import mmap
 import os
-import zlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,8 +18,15 @@ import pyarrow as pa
 from monitor.errors import RunError
 from monitor.runfile import format as fmt
 from monitor.runfile.columns import list_array, number_array
-from monitor.runfile.compacted import COMPACT_STREAMS, MAGIC, compact_file, load_compact
-from monitor.runfile.framing import stamp
+from monitor.runfile.compacted import (
+    COMPACT_STREAMS,
+    compact_file,
+    covered_segments,
+    file_crc,
+    load_compact,
+    write_batches,
+)
+from monitor.runfile.levelfile import LEVEL_STREAMS, write_levels
 from monitor.runfile.reader import Run, open_run
 from monitor.runfile.tables import LayerBlock, LayerTable, ScalarTable
 
@@ -64,6 +69,8 @@ def compact_run(run_dir: str | os.PathLike[str], *, remove: bool = False) -> lis
             compacted = _compact_stream(run.path, attempt, rank, stream, table, remove)
             if compacted is not None:
                 done.append(compacted)
+            if stream in LEVEL_STREAMS:
+                write_levels(run.path, stream, attempt, rank, table)
     except OSError as error:
         raise RunError(f"{run.path}: cannot be compacted: {error.strerror}. Its segments are as they were.") from None
     return done
@@ -82,7 +89,10 @@ def _compact_stream(
     """Write the compact file of one stream from what was read of it; None when there is nothing to merge."""
     segments = _segments(fmt.rank_dir(run_dir, attempt, rank), stream)
     target = compact_file(run_dir, stream, attempt, rank)
-    if not segments or target.exists():
+    covered = covered_segments(run_dir, stream, attempt, rank)
+    if covered and remove:
+        _remove_merged(segments[:covered], target)
+    if covered or not segments:
         return None
     if isinstance(table, LayerTable):
         if len(table.blocks) != 1:
@@ -93,7 +103,7 @@ def _compact_stream(
     target.parent.mkdir(exist_ok=True)
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        count = _write_file(temporary, schema, batches)
+        count = write_batches(temporary, schema, batches)
         _check_equal(temporary, stream, table)
         size = temporary.stat().st_size
         seal = {
@@ -102,18 +112,31 @@ def _compact_stream(
             "batches": count,
             "segments": len(segments),
             "bytes": size,
-            "crc32": f"{_file_crc(temporary):08x}",
+            "crc32": f"{file_crc(temporary):08x}",
         }
+        target.with_name(target.name + fmt.SEAL_SUFFIX).unlink(missing_ok=True)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
     fmt.atomic_write_json(target.with_name(target.name + fmt.SEAL_SUFFIX), seal)
     before = sum(path.stat().st_size for path in segments)
     if remove:
-        for path in segments:
-            path.unlink()
-            path.with_name(path.name + fmt.SEAL_SUFFIX).unlink(missing_ok=True)
+        _delete(segments)
     return Compacted(stream, attempt, rank, target, rows, len(segments), before, size)
+
+
+def _remove_merged(segments: list[Path], target: Path) -> None:
+    """Delete the segments that an earlier compaction has merged and kept, if its file is still what it was."""
+    if f"{file_crc(target):08x}" != fmt.load_json(target.with_name(target.name + fmt.SEAL_SUFFIX)).get("crc32"):
+        raise RunError(f"{target}: not what its seal says. The segments stay as they are.")
+    _delete(segments)
+
+
+def _delete(segments: list[Path]) -> None:
+    # The last one first: were this cut short, what is left would still be numbered from 0 on.
+    for path in reversed(segments):
+        path.unlink()
+        path.with_name(path.name + fmt.SEAL_SUFFIX).unlink(missing_ok=True)
 
 
 def _segments(folder: Path, stream: str) -> list[Path]:
@@ -177,27 +200,6 @@ def _laid_out(step: np.ndarray, value: np.ndarray, rows: np.ndarray) -> tuple[np
     where = np.searchsorted(rows, step[low:high])
     full[where], present[where] = value[low:high], True
     return full, present
-
-
-def _write_file(path: Path, schema: pa.Schema, batches: Batches) -> int:
-    count = 0
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
-        for batch in batches:
-            writer.write_batch(batch, custom_metadata={"crc32": "00000000", "head32": "00000000"})
-            count += 1
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
-        stamp(data, len(MAGIC))
-        data.flush()
-        os.fsync(file.fileno())
-    return count
-
-
-def _file_crc(path: Path) -> int:
-    crc = 0
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            crc = zlib.crc32(piece, crc)
-    return crc
 
 
 def _check_equal(path: Path, stream: str, table: ScalarTable | LayerTable) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import mmap
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
 from monitor.errors import RunError
 from monitor.runfile import format as fmt
-from monitor.runfile.framing import BadMessage, Incomplete, parse_schema, scan
+from monitor.runfile.framing import BadMessage, Incomplete, parse_schema, scan, stamp
 from monitor.runfile.rows import Rows, places
 from monitor.runfile.segments import check_schema, layers_of
 from monitor.runfile.tables import LayerTable, ScalarTable
@@ -24,6 +25,29 @@ MAGIC = b"ARROW1\0\0"
 def compact_file(run_dir: Path, stream: str, attempt: int, rank: int) -> Path:
     """Where the compact file of a stream lies."""
     return run_dir / "compact" / f"{stream}-{attempt:04d}-{rank:05d}.arrow"
+
+
+def write_batches(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> int:
+    """Write an Arrow IPC file whose batches carry their checksums, make it durable, and return their number."""
+    count = 0
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+        for batch in batches:
+            writer.write_batch(batch, custom_metadata={"crc32": "00000000", "head32": "00000000"})
+            count += 1
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
+        stamp(data, len(MAGIC))
+        data.flush()
+        os.fsync(file.fileno())
+    return count
+
+
+def file_crc(path: Path) -> int:
+    """CRC-32 of a whole file."""
+    crc = 0
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            crc = zlib.crc32(piece, crc)
+    return crc
 
 
 def covered_segments(run_dir: Path, stream: str, attempt: int, rank: int) -> int:

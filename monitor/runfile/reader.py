@@ -137,6 +137,11 @@ class Run:
         return self._described
 
     @property
+    def line(self) -> tuple[Piece, ...]:
+        """Which steps of which attempts make up the run as it stands, oldest first."""
+        return self._line
+
+    @property
     def state(self) -> RunState:
         """How the run stands now, by the records of the last refresh."""
         return state_of(self._latest_records(), time.time())

@@ -84,6 +84,26 @@ def test_a_compacted_run_gives_the_same_numbers(run_dir: Path, remove: bool, mon
     assert compact_run(run_dir) == []
 
 
+def test_segments_that_were_kept_can_be_removed_later(run_dir: Path) -> None:
+    before = everything(open_run(run_dir))
+    assert compact_run(run_dir)
+    assert compact_run(run_dir, remove=True) == []
+    assert list(run_dir.rglob("*.arrows")) == []
+    assert everything(open_run(run_dir)) == before
+
+
+def test_segments_stay_when_the_compact_file_has_changed_since(run_dir: Path) -> None:
+    compact_run(run_dir)
+    file = run_dir / "compact" / "scalars-0000-00000.arrow"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    count = len(list(run_dir.rglob("scalars-*.arrows")))
+    with pytest.raises(RunError, match="not what its seal says"):
+        compact_run(run_dir, remove=True)
+    assert len(list(run_dir.rglob("scalars-*.arrows"))) == count
+
+
 def test_anybody_can_open_a_compact_file(run_dir: Path) -> None:
     compact_run(run_dir)
     with pa.ipc.open_file(run_dir / "compact" / "scalars-0000-00000.arrow") as file:

@@ -1,0 +1,356 @@
+"""The levels of a compacted stream on disk: cells of 64 rows, of 64 * 64 rows, and so on, mapped like the stream.
+
+A level file is made from its compact file and says so in its seal. It is never the only copy of anything: without it,
+or when it does not fit, the rows themselves are reduced.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from monitor.errors import RunError
+from monitor.runfile import format as fmt
+from monitor.runfile.cells import NAMES, Cells, join, merge, reduce_values
+from monitor.runfile.columns import number_array
+from monitor.runfile.compacted import compact_file, file_crc, write_batches
+from monitor.runfile.framing import BadMessage
+from monitor.runfile.tables import LayerBlock, LayerTable, ScalarTable
+
+FACTOR = 64
+"""Rows of a cell of the first level, and cells of one level in a cell of the next."""
+LEVEL_STREAMS = ("scalars", "layers")
+CHUNK_VALUES = 1 << 22
+"""Values that are reduced at once while a level file is written."""
+
+_STATS = ("min", "max", "last")
+_NO_COLUMN = ("step", "time")
+
+
+def level_file(run_dir: Path, stream: str, attempt: int, rank: int) -> Path:
+    """Where the levels of a compacted stream lie."""
+    return compact_file(run_dir, stream, attempt, rank).with_suffix(".levels.arrow")
+
+
+# Writing -----------------------------------------------------------------------------------------------------------
+
+
+def write_levels(run_dir: Path, stream: str, attempt: int, rank: int, table: ScalarTable | LayerTable) -> Path | None:
+    """Write the levels of a compact file from the rows that are in it.
+
+    Returns None when there is nothing to gain: too few rows, no compact file, or more columns than a file can hold.
+    """
+    source = compact_file(run_dir, stream, attempt, rank)
+    target = level_file(run_dir, stream, attempt, rank)
+    step, time = _rows(table)
+    if len(step) <= FACTOR or not source.exists() or _is_current(target, source):
+        return None
+    if isinstance(table, LayerTable):
+        levels = {stat: _levels_of(_layer_chunks(table.blocks[0], stat)) for stat in table.blocks[0].stats}
+        width, layers = len(table.blocks[0].names), [asdict(layer) for layer in table.blocks[0].layers]
+        if width == 0:
+            return None
+    else:
+        levels = {name: _levels_of(_scalar_chunks(table, name)) for name in table.names}
+        width, layers = None, []
+    schema = _schema(stream, list(levels), width, layers)
+    batches = [
+        _batch(schema, step, time, FACTOR ** (k + 1), {n: c[k] for n, c in levels.items()}) for k in _heights(step)
+    ]
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        write_batches(temporary, schema, iter(batches))
+        seal = {
+            "file": target.name,
+            "rows": len(step),
+            "batches": len(batches),
+            "factor": FACTOR,
+            "bytes": temporary.stat().st_size,
+            "crc32": f"{file_crc(temporary):08x}",
+            "source": _source(source),
+        }
+        target.with_name(target.name + fmt.SEAL_SUFFIX).unlink(missing_ok=True)
+        temporary.replace(target)
+    except BadMessage:
+        return None  # thousands of columns: the batch's metadata would be larger than a reader takes
+    finally:
+        temporary.unlink(missing_ok=True)
+    fmt.atomic_write_json(target.with_name(target.name + fmt.SEAL_SUFFIX), seal)
+    return target
+
+
+def _rows(table: ScalarTable | LayerTable) -> tuple[np.ndarray, np.ndarray]:
+    if isinstance(table, LayerTable):
+        if len(table.blocks) != 1:
+            return np.empty(0, np.int64), np.empty(0)
+        return table.blocks[0].step.view(), table.blocks[0].time.view()
+    return table.step.view(), table.time.view()
+
+
+def _source(path: Path) -> dict[str, Any]:
+    """What a level file's seal says of the compact file it was made from."""
+    seal = fmt.load_json(path.with_name(path.name + fmt.SEAL_SUFFIX))
+    return {key: seal.get(key) for key in ("file", "bytes", "crc32")}
+
+
+def _is_current(target: Path, source: Path) -> bool:
+    try:
+        seal = fmt.load_json(target.with_name(target.name + fmt.SEAL_SUFFIX))
+        return seal.get("source") == _source(source) and target.stat().st_size == seal.get("bytes")
+    except (RunError, OSError):
+        return False
+
+
+def _heights(step: np.ndarray) -> range:
+    """0 for the first level, and so on until one has no more than FACTOR cells."""
+    cells, height = -(-len(step) // FACTOR), 1
+    while cells > FACTOR:
+        cells, height = -(-cells // FACTOR), height + 1
+    return range(height)
+
+
+def _levels_of(chunks: Iterator[tuple[np.ndarray, np.ndarray | None]]) -> list[Cells]:
+    """The cells of every level from the values in chunks of whole cells (the last chunk aside)."""
+    first = [reduce_values(value, present, np.arange(0, len(value), FACTOR)) for value, present in chunks]
+    levels = [join(first)]
+    while len(levels[-1]) > FACTOR:
+        levels.append(merge(levels[-1], np.arange(0, len(levels[-1]), FACTOR)))
+    return levels
+
+
+def _chunk_rows(width: int) -> int:
+    return max(1, CHUNK_VALUES // (FACTOR * width)) * FACTOR
+
+
+def _scalar_chunks(table: ScalarTable, name: str) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    rows = table.step.view()
+    step, value = table.column(name)
+    size = _chunk_rows(1)
+    for start in range(0, len(rows), size):
+        yield laid_out(rows[start : start + size], step, value, None)
+
+
+def _layer_chunks(block: LayerBlock, stat: str) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    rows, column = block.step.view(), block.column(stat)
+    assert column is not None
+    size = _chunk_rows(len(block.names))
+    for start in range(0, len(rows), size):
+        yield laid_out(rows[start : start + size], column.step.view(), column.value.view(), column.present())
+
+
+def laid_out(
+    rows: np.ndarray, step: np.ndarray, value: np.ndarray, present: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The values at the steps ``rows`` and which of them are there (None: all)."""
+    low, high = np.searchsorted(step, [rows[0], rows[-1] + 1])
+    value, own = value[low:high], None if present is None else present[low:high]
+    if high - low == len(rows):
+        return value, own
+    shape = (len(rows), *value.shape[1:])
+    full, there = np.zeros(shape, value.dtype), np.zeros(shape, bool)
+    where = np.searchsorted(rows, step[low:high])
+    full[where], there[where] = value, True if own is None else own
+    return full, there
+
+
+def _cell_type(width: int | None) -> pa.DataType:
+    value, count = (pa.float64(), pa.uint32()) if width is None else (pa.float32(), pa.uint32())
+    wide = {name: value if name in _STATS else count for name in NAMES}
+    if width is not None:
+        wide = {name: pa.list_(kind, width) for name, kind in wide.items()}
+    return pa.struct([pa.field(name, kind) for name, kind in wide.items()])
+
+
+def _ends_type(kind: pa.DataType) -> pa.DataType:
+    return pa.struct([pa.field("first", kind), pa.field("last", kind)])
+
+
+def _schema(stream: str, names: list[str], width: int | None, layers: list[dict[str, Any]]) -> pa.Schema:
+    ends = [pa.field("step", _ends_type(pa.int64())), pa.field("time", _ends_type(pa.float64()))]
+    record: dict[str, Any] = {
+        "kind": f"{stream}-levels",
+        "format": {"major": fmt.FORMAT_MAJOR, "minor": fmt.FORMAT_MINOR},
+    }
+    record |= {"factor": FACTOR, **({"layers": layers} if layers else {})}
+    columns = [pa.field(name, _cell_type(width)) for name in names]
+    return pa.schema([*ends, *columns], metadata={fmt.METADATA_KEY: json.dumps(record).encode()})
+
+
+def _batch(
+    schema: pa.Schema, step: np.ndarray, time: np.ndarray, size: int, columns: Mapping[str, Cells]
+) -> pa.RecordBatch:
+    """One level: a row per cell of ``size`` rows."""
+    first = np.arange(0, len(step), size)
+    last = np.minimum(first + size, len(step)) - 1
+    ends = [
+        pa.StructArray.from_arrays([number_array(rows[first]), number_array(rows[last])], names=["first", "last"])
+        for rows in (step, time)
+    ]
+    return pa.record_batch([*ends, *(_cell_array(cells) for cells in columns.values())], schema=schema)
+
+
+def _cell_array(cells: Cells) -> pa.Array:
+    arrays: list[pa.Array] = []
+    for name in NAMES:
+        values = getattr(cells, name)
+        there = None
+        if name in _STATS:
+            # Without a finite value there is no extreme, and without a value no last one: null, as everywhere.
+            there = cells.count > (0 if name == "last" else cells.nan + cells.posinf + cells.neginf)
+        flat = number_array(values.reshape(-1), None if there is None else there.reshape(-1))
+        wide = pa.FixedSizeListArray.from_arrays(flat, values.shape[1]) if values.ndim > 1 else flat
+        arrays.append(wide)
+    return pa.StructArray.from_arrays(arrays, names=list(NAMES))
+
+
+# Reading -----------------------------------------------------------------------------------------------------------
+
+
+class Mapped:
+    """An Arrow IPC file, mapped; a column that is not asked for is never read.
+
+    Raises:
+        RunError: it is a link, no Arrow file, or not as large as its seal says.
+    """
+
+    def __init__(self, run_dir: Path, path: Path):
+        if not fmt.is_real_folder(run_dir, path.parent):
+            raise RunError(f"{path.parent}: not a real folder.")
+        self.path = path
+        self.seal = fmt.load_json(path.with_name(path.name + fmt.SEAL_SUFFIX))
+        try:
+            fd = fmt.open_inside(path)
+            try:
+                data = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+            finally:
+                os.close(fd)
+            if len(data) != self.seal.get("bytes"):
+                raise RunError(f"{path}: {len(data)} bytes; its seal says {self.seal.get('bytes')}.")
+            self.reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(data)))
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise RunError(f"{path}: cannot be mapped ({error}).") from None
+        self._batches: dict[int, pa.RecordBatch] = {}
+
+    def batch(self, index: int) -> pa.RecordBatch:
+        """Batch ``index``, its buffers checked to be as long as its rows need."""
+        if index not in self._batches:
+            try:
+                batch = self.reader.get_batch(index)
+                batch.validate()
+            except (OSError, ValueError, pa.ArrowException) as error:
+                raise RunError(f"{self.path}: batch {index} cannot be read ({error}).") from None
+            self._batches[index] = batch
+        return self._batches[index]
+
+    def field(self, name: str, kind: pa.DataType) -> int:
+        """Index of the column ``name``.
+
+        Raises:
+            RunError: there is none of this type.
+        """
+        index = self.reader.schema.get_field_index(name)
+        if index < 0 or self.reader.schema.field(index).type != kind:
+            raise RunError(f"{self.path}: no column {name!r} of type {kind}.")
+        return index
+
+
+class Levels:
+    """The levels of one column of a compacted stream, and its rows as level 0.
+
+    Args:
+        width: number of layers; None for a scalar.
+        step: the steps of the stream's rows as the reader has them.
+
+    Raises:
+        RunError: there are none, or they do not fit the compact file or the rows.
+    """
+
+    def __init__(
+        self, run_dir: Path, stream: str, attempt: int, rank: int, name: str, width: int | None, step: np.ndarray
+    ):
+        self.step = step
+        self._rows = Mapped(run_dir, compact_file(run_dir, stream, attempt, rank))
+        self._file = Mapped(run_dir, level_file(run_dir, stream, attempt, rank))
+        seal, factor = self._file.seal, self._file.seal.get("factor")
+        if seal.get("source") != {key: self._rows.seal.get(key) for key in ("file", "bytes", "crc32")}:
+            raise RunError(f"{self._file.path}: made from another compact file.")
+        if not isinstance(factor, int) or not 2 <= factor <= 1 << 16 or seal.get("rows") != len(step):
+            raise RunError(f"{self._file.path}: not about the rows that are there.")
+        self.factor: int = factor
+        self.height = self._file.reader.num_record_batches
+        """Number of levels above the rows."""
+        for level in range(1, self.height + 1):
+            if self._file.batch(level - 1).num_rows != -(-len(step) // factor**level):
+                raise RunError(f"{self._file.path}: level {level} has another number of cells.")
+        self._width = width
+        self._row_column = self._rows.field(name, pa.float64() if width is None else pa.list_(pa.float32(), width))
+        self._column = self._file.field(name, _cell_type(width))
+        self._starts = self._row_starts()
+
+    def _row_starts(self) -> np.ndarray:
+        counts = [self._rows.batch(index).num_rows for index in range(self._rows.reader.num_record_batches)]
+        if sum(counts) != len(self.step):
+            raise RunError(f"{self._rows.path}: not about the rows that are there.")
+        return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+    def values(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Rows ``low..high`` (excluded) and which of their values are there (None: all)."""
+        parts: list[tuple[np.ndarray, np.ndarray]] = []
+        first = int(np.searchsorted(self._starts, low, side="right")) - 1
+        for index in range(first, len(self._starts) - 1):
+            start, stop = int(self._starts[index]), int(self._starts[index + 1])
+            if start >= high:
+                break
+            if stop == start:
+                continue
+            column = self._rows.batch(index).column(self._row_column)
+            parts.append(self._numpy(column, max(low, start) - start, min(high, stop) - start))
+        value, present = (
+            np.concatenate(arrays) if len(arrays) > 1 else arrays[0] for arrays in zip(*parts, strict=True)
+        )
+        return value, None if present.all() else present
+
+    def cells(self, level: int, low: int, high: int) -> Cells:
+        """Cells ``low..high`` (excluded) of a level from 1 on."""
+        column = self._file.batch(level - 1).column(self._column)
+        found = {name: self._numpy(column.field(index), low, high) for index, name in enumerate(NAMES)}
+        nan = np.float64(np.nan) if self._width is None else np.float32(np.nan)
+        return Cells(
+            **{
+                name: np.where(present, value, nan) if name in _STATS and not present.all() else value
+                for name, (value, present) in found.items()
+            }
+        )
+
+    def _numpy(self, column: pa.Array, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows ``low..high`` of an array of numbers or lists of numbers, and which are there: [n] or [n, L]."""
+        given = valid(column, low, high)
+        if self._width is None:
+            return numbers(column, low, high), given
+        child, shape = column.values, (high - low, self._width)
+        low, high = (column.offset + low) * self._width, (column.offset + high) * self._width
+        return numbers(child, low, high).reshape(shape), valid(child, low, high).reshape(shape) & given[:, None]
+
+
+def numbers(array: pa.Array, low: int, high: int) -> np.ndarray:
+    """A view of elements ``low..high``; where one is null it means nothing."""
+    dtype = np.dtype(array.type.to_pandas_dtype())
+    return np.frombuffer(array.buffers()[1], dtype, high - low, (array.offset + low) * dtype.itemsize)
+
+
+def valid(array: pa.Array, low: int, high: int) -> np.ndarray:
+    """bool[high - low]: which elements are not null."""
+    bits = array.buffers()[0]
+    if bits is None or array.null_count == 0:
+        return np.broadcast_to(np.True_, high - low)
+    first, last = array.offset + low, array.offset + high
+    packed = np.frombuffer(bits, np.uint8, (last + 7) // 8 - first // 8, first // 8)
+    return np.unpackbits(packed, bitorder="little")[first % 8 : first % 8 + high - low].astype(bool)

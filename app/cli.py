@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from monitor.errors import GradiometerError
+from monitor.errors import GradiometerError, RunError
 
 if TYPE_CHECKING:
     from monitor.runfile.store import RunSummary
@@ -44,6 +44,13 @@ class Level(StrEnum):
     INFO = "info"
     WARNING = "warning"
     CRITICAL = "critical"
+
+
+class TableFormat(StrEnum):
+    """What a run can be exported to."""
+
+    PARQUET = "parquet"
+    CSV = "csv"
 
 
 class Device(StrEnum):
@@ -118,8 +125,12 @@ def doctor(
 def list_(
     runs: RunsFolder = Path("runs"),
     as_json: AsJson = False,
+    tree: Annotated[bool, typer.Option("--tree", help="Attempts under their run, forks under their parent.")] = False,
 ) -> None:
     """List the runs of a folder, newest first, with their state and number of incidents."""
+    if tree:
+        _print_tree(runs, as_json)
+        return
     from monitor.runfile.store import list_runs
 
     summaries = _or_exit(lambda: list_runs(runs))
@@ -156,6 +167,100 @@ def stop(run: RunArgument, runs: RunsFolder = Path("runs")) -> None:
 
 
 @cli.command()
+def compact(
+    run: RunArgument,
+    runs: RunsFolder = Path("runs"),
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Delete the segments that were merged and read back.")
+    ] = False,
+) -> None:
+    """Merge the segments of an ended run into one file per stream: the same numbers, faster to open."""
+    from monitor.runfile.compact import compact_run
+
+    path = _or_exit(lambda: _run_path(run, runs))
+    merged = _or_exit(lambda: compact_run(path, remove=remove))
+    for one in merged:
+        print(
+            f"attempt {one.attempt} rank {one.rank} {one.stream}: {one.segments} segments, {one.rows} rows, "
+            f"{one.bytes_before / 2**20:.2f} MiB -> {one.bytes_after / 2**20:.2f} MiB"
+        )
+    if not merged:
+        print(f"{path}: nothing was left to merge.")
+
+
+@cli.command()
+def export(
+    run: RunArgument,
+    to: Annotated[TableFormat, typer.Option(help="Format of the tables.")],
+    runs: RunsFolder = Path("runs"),
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Folder for the files.", show_default="./RUN-FORMAT")
+    ] = None,
+) -> None:
+    """Write a run as tables for other tools: scalars, layer statistics, system samples, events."""
+    from monitor.runfile.export import export_run
+
+    path = _or_exit(lambda: _run_path(run, runs))
+    folder = out if out is not None else Path(f"{path.resolve().name}-{to.value}")
+    for file in _or_exit(lambda: export_run(path, folder, to.value)):
+        print(file)
+
+
+@cli.command()
+def trash(
+    run: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="A run to throw away; without one: the list.")
+    ] = None,
+    runs: RunsFolder = Path("runs"),
+    as_json: AsJson = False,
+) -> None:
+    """Throw a run away, so that it can be taken back with `restore`; without RUN, list what was thrown away."""
+    from monitor.runfile.trash import list_trash, trash_run
+
+    if run is not None:
+        name = _or_exit(lambda: _run_id(run, runs))
+        place = _or_exit(lambda: trash_run(runs, name))
+        print(f"{name} is in the trash ({place}). Take it back with: gradiometer restore {name} --runs {runs}")
+        return
+    thrown = list_trash(runs)
+    if as_json:
+        rows = [{"id": one.id, "name": one.name, "path": str(one.path), "trashed": one.trashed} for one in thrown]
+        print(json.dumps(rows, indent=2, allow_nan=False))
+        return
+    for one in thrown:
+        print(f"{one.id}  thrown away {_age(time.time() - one.trashed)} ago")
+    if not thrown:
+        print(f"no run of {runs.resolve()} is in the trash.")
+
+
+@cli.command()
+def restore(run: RunArgument, runs: RunsFolder = Path("runs")) -> None:
+    """Take a run back out of the trash."""
+    from monitor.runfile.trash import restore_run
+
+    print(_or_exit(lambda: restore_run(runs, _run_id(run, runs))))
+
+
+@cli.command()
+def delete(
+    run: Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run in the trash.")] = None,
+    runs: RunsFolder = Path("runs"),
+    everything: Annotated[bool, typer.Option("--all", help="Empty the trash.")] = False,
+) -> None:
+    """Delete a run for good. Only what is in the trash can be deleted: `gradiometer trash RUN` first."""
+    from monitor.runfile.trash import delete_run, empty_trash
+
+    if (run is None) != everything:
+        _fail("give either one run that is in the trash, or --all for everything in it.")
+    if run is None:
+        gone = _or_exit(lambda: empty_trash(runs))
+    else:
+        gone = [_or_exit(lambda: _run_id(run, runs))]
+        _or_exit(lambda: delete_run(runs, gone[0]))
+    print("\n".join(f"{name} is deleted." for name in gone) or f"no run of {runs.resolve()} is in the trash.")
+
+
+@cli.command()
 def app(
     runs: RunsFolder = Path("runs"),
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8501,
@@ -172,6 +277,16 @@ def app(
         except KeyboardInterrupt:
             status = server.wait()
     raise typer.Exit(status)
+
+
+def _print_tree(runs: Path, as_json: bool) -> None:
+    from monitor.runfile.tree import run_tree, tree_lines, tree_rows
+
+    nodes = run_tree(runs)
+    if as_json:
+        print(json.dumps(tree_rows(nodes), indent=2, allow_nan=False))
+    else:
+        print("\n".join(tree_lines(nodes)) or f"no runs in {runs.resolve()}.")
 
 
 def _incidents(summary: RunSummary) -> int | None:
@@ -254,6 +369,20 @@ def _run_path(run: str, runs: Path) -> Path:
     if path.exists() or os.sep in run:
         return path
     return runs / run
+
+
+def _run_id(run: str, runs: Path) -> str:
+    """The id of a run of the folder ``runs``, which may be given by its path as well.
+
+    Raises:
+        RunError: the path leads elsewhere; nothing outside the runs folder is moved or deleted.
+    """
+    path = Path(run)
+    if os.sep not in run:
+        return run
+    if path.parent.resolve() not in (runs.resolve(), runs.resolve() / ".trash"):
+        raise RunError(f"{run} is not in the runs folder {runs.resolve()}. Name its folder: --runs {path.parent}")
+    return path.name
 
 
 def _or_exit(action: Callable[[], Answer]) -> Answer:

@@ -152,3 +152,141 @@ def test_an_unknown_preset_is_refused_with_the_known_ones(tmp_path):
     assert done.returncode == 2
     assert "quick" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_compact_merges_then_says_that_nothing_is_left(healthy):
+    done = gradiometer("compact", healthy.name, "--runs", healthy.parent, "--remove")
+    assert done.returncode == 0, done.stderr
+    assert "scalars: 1 segments, 200 rows" in done.stdout
+    assert list(healthy.rglob("scalars-*.arrows")) == []
+    assert json.loads(gradiometer("doctor", healthy, "--json").stdout)["steps"] == 200
+    again = gradiometer("compact", healthy)
+    assert again.returncode == 0
+    assert "nothing was left to merge" in again.stdout
+
+
+def test_a_run_that_has_not_ended_is_not_compacted(tmp_path):
+    run_dir = create_run(tmp_path, name="new")
+    begin_attempt(run_dir)
+    done = gradiometer("compact", run_dir)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "Compact it when it has ended" in done.stderr
+
+
+def test_export_names_its_files_and_overwrites_none(healthy, tmp_path):
+    done = gradiometer("export", healthy, "--to", "csv", "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    files = [Path(line) for line in done.stdout.splitlines()]
+    assert [file.name for file in files] == ["scalars.csv", "system.csv", "events.jsonl"]
+    assert len(files[0].read_text().splitlines()) == 201
+    again = gradiometer("export", healthy, "--to", "csv", "--out", tmp_path / "out")
+    assert again.returncode == 2
+    assert again.stderr.count("\n") == 1
+    assert "exists already" in again.stderr
+
+
+def test_export_goes_to_a_folder_named_after_the_run(healthy, tmp_path):
+    done = gradiometer("export", healthy, "--to", "parquet", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / f"{healthy.name}-parquet" / "scalars.parquet").is_file()
+
+
+def test_a_format_that_is_not_known_is_refused_with_those_that_are(healthy):
+    done = gradiometer("export", healthy, "--to", "xlsx")
+    assert done.returncode == 2
+    assert "parquet" in done.stderr
+    assert "csv" in done.stderr
+
+
+@pytest.mark.parametrize("words", [("compact",), ("export", "--to", "csv")])
+def test_a_run_that_is_not_there_is_one_line(tmp_path, words):
+    done = gradiometer(*words, tmp_path / "no-such-run")
+    assert done.returncode == 2
+    assert "no-such-run" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_tree_shows_attempts_and_what_was_superseded(healthy):
+    number = begin_attempt(healthy, parent=0, resume_step=150)
+    writer = RankWriter(healthy, number)
+    for step in range(151, 181):
+        writer.scalars(step, 1.7e9 + step, {"train_loss": 1.0})
+    writer.close()
+    write_exit(healthy, number, outcome="stopped", step=180, reason="asked")
+    fork = create_run(healthy.parent, name="fork", parent={"run": healthy.name, "attempt": 0, "step": 100})
+    done = gradiometer("runs", "--tree", "--runs", healthy.parent)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith(healthy.name)
+    assert lines[1] == "  attempt 0: from the start, steps 1-200, superseded 151-200, finished"
+    assert lines[2] == "  attempt 1: from attempt 0 after step 150, steps 151-180, stopped"
+    assert lines[3].startswith(f"    {fork.name}")
+    (node,) = json.loads(gradiometer("runs", "--tree", "--json", "--runs", healthy.parent).stdout)
+    assert node["attempts"][0]["superseded"] == [151, 200]
+    assert node["forks"][0]["forked_from"] == healthy.name
+    assert "no runs in" in gradiometer("runs", "--tree", "--runs", healthy.parent / "none").stdout
+
+
+def test_a_run_is_thrown_away_taken_back_and_deleted(healthy):
+    runs = ("--runs", healthy.parent)
+    done = gradiometer("trash", healthy, *runs)
+    assert done.returncode == 0, done.stderr
+    assert f"gradiometer restore {healthy.name}" in done.stdout
+    assert not healthy.exists()
+    assert json.loads(gradiometer("runs", "--json", *runs).stdout) == []
+    (row,) = json.loads(gradiometer("trash", "--json", *runs).stdout)
+    assert (row["id"], row["name"]) == (healthy.name, "calm")
+    assert healthy.name in gradiometer("trash", *runs).stdout
+    assert gradiometer("restore", healthy.name, *runs).stdout.strip() == str(healthy)
+    assert healthy.is_dir()
+    refused = gradiometer("delete", healthy.name, *runs)
+    assert (refused.returncode, healthy.is_dir()) == (2, True)
+    assert refused.stderr.count("\n") == 1
+    gradiometer("trash", healthy.name, *runs)
+    assert gradiometer("delete", healthy.name, *runs).stdout == f"{healthy.name} is deleted.\n"
+    assert "no run of" in gradiometer("delete", "--all", *runs).stdout
+
+
+def test_what_lies_outside_the_runs_folder_is_not_thrown_away(healthy, tmp_path):
+    (tmp_path / "other").mkdir()
+    done = gradiometer("trash", healthy, "--runs", tmp_path / "other")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "is not in the runs folder" in done.stderr
+    assert healthy.is_dir()
+
+
+@pytest.mark.parametrize(
+    "words", [("trash", "none"), ("restore", "none"), ("delete", "none"), ("delete",), ("trash", "..")]
+)
+def test_a_wrong_word_for_the_trash_is_one_line(healthy, words):
+    done = gradiometer(*words, "--runs", healthy.parent)
+    assert done.returncode == 2
+    assert done.stderr.startswith("gradiometer: ")
+    assert done.stderr.count("\n") == 1
+    assert healthy.is_dir()
+
+
+def test_keeping_house_does_not_load_torch(healthy, tmp_path):
+    commands = [
+        ["compact", str(healthy)],
+        ["export", str(healthy), "--to", "csv", "--out", str(tmp_path / "out")],
+        ["runs", "--tree", "--runs", str(healthy.parent)],
+        ["trash", str(healthy), "--runs", str(healthy.parent)],
+        ["restore", healthy.name, "--runs", str(healthy.parent)],
+        ["trash", str(healthy), "--runs", str(healthy.parent)],
+        ["delete", "--all", "--runs", str(healthy.parent)],
+    ]
+    code = f"""
+import sys
+from app.cli import cli
+for words in {commands!r}:
+    try:
+        cli(words)
+    except SystemExit as end:
+        assert not end.code, words
+assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=_environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

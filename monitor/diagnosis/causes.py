@@ -122,6 +122,9 @@ def scene(finding: Finding, signals: Signals) -> Scene:
     loss = _near(signals, "loss", onset, finding.last_step)
     gradient = _near(signals, "gradient", onset, finding.last_step)
     moved_at = gradient[0] if gradient else gradient_moved(signals, loss[0]) if loss else None
+    if finding.id == "gradient-explosion" and evidence.get("layer_step") is not None:
+        # One layer's growth may be hidden in the whole norm, for some steps or for good.
+        moved_at = min(moved_at or evidence["layer_step"], evidence["layer_step"])
     lr = signals["lr"].between(None, onset)
     matrix = signals.layers("grad_norm_preclip")
     moved, judged = evidence.get("layers_moved"), evidence.get("layers_judged")

@@ -131,6 +131,39 @@ def first_level(loss: Signal, rows: int = 10) -> float:
     return float(np.median(finite)) if len(finite) else math.nan
 
 
+LOST_RATIO = 10.0
+"""A loss this many times its old level that does not come back is lost, however few rows are left. Our judgement."""
+LOST_ROWS = 5
+"""Losses that must have stayed up there; our judgement."""
+
+
+def is_lost(loss: Signal, onset: int, base: float) -> bool:
+    """Whether the loss rose from ``base`` by an order of magnitude at step ``onset`` and is still there at the end.
+
+    Judged by the last ten finite losses since ``onset``; False with fewer than five.
+    """
+    after = loss.between(onset, None).value
+    after = after[np.isfinite(after)][-10:]
+    if len(after) < LOST_ROWS or not base > 0:
+        return False
+    return float(np.median(after)) > max(LOST_RATIO * base, 1.5 * LOSS_NEAR_ZERO * first_level(loss))
+
+
+def loss_is_lost(signals: Signals, onset: int) -> bool:
+    """``is_lost`` for an event of another signal at step ``onset``, judged against the losses before it.
+
+    It must have happened within fifty steps, so that a loss that is lost later is not put down to this event.
+    """
+    loss = signals["train_loss"]
+    before = loss.between(None, onset - 1).value
+    before = before[np.isfinite(before)][-20:]
+    if len(before) < LOST_ROWS or loss_is_signed(signals):
+        return False
+    base = float(np.median(before))
+    soon = loss.between(None, onset + span(signals, 50))
+    return is_lost(soon, onset, base) and is_lost(loss, onset, base)
+
+
 def loss_spikes(signals: Signals, settings: SpikeSettings) -> SpikeTrack:
     """Primitive Z on the training loss, gated; rises to a nearly zero loss do not count."""
     return signals.remember(("loss_spikes", settings), lambda: _loss_spikes(signals, settings))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -186,39 +186,229 @@ def nonfinite_layers(matrix: LayerMatrix | None, first_step: int, last_step: int
 
 # ------------------------------------------------------------------------------------- one layer on its own, whole run
 
+BLOCK = 32
+"""Rows per block of the scan's memory of extremes."""
+MEMORY_BLOCKS = 16
+"""Blocks that a layer's own record goes back: half a thousand rows. Our judgement."""
+SETTLING_ROWS = 64
+"""Rows at the start that a layer's record leaves out (a third of them as long as there are fewer than three times as
+many): norms fall tenfold there in healthy runs."""
+LAG_ROWS = 4
+"""The last rows before a row that its layer's record leaves out: a rise over a few steps must not hide itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class LayerJump:
     """One layer that jumped while the others did not."""
 
+    onset: int
+    """Step at which the layer left all it had shown, at most four before ``step``."""
     step: int
+    """Step at which it could be told."""
     last_step: int
     layer: str
     ratio: float
+    """Of the layer's norm to its own recent level."""
     z: float
+    """Robust z of its log norm against its own recent rows."""
+    share: float
+    """Of the norm of the whole gradient in that step, in [0, 1]."""
+    record: float
+    """Ratio to the highest norm of the same layer in the last 500 steps or so."""
+    moved: int
+    """Layers that rose by a like factor, this one included."""
+    total: int
+    """Layers that were judged."""
+    concentration: float
+    """Rise of the layer divided by the median layer's rise."""
+    proven: bool
+    """The layer outweighs all others together, or has a long history and is of one module with all that rose alike;
+    else it may just be seldom used, as an expert or an embedding is."""
 
 
-def lone_jumps(
-    matrix: LayerMatrix | None, *, z: float = 12.0, ratio: float = 20.0, others: float = 2.0, block: int = 32
-) -> list[LayerJump]:
-    """Steps at which one layer's norm jumps by ``ratio`` while the median layer rises less than ``others``.
+@dataclass(frozen=True, slots=True)
+class JumpSettings:
+    """Thresholds of the scan for one layer on its own; our judgement, calibrated as the rule says."""
 
-    The global norm does not show it when the layer is small. The baseline of a row is the block of ``block`` rows
-    before the row's own block: it looks only backwards, and a block in which no layer exceeds ``ratio`` times its
-    minimum of the block before needs no closer look, which keeps the scan of 100 000 x 200 norms below a second.
-    A layer must also stand above three times the highest minimum of its earlier blocks, which is about twice its
-    highest level so far, so that one whose gradient has nearly vanished is not alarmed by its return.
+    z: float = 4.5
+    ratio: float = 20.0
+    share: float = 0.05
+    """Smallest share of the whole gradient's norm. Rounding noise never gets there, whatever its ratio."""
+    record: float = 4.0
+    """Smallest ratio to the layer's own record."""
+    tail: float = 4.0
+    """Log of the ratio to the record, at least this multiple of the layer's tail: the mean distance of its ten highest
+    log norms from the eleventh (Hill's estimator). With a power-law tail one record in exp(4) = 55 is broken
+    by that much."""
+    rise: float = 1.6
+    """Smallest ratio of the rise to the record's own rise, both in log units: the same for a tail that is a power law
+    in logarithms."""
+    others: float = 2.0
+    """The median layer must have risen less than this."""
+    history: int = 96
+    """Rows after the start that a layer which does not outweigh the others must have been seen for."""
+
+
+def lone_jumps(matrix: LayerMatrix | None, settings: JumpSettings | None = None) -> list[LayerJump]:
+    """Events in which one layer's norm jumps while the typical layer stays at its level; the first step of each.
+
+    The global norm does not show it when the layer is small or when the whole is noisy. A row is judged by the median
+    and the scatter of its layer in the three whole blocks before the row's own, and by its layer's record. It looks
+    only backwards. Only layers whose highest norm in a block exceeds ``ratio`` times their lowest of those three
+    blocks, and their record, are looked at row by row; nothing that could pass is left out by that, and the scan of
+    100 000 x 200 norms takes half a second. A layer must also stand above three times the highest minimum of its
+    earlier blocks, which is about twice its highest level so far, so that one whose gradient has nearly vanished is
+    not alarmed by its return.
     """
-    if matrix is None or len(matrix.step) < 2 * block:
+    if matrix is None or len(matrix.step) <= 2 * BLOCK:
         return []
-    lowest, highest = _block_extremes(matrix, block)
-    with np.errstate(invalid="ignore", over="ignore"):
-        once = np.float32(3) * np.fmax.accumulate(lowest, axis=0)
-        suspicious = (highest[1:] > ratio * lowest[:-1]) & (highest[1:] > once[:-1])
-    found: list[LayerJump] = []
-    for index in np.flatnonzero(suspicious.any(axis=1)) + 1:
-        found.extend(_jumps_in(matrix, int(index) * block, block, np.log(once[index - 1]), z, ratio, others))
-    return _together(found)
+    return _together(_Scan(matrix, settings or JumpSettings()).jumps())
+
+
+class _Scan:
+    """One pass over the blocks of a matrix, in order."""
+
+    def __init__(self, matrix: LayerMatrix, settings: JumpSettings) -> None:
+        self.matrix = matrix
+        self.settings = settings
+        self.lowest, self.highest = _block_extremes(matrix, BLOCK)
+        with np.errstate(over="ignore"):
+            self.once = np.float32(3) * np.fmax.accumulate(self.lowest, axis=0)
+        self.forgotten: dict[int, list[int]] = {}
+        """Rows of a layer that outweighed all others: they are events, and no part of the layer's own record."""
+
+    def jumps(self) -> list[LayerJump]:
+        found: list[LayerJump] = []
+        for block in range(2, len(self.highest)):
+            layers = np.flatnonzero(self._suspicious(block))
+            if len(layers):
+                found.extend(self._in_block(block, layers))
+        return found
+
+    def _suspicious(self, block: int) -> np.ndarray:
+        """bool[L]: layers that may hold a jump within the block; True wherever one is."""
+        settings, highest = self.settings, self.highest[block]
+        with np.errstate(invalid="ignore", over="ignore"):
+            lowest = np.fmin.reduce(self.lowest[max(0, block - 3) : block], axis=0)
+            raised = (highest > 0.99 * settings.ratio * lowest) & (highest > 0.99 * self.once[block - 1])
+            oldest = -(-_oldest(block * BLOCK + BLOCK - 1) // BLOCK)
+            if oldest < block - 1 and raised.any():
+                raised &= ~(highest < 0.99 * settings.record * np.fmax.reduce(self.highest[oldest : block - 1], axis=0))
+        return raised
+
+    def _in_block(self, block: int, layers: np.ndarray) -> list[LayerJump]:
+        start = block * BLOCK
+        stop = min(start + BLOCK, len(self.matrix.step))
+        level, scale, usable = _level_and_scale(self._norms(max(0, start - 3 * BLOCK), start, layers))
+        norms = self._norms(start, stop, layers)
+        rise = norms - level
+        with np.errstate(invalid="ignore", divide="ignore"):
+            high = usable & (rise > np.log(self.settings.ratio)) & (rise > self.settings.z * scale)
+            high &= norms > np.log(self.once[block - 1, layers])
+        jumps = []
+        for row in np.flatnonzero(high.any(axis=1)).tolist():
+            columns = np.flatnonzero(high[row])
+            for column in columns[np.argsort(-rise[row, columns], kind="stable")].tolist():
+                z = float(rise[row, column] / scale[column])
+                jump = self._judge(start + row, int(layers[column]), float(level[column]), z)
+                if jump is not None:
+                    jumps.append(jump)
+                    break
+        return jumps
+
+    def _judge(self, row: int, layer: int, level: float, z: float) -> LayerJump | None:
+        """The jump of ``layer`` at ``row``, or None when its own past or the other layers explain it."""
+        settings, matrix = self.settings, self.matrix
+        here = log_norms(matrix, row, row + 1)[0]
+        rise = float(here[layer]) - level
+        weight = np.exp(2 * (here - np.nanmax(here)))
+        share = float(np.sqrt(weight[layer] / np.nansum(weight)))
+        oldest = _oldest(row)
+        past = self._past(oldest, row - LAG_ROWS, layer)
+        record = float(past.max()) if len(past) else -np.inf
+        above = float(here[layer]) - record
+        if share < settings.share or above < max(np.log(settings.record), settings.tail * _tail_of(past)):
+            return None
+        if rise < settings.rise * (record - level):
+            return None
+        others = self._rise_of_others(row, here)
+        like = np.flatnonzero(others > 0.5 * rise)
+        judged = int(np.isfinite(others).sum())
+        typical = float(np.nanmedian(others)) if judged else 0.0
+        if typical > np.log(settings.others) or len(like) > max(2, judged // 4):
+            return None
+        outweighs = share**2 > 0.5
+        one_module = len({matrix.names[index].rpartition(".")[0] for index in (layer, *like.tolist())}) == 1
+        if outweighs:
+            self._forget(row, layer)
+        onset, bar = row, max(level + np.log(settings.ratio), record + np.log(2))
+        while onset > row - LAG_ROWS and self._norm(onset - 1, layer) > bar:
+            onset -= 1
+        return LayerJump(
+            onset=int(matrix.step[onset]),
+            step=int(matrix.step[row]),
+            last_step=int(matrix.step[row]),
+            layer=matrix.names[layer],
+            ratio=float(np.exp(rise)),
+            z=z,
+            share=share,
+            record=float(np.exp(min(above, 700.0))),
+            moved=max(1, len(like)),
+            total=max(1, judged),
+            concentration=float(np.exp(rise - typical)),
+            proven=outweighs or (one_module and len(past) >= settings.history),
+        )
+
+    def _rise_of_others(self, row: int, here: np.ndarray) -> np.ndarray:
+        """float64[L]: rise of every layer at ``row`` above its level in the same three blocks; NaN where not judged."""
+        start = row // BLOCK * BLOCK
+        level, _, usable = baseline_of(log_norms(self.matrix, max(0, start - 3 * BLOCK), start))
+        return np.where(usable, here - level, np.nan)
+
+    def _norms(self, first: int, last: int, layers: np.ndarray) -> np.ndarray:
+        """float64[R, N]: log norms of a few layers."""
+        matrix = self.matrix
+        step, value, present = matrix.step[first:last], matrix.value[first:last, layers], matrix.present[first:last]
+        return log_norms(LayerMatrix(matrix.stat, step, (), value, present[:, layers]), 0, len(step))
+
+    def _norm(self, row: int, layer: int) -> float:
+        """Log norm, NaN where there is none."""
+        return float(self._norms(row, row + 1, np.array([layer]))[0, 0])
+
+    def _past(self, first: int, last: int, layer: int) -> np.ndarray:
+        """float64[N]: finite log norms of one layer, without the forgotten rows."""
+        norms = self._norms(first, last, np.array([layer]))[:, 0]
+        norms[[row - first for row in self.forgotten.get(layer, ()) if first <= row < last]] = np.nan
+        return norms[np.isfinite(norms)]
+
+    def _forget(self, row: int, layer: int) -> None:
+        self.forgotten.setdefault(layer, []).append(row)
+        start = row // BLOCK * BLOCK
+        rest = self._past(start, min(start + BLOCK, len(self.matrix.step)), layer)
+        self.highest[start // BLOCK, layer] = np.exp(rest.max()) if len(rest) else np.nan
+
+
+def _tail_of(past: np.ndarray, highest: int = 10) -> float:
+    """Mean distance of the ``highest`` largest of ``past`` (log norms) from the next one; 0 with too few."""
+    if len(past) <= highest:
+        return 0.0
+    top = np.partition(past, -highest - 1)[-highest - 1 :]
+    return float(np.mean(top[1:] - top[0]))
+
+
+def _oldest(row: int) -> int:
+    """First row of the record of ``row``."""
+    return max(min(SETTLING_ROWS, row // 3), row - MEMORY_BLOCKS * BLOCK)
+
+
+def _level_and_scale(norms: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As ``baseline_of``, without its floor: the share of the whole norm takes its place."""
+    enough = np.isfinite(norms).sum(axis=0) >= max(LEAST_BASELINE_ROWS, 0.75 * len(norms))
+    level, scale = np.full(norms.shape[1], np.nan), np.full(norms.shape[1], np.nan)
+    if enough.any():
+        level[enough] = np.nanmedian(norms[:, enough], axis=0)
+        scale[enough] = MAD_TO_SD * np.nanmedian(np.abs(norms[:, enough] - level[enough]), axis=0)
+    return level, np.maximum(scale, LAYER_SCALE_FLOOR), enough
 
 
 def _block_extremes(matrix: LayerMatrix, block: int) -> tuple[np.ndarray, np.ndarray]:
@@ -234,31 +424,13 @@ def _block_extremes(matrix: LayerMatrix, block: int) -> tuple[np.ndarray, np.nda
     return np.concatenate(lowest), np.concatenate(highest)
 
 
-def _jumps_in(
-    matrix: LayerMatrix, start: int, block: int, once: np.ndarray, z: float, ratio: float, others: float
-) -> list[LayerJump]:
-    level, scale, usable = baseline_of(log_norms(matrix, start - block, start))
-    norms = log_norms(matrix, start, start + block)
-    rise = norms - level
-    high = usable & (rise > np.log(ratio)) & (rise / scale > z) & (norms > once)
-    jumps = []
-    for row in np.flatnonzero(high.any(axis=1)):
-        if np.nanmedian(rise[row][usable]) > np.log(others):
-            continue
-        layer = int(np.argmax(np.where(high[row], rise[row], -np.inf)))
-        step = int(matrix.step[start + row])
-        ratio_here = float(np.exp(rise[row, layer]))
-        jumps.append(LayerJump(step, step, matrix.names[layer], ratio_here, float(rise[row, layer] / scale[layer])))
-    return jumps
-
-
 def _together(jumps: list[LayerJump], gap: int = 20) -> list[LayerJump]:
-    """Jumps of the same layer at most ``gap`` steps apart become one."""
+    """Jumps at most ``gap`` steps apart become one event, named after the first of them."""
     merged: list[LayerJump] = []
     for jump in jumps:
         last = merged[-1] if merged else None
-        if last is not None and last.layer == jump.layer and jump.step - last.last_step <= gap:
-            merged[-1] = LayerJump(last.step, jump.step, last.layer, max(last.ratio, jump.ratio), max(last.z, jump.z))
+        if last is not None and jump.step - last.last_step <= gap:
+            merged[-1] = replace(last, last_step=jump.step)
         else:
             merged.append(jump)
     return merged

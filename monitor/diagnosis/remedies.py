@@ -22,11 +22,42 @@ def remedy_for(finding: Finding, signals: Signals, fallback: str) -> Remedy:
     make = _BY_CAUSE.get(named or "")
     if make is None:
         return Remedy(fallback)
-    remedy = make(finding, signals)
+    remedy = _changes_only(make(finding, signals), signals)
     if finding.causes[0].id != "unknown":
         return remedy
     caution = f"The cause is not certain; if it is {named}: "
     return Remedy(caution + remedy.text[0].lower() + remedy.text[1:], remedy.config_patch, remedy.snippet)
+
+
+def _changes_only(remedy: Remedy, signals: Signals) -> Remedy:
+    """The remedy without what the run's recorded configuration says already, or has no such key for."""
+    config = signals.facts.config
+    if config is None or not remedy.config_patch:
+        return remedy
+    patch = {key: value for key, value in remedy.config_patch.items() if _is_change(config, key.split("."), value)}
+    if patch:
+        return Remedy(remedy.text, patch, remedy.snippet)
+    left = " The run's configuration has no value left to change for this; the code is below." if remedy.snippet else ""
+    return Remedy(remedy.text + left, {}, remedy.snippet)
+
+
+def _is_change(config: Any, path: list[str], value: Any) -> bool:
+    for key in path:
+        if not isinstance(config, dict) or key not in config:
+            return False
+        config = config[key]
+    both = isinstance(value, int | float) and isinstance(config, int | float)
+    return not (math.isclose(value, config, rel_tol=1e-6) if both else value == config)
+
+
+def clip_in_force(signals: Signals) -> float | None:
+    """The clip limit that the run trains with: as configured, else as last recorded; None without clipping."""
+    given = configured(signals, "clip", "max_norm")
+    if isinstance(given, int | float) and math.isfinite(given) and given > 0:
+        return float(given)
+    value = signals["clip_max_norm"].value
+    value = value[np.isfinite(value) & (value > 0)]
+    return float(value[-1]) if len(value) else None
 
 
 def configured(signals: Signals, *path: str) -> Any:
@@ -52,15 +83,19 @@ def clip_limit(finding: Finding, signals: Signals) -> float:
     norm = signals["grad_norm_preclip"].between(None, finding.onset_step - 1).tail(200).value
     norm = norm[np.isfinite(norm) & (norm > 0)]
     limit = 2 * float(np.median(norm)) if len(norm) else 1.0
-    in_force = configured(signals, "clip", "max_norm")
-    if isinstance(in_force, int | float) and in_force > 0:
-        limit = min(limit, float(in_force))
-    return float(f"{limit:.2g}")
+    in_force = clip_in_force(signals)
+    return in_force if in_force is not None and in_force <= 1.05 * limit else float(f"{limit:.2g}")
 
 
 def clip_patch(limit: float, signals: Signals) -> dict[str, Any]:
     """The patch that clips at ``limit``; empty when the run clips there already."""
-    return {} if configured(signals, "clip", "max_norm") == limit else {"clip.max_norm": limit}
+    return {} if clips_already(limit, signals) else {"clip.max_norm": limit}
+
+
+def clips_already(limit: float, signals: Signals) -> bool:
+    """Whether ``limit`` is the one in force."""
+    in_force = clip_in_force(signals)
+    return in_force is not None and math.isclose(in_force, limit, rel_tol=1e-6)
 
 
 def before(finding: Finding) -> str:
@@ -90,11 +125,18 @@ def _lower_lr(finding: Finding, signals: Signals) -> Remedy:
 
 def _clip(finding: Finding, signals: Signals) -> Remedy:
     limit = clip_limit(finding, signals)
+    if clips_already(limit, signals):
+        text = f"The gradient is clipped at {number(limit)} already; go back to {before(finding)}."
+        return Remedy(text, {}, _clip_line(limit))
     return Remedy(
         f"Clip the gradient at {number(limit)}, about twice its usual norm, and go back to {before(finding)}.",
         clip_patch(limit, signals),
-        f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={number(limit)})  # before optimizer.step()",
+        _clip_line(limit),
     )
+
+
+def _clip_line(limit: float) -> str:
+    return f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={number(limit)})  # before optimizer.step()"
 
 
 def _skip_batches(finding: Finding, signals: Signals) -> Remedy:
@@ -108,9 +150,10 @@ def _skip_batches(finding: Finding, signals: Signals) -> Remedy:
     if isinstance(seed, int):
         patch["seed"] = seed + 1
     again = " A new seed draws the data in another order." if "seed" in patch else ""
+    clip = f", with the gradient clipped at {number(limit)}" if "clip.max_norm" in patch else ""
     return Remedy(
         f"Look at {which}. If they are broken, remove them from the data; else go back to {before(finding)} and skip "
-        f"them, with the gradient clipped at {number(limit)}.{again}",
+        f"them{clip}.{again}",
         patch,
         f"if {finding.onset_step} <= step <= {finding.last_step}:\n    continue  # these batches only, after resuming",
     )
@@ -120,10 +163,13 @@ def _inspect_layer(finding: Finding, signals: Signals) -> Remedy:
     layer = finding.layer or "the layer that moved first"
     limit = clip_limit(finding, signals)
     snippet = f'print(dict(model.named_parameters())["{finding.layer}"].grad.norm())' if finding.layer else ""
+    clipping = f"Clipping at {number(limit)} bounds the damage of one such step"
+    if clips_already(limit, signals):
+        clipping = f"The clipping at {number(limit)} in force bounds the damage of one such step, but not the cause"
     lines = f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={number(limit)})"
     return Remedy(
         f"Look for what scales the gradient of {layer}: a hook, a custom backward, a loss term, the hardware of one "
-        f"rank. Clipping at {number(limit)} bounds the damage of one such step; go back to {before(finding)}.",
+        f"rank. {clipping}; go back to {before(finding)}.",
         clip_patch(limit, signals),
         f"{lines}\n{snippet}".strip(),
     )
@@ -191,9 +237,12 @@ def _tame_explosion(finding: Finding, signals: Signals) -> Remedy:
     clip, lower = _clip(finding, signals), _lower_lr(finding, signals)
     lr = lower.config_patch.get("optimizer.lr")
     rate = f"set the peak learning rate to {number(lr)}" if lr is not None else "halve the learning rate"
+    limit = clip_limit(finding, signals)
+    first = f"Clip the gradient at {number(limit)}, about twice its usual norm, {rate}"
+    if clips_already(limit, signals):
+        first = f"The gradient is clipped at {number(limit)} already: {rate}"
     return Remedy(
-        f"Clip the gradient at {number(clip_limit(finding, signals))}, about twice its usual norm, {rate}, and go back "
-        f"to {before(finding)}.",
+        f"{first}, and go back to {before(finding)}.",
         {**clip.config_patch, **lower.config_patch},
         f"{clip.snippet}\n{lower.snippet}",
     )

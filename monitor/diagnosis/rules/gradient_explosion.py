@@ -8,14 +8,16 @@ import numpy as np
 
 from monitor.diagnosis.context import (
     LOSS_SETTINGS,
+    gate_steps,
     gradient_signal,
     gradient_spikes,
     joined,
+    loss_is_lost,
     loss_is_signed,
     loss_spikes,
     span,
 )
-from monitor.diagnosis.localise import LayerJump, Moved, first_moved, lone_jumps
+from monitor.diagnosis.localise import JumpSettings, LayerJump, Moved, first_moved, lone_jumps
 from monitor.diagnosis.primitives import Spike, SpikeSettings
 from monitor.diagnosis.rule import Abstained, Finding, Rule, Severity, Verdict
 from monitor.diagnosis.view import Signals
@@ -24,6 +26,9 @@ from monitor.signals import Signal
 
 LOSS_FOLLOWS_STEPS = 20
 """A loss that leaves its baseline this soon after the gradient followed it (1 to 4 steps in the public logs)."""
+
+GATE_STEPS = 5
+"""Steps from a gate in which one layer's jump is put down to the new situation."""
 
 
 def gradient_explosion(
@@ -35,7 +40,8 @@ def gradient_explosion(
     worrying: float = 10.0,
     alone: float = 30.0,
     layer_ratio: float = 20.0,
-    layer_z: float = 12.0,
+    layer_z: float = 4.5,
+    layer_share: float = 0.05,
 ) -> Verdict:
     """The gradient norm before clipping jumps above its own recent level, in the whole model or in one layer.
 
@@ -44,14 +50,17 @@ def gradient_explosion(
 
     Stays silent: on a norm that falls or grows slowly; on rises to a norm below half the run's usual one (a learnt
     task whose gradients are nearly zero); on layers whose gradient is rounding noise; on gated changes of data or
-    restarts of the learning rate unless the rise is tenfold. Short rises that the loss does not follow are information:
-    healthy runs have them, and clipping takes their size out.
+    restarts of the learning rate unless the rise is tenfold, and on one layer's jump there. Short rises that the loss
+    does not follow are information: healthy runs have them, and clipping takes their size out. One layer's jump is
+    information while it is small and the layer's history short, or when tensors of several modules jump together: an
+    expert or an embedding that few batches use looks like that.
 
     Thresholds: ``z_single`` and ``z_sustained`` in robust standard deviations of log norm; ``ratio``, smallest rise
     (three times that in warm-up); ``worrying``, rise over two rows or more that is a warning by itself; ``alone``, the
     same for one row, or for a clipped rise that is long over without the loss following; ``layer_ratio`` and
-    ``layer_z``, jump of one layer while the median layer rises less than x2. Our judgement, calibrated on the controls
-    in tests/monitor/diagnosis and on BLOOM's published steps.
+    ``layer_z``, jump of one layer beyond all that it has recently shown, while the median layer rises less than x2 and
+    the layer makes up ``layer_share`` of the whole norm. Our judgement, calibrated on the controls in
+    tests/monitor/diagnosis, on the healthy trainings of tests/faults and on BLOOM's published steps.
 
     Source: BLOOM-176B log (BigScience 2022), steps 31214 to 31219; Pascanu et al. 2013,
     https://arxiv.org/abs/1211.5063; SPAM (Huang et al. 2025, https://arxiv.org/abs/2501.06842).
@@ -65,9 +74,39 @@ def gradient_explosion(
         return Abstained(f"{count(finite, 'finite gradient norm')} recorded, more than {settings.least} are needed")
     bars = Bars(worrying, alone, layer_ratio)
     groups = joined(gradient_spikes(signals, settings).spikes)
-    findings = [_global_finding(signals, norm, group, bars) for group in groups]
-    jumps = lone_jumps(signals.layers("grad_norm_preclip"), z=layer_z, ratio=layer_ratio)
-    return findings + [_layer_finding(jump) for jump in jumps if not _covered(jump, findings)]
+    jumps = _layer_jumps(signals, JumpSettings(z=layer_z, ratio=layer_ratio, share=layer_share))
+    pairs = _paired(signals, norm, groups, jumps)
+    findings = [_global_finding(signals, norm, group, jump, bars) for group, jump in pairs]
+    told = [jump for _, jump in pairs]
+    return findings + [_layer_finding(signals, jump) for jump in jumps if jump not in told]
+
+
+def _layer_jumps(signals: Signals, settings: JumpSettings) -> list[LayerJump]:
+    """Jumps of one layer on its own, those at a gate left out."""
+    gates = gate_steps(signals)
+    near = span(signals, GATE_STEPS)
+    jumps = lone_jumps(signals.layers("grad_norm_preclip"), settings)
+    return [jump for jump in jumps if not any(gate <= jump.step <= gate + near for gate in gates)]
+
+
+def _paired(
+    signals: Signals, norm: Signal, groups: list[list[Spike]], jumps: list[LayerJump]
+) -> list[tuple[list[Spike], LayerJump | None]]:
+    """Each excursion of the whole norm with the jump of one layer that it began with, if there is one.
+
+    That layer moved first; in a noisy norm its growth is hidden for some steps.
+    """
+    near = span(signals, 20)
+    free = list(jumps)
+    pairs: list[tuple[list[Spike], LayerJump | None]] = []
+    for group in groups:
+        onset = int(norm.step[group[0].onset])
+        latest = max(onset + 3, int(norm.step[group[0].fired]))
+        jump = next((j for j in free if j.step <= latest and j.last_step >= onset - near), None)
+        if jump is not None:
+            free.remove(jump)
+        pairs.append((group, jump))
+    return pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +119,14 @@ class Bars:
 
 
 def _severity(
-    group: list[Spike], ratio: float, where: Moved | None, follows: int | None, lost: bool, harmless: bool, bars: Bars
+    group: list[Spike],
+    ratio: float,
+    where: Moved | None,
+    jump: LayerJump | None,
+    follows: int | None,
+    lost: bool,
+    harmless: bool,
+    bars: Bars,
 ) -> Severity:
     if lost:
         return Severity.CRITICAL
@@ -88,17 +134,18 @@ def _severity(
     by_size = ratio >= (bars.alone if raised == 1 or harmless else bars.worrying)
     # A batch moves many layers; one tensor alone moving this far is not the data.
     one_layer = where is not None and where.concentration >= bars.layer / 2 and where.ratio >= bars.layer
+    one_layer |= jump is not None and jump.proven
     return Severity.WARNING if by_size or one_layer or follows is not None else Severity.INFO
 
 
-def _global_finding(signals: Signals, norm: Signal, group: list[Spike], bars: Bars) -> Finding:
+def _global_finding(signals: Signals, norm: Signal, group: list[Spike], jump: LayerJump | None, bars: Bars) -> Finding:
     first, last = group[0], group[-1]
     onset, end = int(norm.step[first.onset]), int(norm.step[last.last])
     peak = max(group, key=lambda spike: spike.peak_value)
     ratio = peak.peak_value / first.baseline
     where = first_moved(signals.layers("grad_norm_preclip"), onset, end)
     follows = loss_follows(signals, onset)
-    lost = _nonfinite_follows(signals, onset)
+    nonfinite, lost = _nonfinite_follows(signals, onset), loss_is_lost(signals, onset)
     clipped = _clip_coef(signals, onset, end)
     raised = sum(spike.raised for spike in group)
     # Clipping took the size out and the loss has had its time: seen from here, nothing came of it.
@@ -108,17 +155,24 @@ def _global_finding(signals: Signals, norm: Signal, group: list[Spike], bars: Ba
         and clipped < 1
         and int(norm.step[-1]) > end + span(signals, LOSS_FOLLOWS_STEPS)
     )
-    place = f", first in {where.layer}" if where and where.layer else ""
+    started, fired = onset, int(norm.step[first.fired])
+    layer = where.layer if where else None
+    if jump is not None:
+        layer = jump.layer
+        # An alarm that the layer raised before the whole norm stays the alarm of this event.
+        started, fired = (jump.onset, jump.step) if jump.step <= fired else (min(onset, jump.onset), fired)
+    elif where and where.step:
+        started = min(onset, where.step)  # a layer that was already on its way before the whole norm showed it
+    place = f", first in {layer}" if layer else ""
     return Finding(
         summary=f"Gradient norm rose from {number(first.baseline)} to {number(peak.peak_value)} ({times(ratio)}) "
         f"within {count(int(norm.step[peak.peak]) - onset + 1, 'step')} from step {onset}{place}; "
-        f"{_outcome(follows, lost)}",
-        # A layer that was already on its way before the whole norm showed it.
-        onset_step=min(onset, where.step) if where and where.step else onset,
-        first_step=int(norm.step[first.fired]),
+        f"{_outcome(follows, nonfinite, lost)}",
+        onset_step=started,
+        first_step=fired,
         last_step=end if last.over else int(norm.step[-1]),
-        severity=_severity(group, ratio, where, follows, lost, harmless, bars),
-        layer=where.layer if where else None,
+        severity=_severity(group, ratio, where, jump, follows, nonfinite or lost, harmless, bars),
+        layer=layer,
         evidence={
             "baseline_norm": first.baseline,
             "peak_norm": peak.peak_value,
@@ -129,13 +183,16 @@ def _global_finding(signals: Signals, norm: Signal, group: list[Spike], bars: Ba
             "loss_follows_steps": follows,
             "clip_coef_min": clipped,
             **(_layer_evidence(where) if where else {}),
+            **(_jump_evidence(jump) if jump else {}),
         },
     )
 
 
-def _outcome(follows: int | None, lost: bool) -> str:
-    if lost:
+def _outcome(follows: int | None, nonfinite: bool, lost: bool) -> str:
+    if nonfinite:
         return "numbers became non-finite"
+    if lost:
+        return "the loss rose by orders of magnitude and has not come back"
     if follows is None:
         return "the loss did not follow"
     if follows < 0:
@@ -184,20 +241,35 @@ def _clip_coef(signals: Signals, onset: int, end: int) -> float | None:
     return float(finite.min()) if len(finite) else None
 
 
-def _covered(jump: LayerJump, findings: list[Finding]) -> bool:
-    return any(finding.onset_step - 5 <= jump.step <= finding.last_step + 20 for finding in findings)
+def _jump_evidence(jump: LayerJump) -> dict[str, object]:
+    return {
+        "layer_ratio": jump.ratio,
+        "layer_z": jump.z,
+        "layer_step": jump.onset,
+        "layer_share": jump.share,
+        "layer_record_ratio": jump.record,
+        "layers_moved": jump.moved,
+        "layers_judged": jump.total,
+        "layer_concentration": jump.concentration,
+        "layer_reason": "it alone left everything it had recently shown"
+        if jump.moved == 1
+        else f"it left everything it had recently shown, with {count(jump.moved - 1, 'other layer')}",
+    }
 
 
-def _layer_finding(jump: LayerJump) -> Finding:
+def _layer_finding(signals: Signals, jump: LayerJump) -> Finding:
+    follows = loss_follows(signals, jump.onset)
+    nonfinite, lost = _nonfinite_follows(signals, jump.onset), loss_is_lost(signals, jump.onset)
+    severity = Severity.WARNING if jump.proven or follows is not None else Severity.INFO
     return Finding(
-        summary=f"Gradient norm of {jump.layer} rose {times(jump.ratio)} at step {jump.step} while the other layers "
-        "stayed at their level",
-        onset_step=jump.step,
+        summary=f"Gradient norm of {jump.layer} rose {times(jump.ratio)} to {100 * jump.share:.0f} % of the whole norm "
+        f"at step {jump.onset} while the other layers stayed at their level; {_outcome(follows, nonfinite, lost)}",
+        onset_step=jump.onset,
         first_step=jump.step,
         last_step=jump.last_step,
-        severity=Severity.WARNING,
+        severity=Severity.CRITICAL if nonfinite or lost else severity,
         layer=jump.layer,
-        evidence={"layer_ratio": jump.ratio, "layer_z": jump.z, "layers_moved": 1, "layer_concentration": jump.ratio},
+        evidence={"loss_follows_steps": follows, **_jump_evidence(jump)},
     )
 
 

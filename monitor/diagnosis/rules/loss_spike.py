@@ -9,6 +9,7 @@ import numpy as np
 from monitor.diagnosis.context import (
     first_level,
     gradient_moved,
+    is_lost,
     joined,
     loss_is_signed,
     loss_spikes,
@@ -49,7 +50,8 @@ def loss_spike(
 
     Thresholds: ``effect``, smallest relative rise (+50 % in warm-up); ``z_single`` and ``z_sustained`` in robust
     standard deviations of log loss, the second for 3 of 5 rows; ``linger``, relative rise 300 steps later that is
-    called lingering; ``diverged``, relative rise without return that is critical; ``small``, a single raised row below
+    called lingering; ``diverged``, relative rise without return that is critical (at tenfold after 5 rows, else after
+    50); ``small``, a single raised row below
     this rise, which no gradient confirms, is information only. All are our judgement, calibrated on the controls in
     tests/monitor/diagnosis; the classes follow BLOOM's chronicles.
 
@@ -89,7 +91,7 @@ class Course:
         if level <= base * (1 + self.effect):
             return "transient"
         if last.last - group[0].onset + 1 + len(after) < DIVERGED_ROWS:
-            return "ongoing"
+            return "divergent" if is_lost(loss, int(loss.step[group[0].onset]), base) else "ongoing"
         lost = level > base * (1 + self.diverged) or level > first_level(loss)
         return "divergent" if lost else "level shift"
 

@@ -28,7 +28,7 @@ class SignalSpec:
     meaning: str
     """One sentence for the tooltip."""
     stream: str
-    """``scalars``, ``layers``, ``system`` or ``landscape``: the kind of segment that carries it."""
+    """``scalars``, ``layers``, ``modules``, ``system`` or ``landscape``: the kind of segment that carries it."""
     cadence: str
     """How often it is recorded by default."""
 
@@ -131,6 +131,8 @@ LAYER_CATALOGUE: dict[str, SignalSpec] = _table(
     ("grad_norm_preclip", "1", "unscaled, before clipping, reduced over ranks, per optimizer step",
      "L2 norm of the gradient of one parameter tensor.", "layers", _EVERY),
 )  # fmt: skip
+
+MODULE_CATALOGUE: dict[str, SignalSpec] = _table()
 
 TIME_PARTS: tuple[str, ...] = (
     "data_wait_s", "forward_s", "backward_s", "optimizer_s", "monitor_s", "eval_s", "checkpoint_s", "other_s",

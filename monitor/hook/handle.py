@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from monitor.guard import contained
 from monitor.hook import observe
 from monitor.hook.background import Background
-from monitor.hook.layers import layer_table
+from monitor.hook.layers import layer_table, module_names
 from monitor.hook.loop import Loop, StepFacts
 from monitor.hook.observe import ClipCall
+from monitor.hook.probe import Probe, Probes
 from monitor.hook.rows import Arriving, Row, Rows
 from monitor.hook.system import SystemSampler
 from monitor.hook.timing import PARTS, StepClock, as_signals
@@ -61,6 +62,7 @@ class Monitor:
         start_tokens: float = 0,
         landscape_every: int | None = None,
         budget: float = 0.02,
+        probes: Sequence[Probe] = (),
         clock: StepClock | None = None,
         wall: Callable[[], float] = time.time,
         background: bool = True,
@@ -83,6 +85,7 @@ class Monitor:
         self._tokens = float(start_tokens)
         self._table = layer_table(model)
         self._clock = clock or StepClock()
+        self._probes = Probes(probes, self._clock, start_step)
         self._values: dict[str, float] = {}
         self._device_values: dict[str, Tensor] = {}
         self._skipped = 0
@@ -95,9 +98,12 @@ class Monitor:
         self._rows = Rows(writer, self._finish_row)
         if len(self._table):
             writer.define_layers(self._table.names, self._table.shapes)
+        if names := module_names(model):
+            writer.define_modules(names)
         self._loop = Loop(
             model, optimizers, self._table,
-            clock=self._clock, step_begins=self._step_begins, tell=self._warn_in_run, scaler=scaler,
+            clock=self._clock, probes=self._probes, scaler=scaler,
+            step_begins=self._step_begins, tell=self._warn_in_run,
         )  # fmt: skip
         sampler = SystemSampler(writer, note=lambda text: self.event("note", text=text))
         self._background = Background(self._rows, sampler, self._beat) if background else None
@@ -305,9 +311,10 @@ class Monitor:
             values["skipped_steps"] = float(facts.skipped)
             if facts.scale_after is not None:
                 _put(values, device, _SCALE_AFTER, facts.scale_after)
-        tensors = [*(facts.norms.tensors() if facts.norms else ()), *device.values()]
-        if tensors:
-            row.arriving.append(Arriving(HostRead(tensors), list(device), facts.norms))
+        readings = [*([facts.norms.reading()] if facts.norms else ()), *facts.readings]
+        tensors = [tensor for reading in readings for tensor in reading.tensors]
+        if tensors or device:
+            row.arriving.append(Arriving(HostRead([*tensors, *device.values()]), list(device), readings))
         spent = self._clock.end_step()  # from here on the monitor's time is the next step's
         self._clock.switch("monitor")
         values.update(as_signals(spent))
@@ -334,6 +341,7 @@ class Monitor:
     def _step_begins(self) -> None:
         with contained("rows of the run"):
             self._rows.step_begins()
+        self._probes.begin(self.step_number + 1)
 
     def _finish_row(self, row: Row) -> None:
         """Values that depend on the rows before. Called in the order of steps, with every value on the host."""

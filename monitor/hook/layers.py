@@ -49,3 +49,21 @@ def plain_name(name: str) -> str:
     while name.startswith("module."):
         name = name.removeprefix("module.")
     return name
+
+
+def module_names(model: nn.Module) -> tuple[str, ...]:
+    """Every module of ``model`` but the model itself and its wrappers, in the order of ``named_modules``.
+
+    Statistics of modules' outputs are in this order.
+    """
+    return tuple(named_modules(model))
+
+
+def named_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The modules behind :func:`module_names`."""
+    found: dict[str, nn.Module] = {}
+    for name, module in model.named_modules():
+        plain = plain_name(f"{name}.").removesuffix(".")
+        if plain:
+            found.setdefault(plain, module)
+    return found

@@ -22,6 +22,7 @@ from monitor.hook import observe
 from monitor.hook.gradients import PART, Gradients
 from monitor.hook.layers import LayerTable
 from monitor.hook.observe import ClipCall
+from monitor.hook.probe import Probes, Reading
 from monitor.hook.step_norms import Scale, StepNorms
 from monitor.hook.timing import GAP, StepClock
 
@@ -43,6 +44,8 @@ class StepFacts:
     """After ``update()``, with an optimizer that skips on the device (fused), where only a fallen scale tells."""
     skipped: bool
     """The scaler left the optimizer step out."""
+    readings: list[Reading]
+    """Of the probes that measured this step."""
 
 
 class ForwardProbe:
@@ -81,11 +84,14 @@ class Loop:
         table: LayerTable,
         *,
         clock: StepClock,
+        probes: Probes,
         step_begins: Callable[[], None],
         tell: Callable[[str], None],
         scaler: Any = None,
     ) -> None:
         self.clock = clock
+        self.probes = probes
+        probes.in_forward = self.in_forward
         self.gradients = Gradients(table, optimizers, clock, tell)
         self.scaler = scaler
         self._optimizers = tuple(optimizers)
@@ -113,6 +119,7 @@ class Loop:
         for handle in self._handles:
             handle.remove()
         self._handles = []
+        self.probes.remove()
 
     def forget(self) -> None:
         """This is a copy in a forked child: nothing here is the training any more."""
@@ -178,7 +185,13 @@ class Loop:
         with contained(PART):
             self.gradients.backward_ended(self._scale())
             self._read_lrs()
+        self.probes.backward_ended()
         self.clock.switch(self._between)
+
+    def in_forward(self) -> bool:
+        """Whether a module's forward that runs now is part of the training step: not an evaluation, not a landscape
+        sample, not activation checkpointing's second pass within backward."""
+        return self.begun and not self._backward_depth and self._mine()
 
     def _begin(self) -> None:
         if not self.begun:
@@ -249,16 +262,20 @@ class Loop:
             else:
                 self.gradients.before_optimizer(optimizer, self._scale())
             self._read_lrs()
+        if not _has_closure(args, kwargs):
+            self.probes.before_optimizer(optimizer)
         self._between = "optimizer"
         self.clock.switch("optimizer")
 
-    def _optimizer_ended(self, _optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _optimizer_ended(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._mine() or torch.compiler.is_compiling():
             return
         self.clock.switch("monitor")
         if _has_closure(args, kwargs):
             with contained(PART):
                 self.gradients.closure_ended()
+        else:
+            self.probes.after_optimizer(optimizer)
         self._between = GAP
         self.clock.switch(GAP)
 
@@ -271,6 +288,7 @@ class Loop:
             loss_scale=self._loss_scale,
             scale_after=self._scale_now() if self._scaler_stepped and self._skips_on_device else None,
             skipped=self._scaler_stepped and not self._stepped,
+            readings=self.probes.end_step(),
         )
         if not self._stepped and not self._scaler_stepped:
             self._say("no step", "mon.step() was called though no optimizer step was seen since the last one")

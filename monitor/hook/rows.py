@@ -14,11 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
 from torch import Tensor
 
 from monitor.guard import contained
-from monitor.hook.step_norms import StepNorms
+from monitor.hook.probe import Reading
 from monitor.hook.transfer import HostRead
 
 LINGER_S = 0.5
@@ -31,6 +30,7 @@ class Writer(Protocol):
 
     def scalars(self, step: int, time: float, values: dict[str, float]) -> None: ...
     def layers(self, step: int, time: float, stats: dict[str, Any]) -> None: ...
+    def modules(self, step: int, time: float, stats: dict[str, Any]) -> None: ...
     def event(self, kind: str, step: int | None = None, **fields: Any) -> None: ...
 
 
@@ -40,8 +40,8 @@ class Arriving:
 
     read: HostRead
     names: list[str]
-    """Of the single values, which come after the tensors of ``norms``."""
-    norms: StepNorms | None = None
+    """Of the single values, which come after the tensors of ``readings``."""
+    readings: Sequence[Reading] = ()
 
 
 @dataclass(slots=True)
@@ -137,20 +137,22 @@ class Rows:
                 self._write(waiting.popleft())
 
     def _write(self, row: Row) -> None:
-        norms = present = None
+        layers: dict[str, Any] = {}
+        modules: dict[str, Any] = {}
         for arriving in row.arriving:
             arrays = arriving.read.arrays()
-            first_name = len(arrays) - len(arriving.names)
-            if arriving.norms is not None:
-                values, norms, present = arriving.norms.decode(arrays[:first_name])
-                row.values.update(values)
-            for name, array in zip(arriving.names, arrays[first_name:], strict=True):
+            at = 0
+            for reading in arriving.readings:
+                decoded = reading.decode(arrays[at : at + len(reading.tensors)])
+                at += len(reading.tensors)
+                row.values.update(decoded.scalars)
+                layers.update(decoded.layers)
+                modules.update(decoded.modules)
+            for name, array in zip(arriving.names, arrays[at:], strict=True):
                 row.values[name] = array.item()
         self._finish(row)
         self._writer.scalars(row.step, row.time, row.values)
-        if norms is not None:
-            self._writer.layers(row.step, row.time, {"grad_norm_preclip": _stat(norms, present)})
-
-
-def _stat(values: np.ndarray, present: np.ndarray | None) -> Any:
-    return values if present is None else (values, present)
+        if layers:
+            self._writer.layers(row.step, row.time, layers)
+        if modules:
+            self._writer.modules(row.step, row.time, modules)

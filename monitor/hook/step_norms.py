@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from monitor.hook.norms import Norms
+from monitor.hook.probe import Decoded, Reading
 
 Scale = float | Tensor
 """The loss scale: a number, or a tensor that stays on its device."""
@@ -32,7 +33,7 @@ class Piece:
 
 @dataclass(slots=True)
 class StepNorms:
-    """Everything taken in one optimizer step; ``read`` the tensors, then ``decode`` the arrays."""
+    """Everything taken in one optimizer step."""
 
     layers: int
     before: list[Piece]
@@ -46,6 +47,15 @@ class StepNorms:
 
     def tensors(self) -> list[Tensor]:
         return [tensor for piece in self._pieces() for tensor in _tensors(piece)]
+
+    def reading(self) -> Reading:
+        """The tensors and what to make of them."""
+        return Reading(self.tensors(), self._decoded)
+
+    def _decoded(self, arrays: list[np.ndarray]) -> Decoded:
+        values, norms, present = self.decode(arrays)
+        stat = norms if norms is None or present is None else (norms, present)
+        return Decoded(values, {} if stat is None else {"grad_norm_preclip": stat})
 
     def decode(self, arrays: list[np.ndarray]) -> tuple[dict[str, float], np.ndarray | None, np.ndarray | None]:
         """Scalars by name; pre-clip norms float32[L]; present bool[L], or None when every layer has one.

@@ -66,12 +66,16 @@ class RankData:
         self.scalars = ScalarTable()
         self.system = ScalarTable(has_step=False)
         self.layers = LayerTable()
+        self.modules = LayerTable()
         self.landscape: list[LandscapeSample] = []
         self.events: list[Event] = []
         self.late: dict[str, tuple[Growing, Growing]] = {}
         """Values that came as events: name -> (steps, values) in the order written."""
         self._tails = tails(folder)
-        for stream, table in (("scalars", self.scalars), ("layers", self.layers), ("system", self.system)):
+        tables: dict[str, ScalarTable | LayerTable] = {
+            "scalars": self.scalars, "layers": self.layers, "modules": self.modules, "system": self.system,
+        }  # fmt: skip
+        for stream, table in tables.items():
             self._load_compact(run_dir, stream, table, complain)
 
     @property
@@ -99,7 +103,10 @@ class RankData:
             complain(f"{path}, byte {offset}: {what}")
 
         changed = False
-        for stream, take in (("scalars", self._scalars), ("layers", self._layers), ("system", self._system)):
+        takers = {
+            "scalars": self._scalars, "layers": self._layers, "modules": self._modules, "system": self._system,
+        }  # fmt: skip
+        for stream, take in takers.items():
             tail = self._tails[stream]
             for rows in poll_rows(tail, final, report):
                 changed = True
@@ -123,6 +130,9 @@ class RankData:
 
     def _layers(self, rows: Rows, tail: Tail) -> int:
         return self.layers.append(rows, tail.layers)
+
+    def _modules(self, rows: Rows, tail: Tail) -> int:
+        return self.modules.append(rows, tail.layers)
 
     def _system(self, rows: Rows, tail: Tail) -> int:
         return self.system.append(rows)

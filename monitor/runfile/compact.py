@@ -97,7 +97,7 @@ def _compact_stream(
     if isinstance(table, LayerTable):
         if len(table.blocks) != 1:
             return None  # the set of layers changed within the attempt: one file has one schema
-        schema, batches, rows = _layer_batches(table.blocks[0])
+        schema, batches, rows = _layer_batches(table.blocks[0], stream)
     else:
         schema, batches, rows = _scalar_batches(table, stream)
     target.parent.mkdir(exist_ok=True)
@@ -167,9 +167,9 @@ def _scalar_batches(table: ScalarTable, stream: str) -> tuple[pa.Schema, Batches
     return schema, batches(), len(steps)
 
 
-def _layer_batches(block: LayerBlock) -> tuple[pa.Schema, Batches, int]:
+def _layer_batches(block: LayerBlock, stream: str) -> tuple[pa.Schema, Batches, int]:
     columns = {stat: block.column(stat) for stat in block.stats}
-    schema = fmt.layers_schema(block.stats, [asdict(layer) for layer in block.layers])
+    schema = fmt.layers_schema(block.stats, [asdict(layer) for layer in block.layers], stream)
     steps, times = block.step.view(), block.time.view()
     size = _rows_per_batch(16 + 4 * len(block.names) * max(1, len(columns)))
 
@@ -204,7 +204,8 @@ def _laid_out(step: np.ndarray, value: np.ndarray, rows: np.ndarray) -> tuple[np
 
 def _check_equal(path: Path, stream: str, table: ScalarTable | LayerTable) -> None:
     """Read the file back, every batch checked, and compare it with what it was made from."""
-    again: ScalarTable | LayerTable = LayerTable() if stream == "layers" else ScalarTable(has_step=stream == "scalars")
+    matrix = stream in fmt.MATRIX_STREAMS
+    again: ScalarTable | LayerTable = LayerTable() if matrix else ScalarTable(has_step=stream == "scalars")
     problems = load_compact(path, stream, again, check_bodies=True)
     if problems or not _equal(table, again):
         raise RunError(

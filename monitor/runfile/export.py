@@ -22,9 +22,10 @@ FORMATS = ("parquet", "csv")
 def export_run(run_dir: str | os.PathLike[str], target: str | os.PathLike[str], to: str = "parquet") -> list[Path]:
     """Write the current line of a run into the folder ``target`` and return the files.
 
-    ``scalars``: a row per step, a column per name. ``layers-<stat>``: a row per step, a column per layer. ``system``: a
-    row per sample. ``events.jsonl``: as recorded. A value that is absent is null in Parquet and an empty cell in CSV;
-    NaN and the infinities are themselves in Parquet and ``NaN``, ``Infinity``, ``-Infinity`` in CSV.
+    ``scalars``: a row per step, a column per name. ``layers-<stat>``: a row per step, a column per layer;
+    ``modules-<stat>``: per module. ``system``: a row per sample. ``events.jsonl``: as recorded. A value that is absent
+    is null in Parquet and an empty cell in CSV; NaN and the infinities are themselves in Parquet and ``NaN``,
+    ``Infinity``, ``-Infinity`` in CSV.
 
     Raises:
         RunError: another format was asked for, a file is there already, or the folder cannot be written.
@@ -67,13 +68,14 @@ def _tables(run: Run) -> Iterator[tuple[str, pa.Table]]:
     columns = {"step": number_array(steps), "time": _along(times.step, times.value, steps)}
     columns.update((signal.name, _along(signal.step, signal.value, steps)) for signal in signals)
     yield "scalars", pa.table(columns)
-    for stat in run.layer_stats:
-        matrix = run.layers(stat)
+    matrices = [("layers", run.layers(stat)) for stat in run.layer_stats]
+    matrices += [("modules", run.modules(stat)) for stat in run.module_stats]
+    for kind, matrix in matrices:
         cells = {"step": number_array(matrix.step)}
         for index, name in enumerate(matrix.names):
             present = np.ascontiguousarray(matrix.present[:, index])
             cells[name] = number_array(matrix.value[:, index], None if present.all() else present)
-        yield f"layers-{_file_name(stat)}", pa.table(cells)
+        yield f"{kind}-{_file_name(matrix.stat)}", pa.table(cells)
     yield "system", pa.Table.from_pandas(run.system(), preserve_index=False)
 
 

@@ -38,8 +38,10 @@ ATTEMPTS_DIR = "attempts"
 CHECKPOINTS_DIR = "checkpoints"
 SEAL_SUFFIX = ".seal"
 
-STREAMS = ("scalars", "layers", "system", "landscape")
+STREAMS = ("scalars", "layers", "modules", "system", "landscape")
 """Streams kept as Arrow IPC; ``events`` is kept as JSON lines."""
+MATRIX_STREAMS = ("layers", "modules")
+"""Those with a column per statistic and a list entry per layer or module."""
 OUTCOMES = ("finished", "stopped", "crashed")
 
 METADATA_KEY = b"gradiometer"
@@ -125,11 +127,14 @@ def system_schema(names: Sequence[str]) -> pa.Schema:
     return pa.schema([_TIME, *(pa.field(name, pa.float64()) for name in names)], metadata=_metadata("system"))
 
 
-def layers_schema(stats: Sequence[str], layers: Sequence[Mapping[str, Any]]) -> pa.Schema:
-    """``step``, ``time``, one nullable ``FixedSizeList<float32>[L]`` per statistic; the L layers go to the metadata."""
+def layers_schema(stats: Sequence[str], layers: Sequence[Mapping[str, Any]], kind: str = "layers") -> pa.Schema:
+    """``step``, ``time``, one nullable ``FixedSizeList<float32>[L]`` per statistic; the L layers go to the metadata.
+
+    ``kind`` is ``layers`` (parameter tensors) or ``modules`` (outputs of modules).
+    """
     row = pa.list_(pa.float32(), len(layers))
     columns = [pa.field(stat, row) for stat in stats]
-    return pa.schema([_STEP, _TIME, *columns], metadata=_metadata("layers", layers=list(layers)))
+    return pa.schema([_STEP, _TIME, *columns], metadata=_metadata(kind, layers=list(layers)))
 
 
 def landscape_schema() -> pa.Schema:

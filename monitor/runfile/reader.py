@@ -27,7 +27,7 @@ from monitor.runfile.store import (
     state_of,
 )
 from monitor.runfile.tables import Joined, frozen
-from monitor.signals import LAYER_CATALOGUE, LayerMatrix, Signal, unit_of
+from monitor.signals import LAYER_CATALOGUE, MODULE_CATALOGUE, LayerMatrix, Signal, unit_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -168,10 +168,18 @@ class Run:
     @property
     def layer_stats(self) -> tuple[str, ...]:
         """Names of the per-layer statistics."""
+        return self._stats("layers")
+
+    @property
+    def module_stats(self) -> tuple[str, ...]:
+        """Names of the statistics of modules' outputs."""
+        return self._stats("modules")
+
+    def _stats(self, stream: str) -> tuple[str, ...]:
         found: dict[str, None] = {}
         for data in self._attempts.values():
             for rank in data.ranks.values():
-                for block in rank.layers.blocks:
+                for block in getattr(rank, stream).blocks:
                     found.update(dict.fromkeys(block.stats))
         return tuple(found)
 
@@ -314,15 +322,22 @@ class Run:
 
         When the set of layers changed, the matrix has all of them and ``present`` says which were measured.
         """
-        key = ("layers", stat, attempt, rank)
+        return self._matrix("layers", stat, attempt, rank)
+
+    def modules(self, stat: str, *, attempt: int | None = None, rank: int = 0) -> LayerMatrix:
+        """One statistic of every watched module's output, as :meth:`layers`; its names are those of modules."""
+        return self._matrix("modules", stat, attempt, rank)
+
+    def _matrix(self, stream: str, stat: str, attempt: int | None, rank: int) -> LayerMatrix:
+        key = (stream, stat, attempt, rank)
         if key not in self._cache:
             pieces = self._line if attempt is None else (Piece(attempt, -1, None),)
-            parts = list(self._layer_parts(stat, pieces, rank))
+            parts = list(self._layer_parts(stream, stat, pieces, rank))
             self._cache[key] = self._layer_matrix(key, stat, pieces, parts)
         return self._cache[key]
 
     def _layer_matrix(self, key: Any, stat: str, identity: Any, parts: Sequence[LayerPart]) -> LayerMatrix:
-        spec = LAYER_CATALOGUE.get(stat)
+        spec = LAYER_CATALOGUE.get(stat) or MODULE_CATALOGUE.get(stat)
         unit = spec.unit if spec else "1"
         names = tuple(dict.fromkeys(name for part in parts for name in part[0]))
         if any(own != names for own, *_ in parts):
@@ -333,11 +348,11 @@ class Run:
         step, value, present = self._join(key, (identity, names), [part[1:] for part in parts])
         return LayerMatrix(stat, step, names, value, present, unit)
 
-    def _layer_parts(self, stat: str, pieces: Sequence[Piece], rank: int) -> Iterator[LayerPart]:
+    def _layer_parts(self, stream: str, stat: str, pieces: Sequence[Piece], rank: int) -> Iterator[LayerPart]:
         for piece in pieces:
             data = self._attempts.get(piece.attempt)
             source = data.ranks.get(rank) if data else None
-            for block in source.layers.blocks if source else ():
+            for block in getattr(source, stream).blocks if source else ():
                 column = block.column(stat)
                 if column is None:
                     continue

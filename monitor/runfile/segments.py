@@ -260,7 +260,7 @@ def check_schema(schema: pa.Schema, stream: str) -> str | None:
     for column in schema:
         if column.name in ("step", "time"):
             continue
-        if stream == "layers":
+        if stream in fmt.MATRIX_STREAMS:
             if not pa.types.is_fixed_size_list(column.type) or column.type.value_type != pa.float32():
                 return f"column {column.name!r} is {column.type}; FixedSizeList<float32> is expected"
             if layers_of(schema) is None:

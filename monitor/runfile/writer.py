@@ -20,6 +20,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,13 @@ class Stream:
     """Last step that was queued."""
 
 
+def _layout(names: Sequence[str], shapes: Sequence[Sequence[int]]) -> tuple[dict[str, Any], ...]:
+    return tuple(
+        {"name": str(name), "shape": [int(size) for size in shape], "depth": depth}
+        for depth, (name, shape) in enumerate(zip(names, shapes, strict=True))
+    )
+
+
 class RankWriter:
     """Writes what one rank of one attempt records. Every method may be called from any thread and returns at once.
 
@@ -149,13 +157,14 @@ class RankWriter:
         self._streams = {
             "scalars": Stream("scalars", scalars_batch, lambda names, _: fmt.scalars_schema(names)),
             "layers": Stream("layers", layers_batch, fmt.layers_schema),
+            "modules": Stream("modules", layers_batch, partial(fmt.layers_schema, kind="modules")),
             "system": Stream("system", system_batch, lambda names, _: fmt.system_schema(names)),
             "landscape": Stream("landscape", landscape_batch, lambda _names, _: fmt.landscape_schema()),
         }
         self._events: deque[bytes] = deque()
         self._events_segment: Segment | None = None
         self._events_index = 0
-        self._layout: Any = None
+        self._layouts: dict[str, tuple[dict[str, Any], ...]] = {}
 
         self._new_locks()
         self._put = 0  # rows and events accepted so far
@@ -222,10 +231,14 @@ class RankWriter:
         if not 0 < len(names) <= fmt.MAX_LAYERS:
             self._warn("define_layers", f"{len(names)} layers; 1 to {fmt.MAX_LAYERS} are accepted.")
             return
-        self._layout = tuple(
-            {"name": str(name), "shape": [int(size) for size in shape], "depth": depth}
-            for depth, (name, shape) in enumerate(zip(names, shapes, strict=True))
-        )
+        self._layouts["layers"] = _layout(names, shapes)
+
+    def define_modules(self, names: Sequence[str]) -> None:
+        """Name the modules (in the order of ``named_modules``) that the rows of :meth:`modules` are about."""
+        if not 0 < len(names) <= fmt.MAX_LAYERS:
+            self._warn("define_modules", f"{len(names)} modules; 1 to {fmt.MAX_LAYERS} are accepted.")
+            return
+        self._layouts["modules"] = _layout(names, [()] * len(names))
 
     def layers(self, step: int, time: float, stats: Mapping[str, Any]) -> None:
         """Queue one row of per-layer statistics.
@@ -233,11 +246,19 @@ class RankWriter:
         Args:
             stats: statistic -> float32[L], or (float32[L], bool[L] present), or None when it is absent at that step.
         """
-        if self._layout is None:
-            self._warn("layers", "layers() was called before define_layers(); the rows are dropped.")
+        self._put_matrix_row("layers", step, time, stats)
+
+    def modules(self, step: int, time: float, stats: Mapping[str, Any]) -> None:
+        """Queue one row of statistics of modules' outputs; ``stats`` as for :meth:`layers`."""
+        self._put_matrix_row("modules", step, time, stats)
+
+    def _put_matrix_row(self, stream: str, step: int, time: float, stats: Mapping[str, Any]) -> None:
+        layout = self._layouts.get(stream)
+        if layout is None:
+            self._warn(stream, f"{stream}() was called before define_{stream}(); the rows are dropped.")
             self._drop()
             return
-        count = len(self._layout)
+        count = len(layout)
         values: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
         for stat, given in stats.items():
             if given is None:
@@ -247,11 +268,11 @@ class RankWriter:
             present = None if present is None else np.array(present, dtype=bool)
             if array.shape != (count,) or (present is not None and present.shape != (count,)):
                 self._warn(
-                    f"layers {stat}", f"{stat} of step {step} has shape {array.shape}; expected ({count},). Dropped."
+                    f"{stream} {stat}", f"{stat} of step {step} has shape {array.shape}; expected ({count},). Dropped."
                 )
                 continue
             values[stat] = (array, present)
-        self._put_row("layers", Row(int(step), float(time), values, self._layout))
+        self._put_row(stream, Row(int(step), float(time), values, layout))
 
     def system(self, time: float, values: Mapping[str, float]) -> None:
         """Queue one sample of the machine; it belongs to a time, not to a step."""

@@ -26,6 +26,7 @@ def run_dir(tmp_path: Path) -> Path:
     for rank in (0, 1):
         writer = RankWriter(run, 0, rank, rows_per_batch=7, segment_bytes=4000)
         writer.define_layers(LAYERS, SHAPES)
+        writer.define_modules(["embed", "block"])
         for step in range(1, 301):
             values = {"train_loss": math.nan if step == 9 else math.inf if step == 10 else step + rank / 2}
             if step > 100 and step % 10 == 0:
@@ -35,6 +36,7 @@ def run_dir(tmp_path: Path) -> Path:
             present = np.array([True, True, step % 2 == 0])
             stats = {"norm": (norms, present), "rare": None if step % 3 else norms, "whole": np.ones(3)}
             writer.layers(step, START + step, stats)
+            writer.modules(step, START + step, {"act_rms": (norms[:2], present[1:])})
             if step % 5 == 0:
                 writer.system(START + step, {"rss_gib": step / 10, "cpu_pct": None if step % 2 else math.nan})
         writer.event("log", 12, values={"accuracy": 0.5, "train_loss": 7.0})
@@ -59,6 +61,8 @@ def everything(run: Run) -> list[object]:
                 matrix = run.layers(stat, attempt=attempt, rank=rank)
                 value = np.where(matrix.present, matrix.value, np.float32(0))
                 found.append((matrix.names, matrix.step.tobytes(), value.tobytes(), matrix.present.tolist()))
+            outputs = run.modules("act_rms", attempt=attempt, rank=rank)
+            found.append((outputs.names, outputs.step.tobytes(), outputs.value.tobytes(), outputs.present.tolist()))
     found += [run.times().value.tobytes(), run.system().to_csv(), run.system(rank=1).to_csv()]
     found += [signal.value.tobytes() for signal in run.superseded("train_loss")]
     return found
@@ -70,7 +74,7 @@ def test_a_compacted_run_gives_the_same_numbers(run_dir: Path, remove: bool, mon
     before = everything(open_run(run_dir))
     done = compact_run(run_dir, remove=remove)
     assert {(one.stream, one.attempt, one.rank) for one in done} == {
-        *((stream, 0, rank) for stream in ("scalars", "layers", "system") for rank in (0, 1)),
+        *((stream, 0, rank) for stream in ("scalars", "layers", "modules", "system") for rank in (0, 1)),
         ("scalars", 1, 0),
         ("layers", 1, 0),
     }

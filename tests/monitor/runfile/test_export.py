@@ -24,6 +24,8 @@ def written(run_dir: Path, writer: RankWriter) -> Path:
     writer.scalars(2, START + 2, {"train_loss": -math.inf})
     writer.event("eval", 0, values={"val_loss": 9.0})
     writer.layers(1, START, {"norm/x": (np.array([1, np.inf, 3], np.float32), np.array([True, True, False]))})
+    writer.define_modules(["embed", "block"])
+    writer.modules(1, START, {"act_rms": np.array([0.5, np.nan], np.float32)})
     writer.system(START, {"rss_gib": 1.5})
     writer.system(START + 2, {"cpu_pct": math.nan})
     writer.close()
@@ -35,6 +37,7 @@ def test_parquet_holds_the_same_values(written: Path, tmp_path: Path) -> None:
     assert [file.name for file in files] == [
         "scalars.parquet",
         "layers-norm-x.parquet",
+        "modules-act_rms.parquet",
         "system.parquet",
         "events.jsonl",
     ]
@@ -48,11 +51,13 @@ def test_parquet_holds_the_same_values(written: Path, tmp_path: Path) -> None:
     assert scalars["train_loss"][2] == -math.inf
     layers = parquet.read_table(files[1]).to_pydict()
     assert layers == {"step": [1], LAYERS[0]: [1.0], LAYERS[1]: [math.inf], LAYERS[2]: [None]}
-    system = parquet.read_table(files[2]).to_pydict()
+    modules = parquet.read_table(files[2]).to_pydict()
+    assert (modules["embed"], math.isnan(modules["block"][0])) == ([0.5], True)
+    system = parquet.read_table(files[3]).to_pydict()
     assert system["rss_gib"] == [1.5, None]
     assert system["cpu_pct"][0] is None
     assert math.isnan(system["cpu_pct"][1])
-    assert json.loads(files[3].read_text())["values"] == {"val_loss": 9.0}
+    assert json.loads(files[4].read_text())["values"] == {"val_loss": 9.0}
 
 
 def test_csv_spells_what_is_not_finite(written: Path, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def written(run_dir: Path) -> Path:
     """Two attempts with a rewind, NaN, infinities, absent values, growing columns, changing layers, late values."""
     writer = RankWriter(run_dir, 0, rows_per_batch=7, segment_bytes=4000)
     writer.define_layers(LAYERS, SHAPES)
+    writer.define_modules(["embed", "block"])
     for step in range(1, 61):
         values = {"train_loss": math.nan if step == 9 else math.inf if step == 10 else 1 / step}
         if step > 30 and step % 10 == 0:
@@ -50,6 +51,7 @@ def written(run_dir: Path) -> Path:
         norms = np.array([step, np.nan, np.inf], np.float32)
         present = np.array([True, True, step % 2 == 0])
         writer.layers(step, START + step, {"grad_norm_preclip": (norms, present), "extra": None if step % 3 else norms})
+        writer.modules(step, START + step, {"act_rms": np.array([step, -np.inf], np.float32)})
     writer.event("log", 12, values={"accuracy": 0.5, "train_loss": math.nan})
     writer.event("eval", 13, values={"accuracy": math.inf})
     writer.close()
@@ -84,6 +86,13 @@ def test_layers_read_by_the_specification_equal_ours(written: Path, spec: dict[s
             measured = [name for name, there in zip(ours.names, ours.present[row], strict=True) if there]
             assert measured == list(cells), step
             np.testing.assert_array_equal(ours.value[row][ours.present[row]], list(cells.values()))
+
+
+def test_modules_read_by_the_specification_equal_ours(written: Path, spec: dict[str, Any]) -> None:
+    ours = open_run(written).modules("act_rms", attempt=0)
+    theirs = spec["layers"](written / "attempts" / "0000" / "rank-00000", "act_rms", "modules")
+    assert (ours.names, ours.step.tolist()) == (("embed", "block"), list(theirs))
+    np.testing.assert_array_equal(ours.value, [list(cells.values()) for cells in theirs.values()])
 
 
 def test_checksums_and_seals_hold_as_specified(written: Path, spec: dict[str, Any]) -> None:

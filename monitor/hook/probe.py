@@ -1,0 +1,200 @@
+"""What is measured beside the gradient norms: one probe a quantity, each with its own cadence and its own cost.
+
+A step is measured by a probe or not; that is settled when the step begins, so that a probe's forward hooks and its look
+at the weights before and after the optimizer belong to one step. Two cadences: cruise, every ``every`` steps, and
+armed, every step for a while after an early sign of trouble.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from monitor.guard import contained
+from monitor.hook.timing import StepClock
+
+ARMED_STEPS = 64
+"""Steps that are measured densely after an early sign. Our judgement: a spike is over or a divergence plain by then."""
+
+Stat = np.ndarray | tuple[np.ndarray, np.ndarray]
+"""float32[L], or with bool[L]: where there is a value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What arrived on the host, by name."""
+
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    layers: Mapping[str, Stat] = field(default_factory=dict)
+    """Statistics of the model's L parameter tensors, in the order of the layer table."""
+    modules: Mapping[str, Stat] = field(default_factory=dict)
+    """Statistics of the watched modules' outputs, in the order in which they were named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Small tensors of one step on their way to the host, and what to make of their values there."""
+
+    tensors: Sequence[Tensor]
+    decode: Callable[[list[np.ndarray]], Decoded]
+    """Called with one array per tensor, steps in order, not before the values have arrived."""
+
+
+class Probe:
+    """One quantity. Subclasses override the moments that they need; each is called in measured steps only.
+
+    Nothing in here may wait for the device or change a bit of the training; an error ends the probe, not the loop.
+    """
+
+    name = "a probe"
+    """What is measured, for messages: ``weight and update norms``."""
+    every = 10
+    """Steps from one measured step to the next while all is well."""
+    first_steps = 0
+    """So many steps at the start are all measured."""
+
+    watch: Probes
+    """All probes of the loop; set when it is attached."""
+
+    def __init__(self) -> None:
+        self.measuring = False
+        """From the first forward of a measured step to its end."""
+        self.spent_ns = 0
+        """Host time of the step in progress."""
+
+    def due(self, step: int, since_start: int) -> bool:
+        """Whether to measure ``step``, the ``since_start``-th of this attempt (from 1), in the cruise cadence."""
+        return since_start <= self.first_steps or step % self.every == 0
+
+    def begin(self) -> None:
+        """A measured step begins: its first forward comes next."""
+
+    def backward_ended(self) -> None:
+        """Once per micro-step; gradients accumulated so far, still multiplied by the loss scale if there is one."""
+
+    def before_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Gradients are as the optimizer is about to use them: unscaled (a fused optimizer aside) and clipped."""
+
+    def after_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """The step has been taken; with a GradScaler that found an overflow this is not called."""
+
+    def end_step(self) -> Reading | None:
+        """What was measured in the step that ends; None for nothing."""
+        return None
+
+    def remove(self) -> None:
+        """Take every hook out of the model. Called once."""
+
+
+class Probes:
+    """All probes of one loop.
+
+    Args:
+        clock: the step's clock; what a hook of a probe costs inside forward is the monitor's time.
+    """
+
+    def __init__(self, probes: Sequence[Probe], clock: StepClock, start_step: int = 0) -> None:
+        self.probes = list(probes)
+        self._clock = clock
+        self._start_step = start_step
+        self._step = start_step
+        self._armed_until = -1
+        self._active: list[Probe] = []
+        self.in_forward: Callable[[], bool] = lambda: False
+        """Whether a module that runs now runs in the training's own forward pass: not in an evaluation, a landscape
+        sample, or activation checkpointing's second pass. Set by the loop."""
+        for probe in self.probes:
+            probe.watch = self
+
+    @property
+    def armed(self) -> bool:
+        """Whether the step in progress is measured densely."""
+        return self._step <= self._armed_until
+
+    def arm(self, steps: int = ARMED_STEPS) -> None:
+        """Measure every one of the next ``steps`` steps with every probe."""
+        self._armed_until = max(self._armed_until, self._step + steps)
+
+    def begin(self, step: int) -> None:
+        """``step`` begins."""
+        self._step = step
+        armed = step <= self._armed_until
+        since_start = step - self._start_step
+        self._active = [probe for probe in self.probes if armed or probe.due(step, since_start)]
+        for probe in self._active:
+            probe.measuring, probe.spent_ns = True, 0
+        self._each(Probe.begin.__name__)
+
+    def backward_ended(self) -> None:
+        """A backward pass has ended."""
+        self._each(Probe.backward_ended.__name__)
+
+    def before_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """``optimizer`` is about to step."""
+        self._each(Probe.before_optimizer.__name__, optimizer)
+
+    def after_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """``optimizer`` has stepped."""
+        self._each(Probe.after_optimizer.__name__, optimizer)
+
+    def end_step(self) -> list[Reading]:
+        """The readings of the step that ends."""
+        readings: list[Reading] = []
+        for probe in self._active:
+            with self._contained(probe):
+                reading = probe.end_step()
+                if reading is not None:
+                    readings.append(reading)
+            probe.measuring = False
+        self._active = []
+        return readings
+
+    def remove(self) -> None:
+        """Take every hook of every probe out."""
+        for probe in self.probes:
+            with contained(probe.name):
+                probe.remove()
+            probe.measuring = False
+        self.probes, self._active = [], []
+
+    @contextlib.contextmanager
+    def charged(self, probe: Probe) -> Iterator[None]:
+        """Around what a probe's own hook does inside the model: its time is the monitor's, its error ends the probe."""
+        before = self._clock.switch("monitor")
+        try:
+            with self._contained(probe):
+                yield
+        finally:
+            self._clock.switch(before)
+
+    def _each(self, moment: str, *arguments: object) -> None:
+        for probe in tuple(self._active):
+            with self._contained(probe):
+                getattr(probe, moment)(*arguments)
+
+    @contextlib.contextmanager
+    def _contained(self, probe: Probe) -> Iterator[None]:
+        began = time.perf_counter_ns()
+        try:
+            with contained(probe.name):
+                done = False
+                yield
+                done = True
+            if not done:
+                self._drop(probe)
+        finally:
+            probe.spent_ns += time.perf_counter_ns() - began
+
+    def _drop(self, probe: Probe) -> None:
+        """An error once is an error every time: the probe is taken out, and the warning has said so."""
+        probe.measuring = False
+        self.probes = [other for other in self.probes if other is not probe]
+        self._active = [other for other in self._active if other is not probe]
+        with contained(probe.name):
+            probe.remove()

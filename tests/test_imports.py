@@ -27,6 +27,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "monitor.landscape",
         "monitor.hook",
     ),
+    "monitor.integrations": (
+        "monitor.errors",
+        "monitor.guard",
+        "monitor.runfile",
+        "monitor.hook",
+        "monitor.integrations",
+    ),
     "monitor": ("monitor",),
     "trainer.config": ("monitor.errors", "trainer.config", "trainer.schedules"),
     "trainer.launch": ("monitor.errors", "monitor.runfile", "trainer.config", "trainer.schedules", "trainer.launch"),

@@ -147,6 +147,14 @@ class Monitor:
                     self._writer.event("log", self.step_number, values=host)
         self._clock.switch(before)
 
+    def forward_begins(self) -> None:
+        """Say that the forward pass of a (micro-)step begins here, when it does not run in the model's own call.
+
+        Not needed where the loop calls the model, as nearly every loop does.
+        """
+        if self._loop.live:
+            self._loop.forward_begins(self._model)
+
     def event(self, kind: str, **fields: Any) -> None:
         """Record something that happened; visible to a reader at once."""
         if self._closed:

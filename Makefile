@@ -17,7 +17,7 @@ app: $(VENV)/.installed ## Install what the app needs and open it on http://127.
 
 test: $(VENV)/.installed-test ## Install what the tests need (Chromium too) and run them all
 	@$(BIN)/python -m tests.browser.chromium
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev ## Format check, lint and types
 	$(BIN)/ruff format --check .

@@ -1,12 +1,16 @@
-"""What a run consists of beside its numbers: attempts, events, landscape samples, checkpoints."""
+"""What a run consists of beside its numbers: attempts, events, landscape samples, checkpoints; and how it stands."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+ENDED = ("finished", "stopped", "crashed", "lost")
+"""Words of a run that will not go on by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,3 +71,80 @@ class Checkpoint:
     path: Path
     complete: bool
     """Its COMMIT.json is there; without it the checkpoint was cut short."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """How a run stands, computed from what lies in its directory and from the process table."""
+
+    word: str
+    """starting, running, finished, stopped, crashed, stale (alive but without progress), lost (silent, cannot tell)."""
+    reason: str
+    """One sentence for the tooltip."""
+    updated: float | None
+    """Unix time of the last sign of life."""
+    step: int | None
+    """Last step the run has told of."""
+    heartbeat: dict[str, Any] | None
+    """The last heartbeat; in a list of runs only the keys that the state is computed from."""
+
+    @property
+    def ended(self) -> bool:
+        """Nothing more is to be expected from the present attempt."""
+        return self.word in ENDED
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRecords:
+    """The small files of the latest attempt that its state is computed from."""
+
+    attempt: Mapping[str, Any] | None
+    heartbeat: dict[str, Any] | None
+    exit: Mapping[str, Any] | None
+    supervisor: Mapping[str, Any] | None
+    supervisor_exit: Mapping[str, Any] | None
+    created: float | None
+    """When the run was made."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSummary:
+    """One row of the list of runs."""
+
+    id: str
+    name: str
+    path: Path
+    state: RunState
+    created: float | None
+    last_step: int | None
+    planned_steps: int | None
+    last_loss: float | None
+    """Last recorded training loss, in nats; may be NaN or infinite."""
+    best_loss: float | None
+    """Smallest finite training loss."""
+    duration_s: float | None
+    """Wall time of all attempts, added up."""
+    task: str | None
+    device: str | None
+    tags: tuple[str, ...]
+    problem: str | None
+    """Why the run cannot be shown in full; None when it can."""
+    notes: str | None = None
+    parent: str | None = None
+    """Id of the run that this one was forked from."""
+    attempts: int = 0
+    """How many times it was started or resumed."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunDocuments:
+    """A run's small files as they were written, reduced to the keys that a list needs."""
+
+    run: dict[str, Any]
+    meta: dict[str, Any]
+    attempts: tuple[AttemptRecords, ...]
+    """By number."""
+    config: dict[str, Any] | None
+    """The whole configuration, for the search."""
+    problem: str | None
+    """What of the directory is not as it should be, though the run can be listed."""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ import psutil
 from monitor.errors import RunError
 from monitor.runfile import format as fmt
 from monitor.runfile.identity import boot_id, pid_namespace
+from monitor.runfile.records import AttemptRecords as AttemptRecords
+from monitor.runfile.records import RunDocuments as RunDocuments
+from monitor.runfile.records import RunState as RunState
+from monitor.runfile.records import RunSummary as RunSummary
 
 STARTING_S = 300.0
 """An attempt without a heartbeat may take this long to begin (imports, data, compilation). Our judgement."""
@@ -28,42 +32,10 @@ SLOW_PHASE_FACTOR = 10.0
 """Evaluations and checkpoints may take this much longer than a step may."""
 LOST_S = 3600.0
 """A writer on another host that has said nothing for this long is lost."""
-
-ENDED = ("finished", "stopped", "crashed", "lost")
-"""Words of a run that will not go on by itself."""
-
-
-@dataclass(frozen=True, slots=True)
-class RunState:
-    """How a run stands, computed from what lies in its directory and from the process table."""
-
-    word: str
-    """starting, running, finished, stopped, crashed, stale (alive but without progress), lost (silent, cannot tell)."""
-    reason: str
-    """One sentence for the tooltip."""
-    updated: float | None
-    """Unix time of the last sign of life."""
-    step: int | None
-    """Last step the run has told of."""
-    heartbeat: dict[str, Any] | None
-
-    @property
-    def ended(self) -> bool:
-        """Nothing more is to be expected from the present attempt."""
-        return self.word in ENDED
-
-
-@dataclass(frozen=True, slots=True)
-class AttemptRecords:
-    """The small files of the latest attempt that its state is computed from."""
-
-    attempt: Mapping[str, Any] | None
-    heartbeat: dict[str, Any] | None
-    exit: Mapping[str, Any] | None
-    supervisor: Mapping[str, Any] | None
-    supervisor_exit: Mapping[str, Any] | None
-    created: float | None
-    """When the run was made."""
+MANY_STRAYS = 100
+"""So many files among the runs are worth a word; a README is not. Our judgement."""
+YEAR_9999 = 253_370_764_800.0
+"""Calendars end there; a time of creation beyond it is none."""
 
 
 def state_of(records: AttemptRecords, now: float) -> RunState:
@@ -200,9 +172,10 @@ def attempt_numbers(run_dir: Path) -> list[int]:
 def optional_json(path: Path) -> dict[str, Any] | None:
     """The JSON object in ``path``, or None when it is missing or cannot be used."""
     try:
-        return fmt.load_json(path)
-    except RunError:
+        value = fmt.parse_json(fmt.read_file(path, fmt.MAX_JSON_BYTES), "")
+    except (FileNotFoundError, RunError):
         return None
+    return value if isinstance(value, dict) else None
 
 
 def read_records(run_dir: Path, number: int, created: float | None) -> AttemptRecords:
@@ -237,81 +210,190 @@ def run_state(run_dir: str | os.PathLike[str], now: float | None = None) -> RunS
     return state_of(latest_records(records, created), time.time() if now is None else now)
 
 
-@dataclass(frozen=True, slots=True)
-class RunSummary:
-    """One row of the list of runs."""
+# The list ----------------------------------------------------------------------------------------------------------
 
-    id: str
-    name: str
-    path: Path
-    state: RunState
-    created: float | None
-    last_step: int | None
-    planned_steps: int | None
-    last_loss: float | None
-    """Last recorded training loss, in nats; may be NaN or infinite."""
-    best_loss: float | None
-    """Smallest finite training loss."""
-    duration_s: float | None
-    """Wall time of all attempts, added up."""
-    task: str | None
-    device: str | None
-    tags: tuple[str, ...]
-    problem: str | None
-    """Why the run cannot be shown in full; None when it can."""
+
+@dataclass(slots=True)
+class FolderContents:
+    """What lies in a folder of runs."""
+
+    names: list[str] = field(default_factory=list)
+    """Of the folders that may be runs, in no order."""
+    refused: list[RunSummary] = field(default_factory=list)
+    """Rows for what cannot be a run but looks like one: links to folders, names that are no text."""
+    notes: list[str] = field(default_factory=list)
+    """What else is to be said about the folder."""
+
+
+def folder_contents(folder: Path) -> FolderContents:
+    """What lies in ``folder``, by names and kinds alone; nothing in it is opened, and no link is followed."""
+    found, strays = FolderContents(), 0
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    if entry.name.isascii() or _is_text(entry.name):
+                        found.names.append(entry.name)
+                    else:
+                        found.refused.append(_unreadable(Path(entry.path), "its name is not UTF-8; rename the folder."))
+                elif entry.is_symlink() and entry.is_dir():
+                    text = "a symbolic link; links are not followed. Open its target instead."
+                    found.refused.append(_unreadable(Path(entry.path), text))
+                else:
+                    strays += 1
+    except FileNotFoundError:
+        return FolderContents()
+    except OSError as error:
+        found.notes.append(f"{folder}: cannot be listed ({error.strerror}). Its runs are not shown.")
+    if strays >= MANY_STRAYS:
+        found.notes.append(f"{folder}: {strays} files beside the runs are left out; they make the list slower.")
+    return found
+
+
+def _is_text(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def list_runs(runs_dir: str | os.PathLike[str] | None = None, now: float | None = None) -> list[RunSummary]:
     """Every run in the folder, newest first. A run that cannot be read is a row with a ``problem``.
 
-    An absent folder is an empty list.
+    An absent folder is an empty list. Reads every run's small files; :class:`monitor.runfile.index.RunIndex` gives the
+    same rows from an index where it can.
     """
     folder = fmt.runs_folder(runs_dir)
     moment = time.time() if now is None else now
-    rows: list[RunSummary] = []
-    try:
-        with os.scandir(folder) as entries:
-            names = [(entry.name, entry.is_dir(follow_symlinks=False), entry.is_symlink()) for entry in entries]
-    except OSError:
-        return []
-    for name, is_folder, is_link in names:
-        if name.startswith("."):
-            continue
-        if is_link and (folder / name).is_dir():
-            rows.append(_unreadable(folder / name, "a symbolic link; links are not followed. Open its target instead."))
-        elif is_folder:
-            rows.append(summarise(folder / name, moment))
-    rows.sort(key=lambda row: (row.created if row.created is not None else 0.0, row.id), reverse=True)
-    return rows
+    contents = folder_contents(folder)
+    return newest_first([*contents.refused, *(summarise(folder / name, moment) for name in contents.names)])
+
+
+def newest_first(rows: Iterable[RunSummary]) -> list[RunSummary]:
+    """The rows by creation, the latest first; those without a time of creation last."""
+    return sorted(rows, key=lambda row: (row.created if row.created is not None else 0.0, row.id), reverse=True)
 
 
 def _unreadable(path: Path, problem: str) -> RunSummary:
     state = RunState("lost", problem, None, None, None)
-    return RunSummary(path.name, path.name, path, state, None, None, None, None, None, None, None, None, (), problem)
+    name = path.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return RunSummary(name, name, path, state, None, None, None, None, None, None, None, None, (), problem)
 
 
 def summarise(run_dir: Path, now: float) -> RunSummary:
     """One row of the list, from the run's small files alone."""
     try:
-        run = fmt.load_json(run_dir / fmt.RUN_FILE)
-        check_version(run, run_dir)
+        return summary_of(run_dir, read_documents(run_dir), now)
     except RunError as error:
         return _unreadable(run_dir, str(error))
-    meta = optional_json(run_dir / fmt.META_FILE) or {}
-    numbers = attempt_numbers(run_dir)
-    records = [read_records(run_dir, number, _number(run, "created")) for number in numbers]
-    latest = latest_records(records, _number(run, "created"))
+
+
+# A list takes these keys of the small files, and an index keeps them. Whoever adds one raises INDEX_VERSION.
+_RUN_KEYS = ("name", "created", "task", "parent")
+_META_KEYS = ("name", "tags", "notes")
+_WRITER_KEYS = ("host", "boot_id", "pid_namespace", "pid", "pid_create_time")
+_ENDED_ATTEMPT_KEYS = ("planned_steps", "created", "environment")
+_ATTEMPT_KEYS = (*_ENDED_ATTEMPT_KEYS, *_WRITER_KEYS)
+_ENDED_HEARTBEAT_KEYS = ("planned_steps", "step", "time", "state", "summary")
+_HEARTBEAT_KEYS = (*_ENDED_HEARTBEAT_KEYS, *_WRITER_KEYS, "step_at", "step_time_s")
+_EXIT_KEYS = ("outcome", "step", "time", "reason")
+_SUPERVISOR_KEYS = ("started",)
+_SUPERVISOR_EXIT_KEYS = ("returncode", "signal", "asked")
+
+
+def read_documents(run_dir: Path, watch: Callable[[str], bool] = lambda place: True) -> RunDocuments:
+    """A run's small files, reduced to the keys that a list needs.
+
+    Args:
+        watch: called with each place that the answer depends on, as a path relative to ``run_dir`` that begins with a
+            slash ("" is the directory itself), before it is looked at; gives back whether it exists. A file that
+            appears later changes a directory that was named.
+
+    Raises:
+        RunError: ``run.json`` cannot be used, or is of a newer format.
+    """
+    watch("")
+    watch(f"/{fmt.RUN_FILE}")
+    run = fmt.load_json(run_dir / fmt.RUN_FILE)
+    check_version(run, run_dir)
+    watch(f"/{fmt.META_FILE}")
+    meta = optional_json(run_dir / fmt.META_FILE)
+    watch(f"/{fmt.ATTEMPTS_DIR}")
+    folder = run_dir / fmt.ATTEMPTS_DIR
+    problem = None
+    if not folder.is_dir() or folder.is_symlink():
+        what = "a symbolic link, which is not followed" if folder.is_symlink() else "no folder"
+        problem = f"{folder}: {what}; the run's attempts are expected there." if os.path.lexists(folder) else None
+    attempts = (
+        [] if problem else [_read_attempt(run_dir, number, created_of(run), watch) for number in numbered(folder)]
+    )
+    config = run.get("config")
+    return RunDocuments(
+        run=_reduced(run, _RUN_KEYS) or {},
+        meta=_reduced(meta, _META_KEYS) or {},
+        attempts=tuple(attempts),
+        config=config if isinstance(config, dict) else None,
+        problem=problem,
+    )
+
+
+def _read_attempt(run_dir: Path, number: int, created: float | None, watch: Callable[[str], bool]) -> AttemptRecords:
+    folder, rank = fmt.attempt_dir(run_dir, number), fmt.rank_dir(run_dir, number)
+    place = f"/{fmt.ATTEMPTS_DIR}/{folder.name}"
+    watch(place)
+    names = (fmt.ATTEMPT_FILE, fmt.EXIT_FILE, fmt.SUPERVISOR_FILE, fmt.SUPERVISOR_EXIT_FILE)
+    for name in names:
+        watch(f"{place}/{name}")
+    if not watch(f"{place}/{rank.name}/{fmt.HEARTBEAT_FILE}"):
+        watch(f"{place}/{rank.name}")
+    records = read_records(run_dir, number, created)
+    ended = records.exit is not None  # then nobody asks any more whether the process lives
+    attempt = _reduced(records.attempt, _ENDED_ATTEMPT_KEYS if ended else _ATTEMPT_KEYS)
+    heartbeat = _reduced(records.heartbeat, _ENDED_HEARTBEAT_KEYS if ended else _HEARTBEAT_KEYS)
+    if attempt and "environment" in attempt:
+        attempt["environment"] = _reduced(attempt["environment"], ("device",))
+    if heartbeat and "summary" in heartbeat:
+        loss = heartbeat["summary"].get("train_loss") if isinstance(heartbeat["summary"], dict) else None
+        heartbeat["summary"] = {"train_loss": _reduced(loss, ("last", "best"))}
+    return AttemptRecords(
+        attempt=attempt,
+        heartbeat=heartbeat,
+        exit=_reduced(records.exit, _EXIT_KEYS),
+        supervisor=_reduced(records.supervisor, _SUPERVISOR_KEYS),
+        supervisor_exit=_reduced(records.supervisor_exit, _SUPERVISOR_EXIT_KEYS),
+        created=created,
+    )
+
+
+def created_of(run: Mapping[str, Any]) -> float | None:
+    """When the run was made; None when its record does not say, or names a time that is none."""
+    created = _number(run, "created")
+    return created if created is not None and 0 <= created < YEAR_9999 else None
+
+
+def _reduced(record: Any, keys: Sequence[str]) -> dict[str, Any] | None:
+    return {key: record[key] for key in keys if key in record} if isinstance(record, dict) else None
+
+
+def summary_of(run_dir: Path, documents: RunDocuments, now: float) -> RunSummary:
+    """One row of the list from a run's documents."""
+    run, meta, records = documents.run, documents.meta, documents.attempts
+    created = created_of(run)
+    latest = latest_records(records, created)
     state = state_of(latest, now)
     losses = [_loss(record.heartbeat) for record in records]
     last = [loss for loss, _ in losses if loss is not None]
     best = [value for _, value in losses if value is not None]
     environment = latest.attempt.get("environment") if latest.attempt else None
+    parent = run.get("parent")
     return RunSummary(
         id=run_dir.name,
         name=str(meta.get("name") or run.get("name") or run_dir.name),
         path=run_dir,
         state=state,
-        created=_number(run, "created"),
+        created=created,
         last_step=next(
             (step for step in (_last_step(record) for record in reversed(records)) if step is not None), None
         ),
@@ -322,7 +404,10 @@ def summarise(run_dir: Path, now: float) -> RunSummary:
         task=_text(run.get("task")),
         device=_text(environment.get("device")) if isinstance(environment, dict) else None,
         tags=tags_of(meta),
-        problem=None,
+        problem=documents.problem,
+        notes=_text(meta.get("notes")),
+        parent=_text(parent.get("run")) if isinstance(parent, dict) else None,
+        attempts=len(records),
     )
 
 
@@ -369,7 +454,7 @@ def _planned(records: AttemptRecords) -> int | None:
     return planned if planned is not None else _integer(records.attempt, "planned_steps")
 
 
-def _total_duration(records: list[AttemptRecords], now: float | None) -> float | None:
+def _total_duration(records: Sequence[AttemptRecords], now: float | None) -> float | None:
     total: float | None = None
     for index, record in enumerate(records):
         began = _number(record.attempt, "created")

@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperCommand
 
 from monitor.errors import GradiometerError, RunError
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 Answer = TypeVar("Answer")
 
+TABLE_ROWS = 50
+"""Runs that a table shows unless told otherwise; each is diagnosed."""
 UNREADABLE = 2
 """Exit status for input that cannot be read or a command that cannot be carried out."""
 
@@ -121,26 +124,72 @@ def doctor(
     raise typer.Exit(1 if report.at_least(fail_on.value) else 0)
 
 
-@cli.command("runs")
+class RunsCommand(TyperCommand):
+    """Its help ends with the query language, which is described where it is read."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        from monitor.runfile import search
+
+        print(f"Queries: {search.__doc__}")
+
+
+@cli.command("runs", cls=RunsCommand)
 def list_(
     runs: RunsFolder = Path("runs"),
+    search: Annotated[
+        str,
+        typer.Option(
+            "--search",
+            "-s",
+            metavar="QUERY",
+            help="Only those that match: 'state:crashed loss<2.5'; see below.",
+            show_default=False,
+        ),
+    ] = "",
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=0, metavar="N", help="Only the newest N; 0 for all.", show_default=f"{TABLE_ROWS}; all with --json"
+        ),
+    ] = None,
+    incidents: Annotated[
+        bool, typer.Option("--incidents/--no-incidents", help="Diagnose each run that is shown; takes a moment each.")
+    ] = True,
     as_json: AsJson = False,
     tree: Annotated[bool, typer.Option("--tree", help="Attempts under their run, forks under their parent.")] = False,
 ) -> None:
     """List the runs of a folder, newest first, with their state and number of incidents."""
     if tree:
+        if search or limit is not None:
+            _fail("--tree shows all runs; leave out --search and --limit.")
         _print_tree(runs, as_json)
         return
-    from monitor.runfile.store import list_runs
+    from monitor.runfile.index import RunIndex
+    from monitor.runfile.search import parse
 
-    summaries = _or_exit(lambda: list_runs(runs))
+    query = _or_exit(lambda: parse(search))
+    index = RunIndex(runs)
+    listed = index.read()
+    found = query.select(listed.rows, time.time(), index.config_of, lambda row: row)
+    limit = limit if limit is not None else 0 if as_json else TABLE_ROWS
+    shown = found[:limit] if limit else found
+    notes = list(listed.notes)
+    if len(shown) < len(found):
+        notes.append(f"{len(shown)} of {len(found)} runs shown, the newest; --limit 0 shows all.")
+    if not found and listed.rows:
+        missing = query.unknown_keys(listed.rows, index.config_of)
+        notes.append(
+            f"none of {len(listed.rows)} runs matches {search!r}{_unknown(missing)}. See gradiometer runs --help"
+        )
     if as_json:
-        print(json.dumps([_run_row(summary) for summary in summaries], indent=2, allow_nan=False))
-        return
-    if not summaries:
+        print(json.dumps([_run_row(summary, incidents) for summary in shown], indent=2, allow_nan=False))
+    elif not listed.rows:
         print(f"no runs in {runs.resolve()}. Start one with: gradiometer train --runs {runs}")
-        return
-    Console().print(_runs_table(summaries))
+    elif shown:
+        Console().print(_runs_table(shown, incidents))
+    for note in notes:
+        print(note, file=sys.stderr)
 
 
 @cli.command()
@@ -301,7 +350,11 @@ def _incidents(summary: RunSummary) -> int | None:
         return None
 
 
-def _run_row(summary: RunSummary) -> dict[str, Any]:
+def _unknown(keys: list[str]) -> str:
+    return f"; no configuration here has {', '.join(keys)}" if keys else ""
+
+
+def _run_row(summary: RunSummary, incidents: bool) -> dict[str, Any]:
     """One run as plain JSON; a non-finite loss is the string "NaN", "Infinity" or "-Infinity"."""
     return {
         "id": summary.id,
@@ -314,8 +367,8 @@ def _run_row(summary: RunSummary) -> dict[str, Any]:
         "planned_steps": summary.planned_steps,
         "last_loss": _json_number(summary.last_loss),
         "best_loss": _json_number(summary.best_loss),
-        "incidents": _incidents(summary),
-        "duration_s": summary.duration_s,
+        "incidents": _incidents(summary) if incidents else None,
+        "duration_s": _json_number(summary.duration_s),
         "task": summary.task,
         "device": summary.device,
         "tags": list(summary.tags),
@@ -329,14 +382,14 @@ def _json_number(value: float | None) -> float | str | None:
     return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
-def _runs_table(summaries: list[RunSummary]) -> Table:
+def _runs_table(summaries: list[RunSummary], diagnosed: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("run", "state"):
         table.add_column(column, no_wrap=column == "run")
     for column in ("step", "loss", "incidents", "age"):
         table.add_column(column, justify="right")
     for summary in summaries:
-        incidents = _incidents(summary)
+        incidents = _incidents(summary) if diagnosed else None
         planned = f"/{summary.planned_steps}" if summary.planned_steps else ""
         table.add_row(
             Text(summary.id),  # Text, not str: a name from outside is never markup

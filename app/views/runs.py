@@ -12,14 +12,16 @@ from pandas.io.formats.style import Styler
 
 from app import control, data, text
 from app.data import Listed, Overview, findings_of
-from app.views.common import HEALTH, STATES, health_words, refused, worst_severity
+from app.views.common import HEALTH, STATES, bullets, health_words, refused, worst_severity
 from monitor.errors import GradiometerError
+from monitor.runfile import search
 from trainer.config import TrainConfig
 
 # Comments, not strings beneath: this file is run as a script, and Streamlit may print a bare string into the page.
 Seen = dict[Path, Overview]  # run directory to what is known about it
-ROWS_DIAGNOSED = 400  # the newest; each costs a moment of a background process (our judgement)
-ROWS_SHOWN = 200  # rows drawn at once (our judgement); the search narrows a longer list
+# The newest, when the search asks for health; each costs a moment of a background process (our judgement).
+ROWS_DIAGNOSED = 400
+ROWS_SHOWN = 100  # rows on a page; only theirs are diagnosed and have a curve (our judgement)
 
 _COLOURS = {
     "light": {"red": "#b3261e", "orange": "#8f5200", "green": "#1b7340", "blue": "#0b62a3", "gray": "#5a6572"},
@@ -34,14 +36,17 @@ def page() -> None:
     with actions.container(horizontal=True, horizontal_alignment="right"):
         start_button()
     own = [folder for folder in data.folders() if not folder.sample]
-    words = st.text_input(
-        "Search",
-        placeholder="name, task or device; state:running, health:critical",
-        key="search",
-        bind="query-params",
-        label_visibility="collapsed",
-        icon=":material/search:",
-    )
+    with st.container(horizontal=True, vertical_alignment="center"):
+        words = st.text_input(
+            "Search",
+            placeholder="words, or state:crashed  loss<2.5  lr>=1e-3  tag:baseline  health:critical  -word",
+            key="search",
+            bind="query-params",
+            label_visibility="collapsed",
+            icon=":material/search:",
+        )
+        with st.popover("How to search", type="tertiary"):
+            st.code(f"{search.__doc__}\nhealth:critical     what the diagnosis says", language=None, wrap_lines=True)
     st.fragment(table, run_every=2.0)(words or "")
     st.caption(
         "Read from "
@@ -65,24 +70,31 @@ def start_button() -> None:
 
 
 def table(words: str) -> None:
-    """The rows that the search leaves, brought up to date every two seconds."""
+    """The rows that the search leaves, a page of them, brought up to date every two seconds."""
     listed = data.listed_runs()
     if not any(not row.sample for row in listed):
         first_steps()
-    seen = data.overviews(row.summary for row in listed[:ROWS_DIAGNOSED])
-    rows = [row for row in listed if matches(row, seen, words)]
+    bullets(data.LISTING.notes())
+    try:
+        query = search.parse(words, more=("health",))
+    except search.QueryError as refusal:
+        st.warning(text.markdown(refusal, 1000))
+        return
     if not listed:
         return
+    rows = found(listed, query)
     if not rows:
-        st.info(
-            f"No run matches {text.markdown(repr(words))}. {len(listed)} runs are there; clear the search to see them."
-        )
+        st.info(nothing_found(words, query, listed))
         return
+    shown = rows_of_page(rows)
+    seen = data.overviews(row.summary for row in shown)
+    drawn_before = st.session_state.get("runs_drawn", [])
+    st.session_state["runs_drawn"] = [row.summary.id for row in shown]
     event = st.dataframe(
-        styled(rows[:ROWS_SHOWN], seen),
+        styled(shown, seen),
         hide_index=True,
         row_height=38,
-        height="content" if len(rows) <= 16 else 38 * 17,
+        height="content" if len(shown) <= 16 else 38 * 17,
         column_config=columns(),
         key="runs_table",
         on_select="rerun",
@@ -90,11 +102,51 @@ def table(words: str) -> None:
         placeholder="–",
         alt="List of runs",
     )
-    if len(rows) > ROWS_SHOWN:
-        st.caption(f"The newest {ROWS_SHOWN} of {len(rows)} runs. Search to narrow the list.")
+    # A click names a row of the table that was on the screen; since then a new run may have moved all of them.
     chosen = [row for row, _ in event.selection.cells]
-    if chosen and chosen[0] < len(rows):
-        st.switch_page("views/run.py", query_params={"run": rows[chosen[0]].summary.id})
+    if chosen and chosen[0] < len(drawn_before):
+        st.switch_page("views/run.py", query_params={"run": drawn_before[chosen[0]]})
+
+
+def found(listed: list[Listed], query: search.Query) -> list[Listed]:
+    """The rows that the query leaves. Health is known of the newest only."""
+    seen: Seen = {}
+    if query.asks_for("health"):
+        seen = data.overviews(row.summary for row in listed[:ROWS_DIAGNOSED])
+
+    def more(row: Listed) -> dict[str, str]:
+        own = {"words": "sample"} if row.sample else {}
+        return own | {"health": health(row, seen)[1].replace(" ", "-")} if seen else own
+
+    return query.select(listed, time.time(), data.LISTING.config_of, lambda row: row.summary, more)
+
+
+def nothing_found(words: str, query: search.Query, listed: list[Listed]) -> str:
+    """Why the list is empty though there are runs."""
+    said = f"No run matches {text.markdown(repr(words))}."
+    unknown = query.unknown_keys((row.summary for row in listed), data.LISTING.config_of)
+    if unknown:
+        said += f" No configuration here has {', '.join(text.markdown(key) for key in unknown)}."
+    if query.asks_for("health"):
+        known = data.overviews(row.summary for row in listed[:ROWS_DIAGNOSED]).values()
+        waiting = sum(one.report.value is None and one.report.error is None for one in known)
+        said += f" {text.count(waiting)} runs are still being diagnosed." if waiting else ""
+        said += f" Only the newest {ROWS_DIAGNOSED} are diagnosed." if len(listed) > ROWS_DIAGNOSED else ""
+    return f"{said} {text.count(len(listed))} runs are there; clear the search to see them."
+
+
+def rows_of_page(rows: list[Listed]) -> list[Listed]:
+    """The rows of the page that the address names; one page has no numbers."""
+    pages = -(-len(rows) // ROWS_SHOWN)
+    if pages == 1:
+        return rows
+    with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+        said = st.empty()
+        number = min(st.pagination(pages, key="page", bind="query-params"), pages)
+    first = (number - 1) * ROWS_SHOWN
+    shown = rows[first : first + ROWS_SHOWN]
+    said.caption(f"{text.count(first + 1)} to {text.count(first + len(shown))} of {text.count(len(rows))} runs shown")
+    return shown
 
 
 def first_steps() -> None:
@@ -108,25 +160,6 @@ def first_steps() -> None:
             language="python",
         )
         st.caption("Below are runs that came with the repository.")
-
-
-def matches(row: Listed, seen: Seen, words: str) -> bool:
-    """Whether every word of the search fits: plain words anywhere, ``state:``, ``health:`` and ``tag:`` exactly."""
-    summary = row.summary
-    everything = " ".join(str(part) for part in (summary.id, summary.name, summary.task, summary.device, *summary.tags))
-    for word in words.lower().split():
-        field, colon, value = word.partition(":")
-        if colon and field == "state":
-            fits = summary.state.word == value
-        elif colon and field == "tag":
-            fits = value in [tag.lower() for tag in summary.tags]
-        elif colon and field == "health":
-            fits = health(row, seen)[1].replace(" ", "-") == value
-        else:
-            fits = word in everything.lower() or (word == "sample" and row.sample)
-        if not fits:
-            return False
-    return True
 
 
 def health(row: Listed, seen: Seen) -> tuple[str, str]:

@@ -122,6 +122,41 @@ def test_runs_of_an_empty_folder_says_what_to_type(tmp_path):
     assert "gradiometer train" in done.stdout
 
 
+def test_runs_are_searched_and_limited_and_it_says_so(healthy, broken):
+    runs = ("--runs", healthy.parent, "--json")
+    done = gradiometer("runs", *runs, "--search", "loss:nan steps>100")
+    assert [row["name"] for row in json.loads(done.stdout)] == ["nan"]
+    done = gradiometer("runs", *runs, "--limit", 1, "--no-incidents")
+    (row,) = json.loads(done.stdout)
+    assert (row["id"], row["incidents"]) == (max(healthy.name, broken.name), None)
+    assert done.stderr == "1 of 2 runs shown, the newest; --limit 0 shows all.\n"
+    done = gradiometer("runs", "--runs", healthy.parent, "--search", "lrr>1")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "none of 2 runs matches 'lrr>1'; no configuration here has lrr" in done.stderr
+
+
+def test_a_query_that_is_not_understood_is_one_line_with_what_is_accepted(healthy):
+    done = gradiometer("runs", "--runs", healthy.parent, "--search", "state:runing")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1 and "starting, running, finished" in done.stderr
+    refused = gradiometer("runs", "--runs", healthy.parent, "--tree", "--search", "x")
+    assert refused.returncode == 2 and "--tree shows all runs" in refused.stderr
+
+
+def test_the_help_has_the_query_language():
+    done = gradiometer("runs", "--help")
+    assert done.returncode == 0, done.stderr
+    assert "state:running" in done.stdout and "lr>=1e-3" in done.stdout and "--limit" in done.stdout
+
+
+def test_a_name_that_is_no_text_is_listed_with_its_problem(healthy):
+    (healthy.parent / "not-\udcff-text").mkdir()
+    for words in ((), ("--json",)):
+        done = gradiometer("runs", "--runs", healthy.parent, *words)
+        assert done.returncode == 0, done.stderr
+        assert "not UTF-8" in done.stdout and healthy.name in done.stdout
+
+
 @pytest.mark.parametrize("command", ["resume", "stop"])
 def test_acting_on_a_run_that_is_not_there_is_one_message(tmp_path, command):
     done = gradiometer(command, tmp_path / "no-such-run")
@@ -273,6 +308,7 @@ def test_keeping_house_does_not_load_torch(healthy, tmp_path):
         ["compact", str(healthy)],
         ["export", str(healthy), "--to", "csv", "--out", str(tmp_path / "out")],
         ["runs", "--tree", "--runs", str(healthy.parent)],
+        ["runs", "--search", "lr>0 state:finished", "--no-incidents", "--runs", str(healthy.parent)],
         ["trash", str(healthy), "--runs", str(healthy.parent)],
         ["restore", healthy.name, "--runs", str(healthy.parent)],
         ["trash", str(healthy), "--runs", str(healthy.parent)],

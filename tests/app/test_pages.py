@@ -47,7 +47,14 @@ def test_the_list_has_a_row_for_each_run_also_for_those_it_cannot_read(runs: Run
 
 @pytest.mark.parametrize(
     ("search", "names"),
-    [("healthy", {"healthy"}), ("state:crashed", {"goes to NaN"}), ("gpt spike", {"one step spike"})],
+    [
+        ("healthy", {"healthy"}),
+        ("state:crashed", {"goes to NaN"}),
+        ("gpt spike", {"one step spike"}),
+        ("loss:nan steps>100", {"goes to NaN"}),
+        ("lr>1e-3 planned:300 -resumed", {"goes to NaN"}),
+        ("health:unreadable", {"from-the-future"}),
+    ],
 )
 def test_the_search_narrows_the_list(runs: Runs, open_page: Open, monkeypatch, search, names):
     monkeypatch.setattr("app.data.SAMPLES", runs.folder / "none")
@@ -59,6 +66,34 @@ def test_a_search_without_a_match_says_so_and_is_no_empty_page(runs: Runs, open_
     page = open_page("runs", search="zzz_nothing")
     assert not page.exception and not page.dataframe
     assert "No run matches" in page.info[0].value
+
+
+def test_a_query_that_is_not_understood_says_what_is_accepted(runs: Runs, open_page: Open):
+    page = open_page("runs", search="state:runing")
+    assert not page.exception and not page.dataframe
+    assert "starting, running" in page.warning[0].value.replace("\\", "")
+    page = open_page("runs", search="lrr>1")
+    assert "No configuration here has lrr" in page.info[0].value
+
+
+def test_a_long_list_has_pages_which_the_address_names(tmp_path, monkeypatch, open_page: Open):
+    monkeypatch.setenv("GRADIOMETER_RUNS", str(tmp_path))
+    monkeypatch.setattr("app.data.SAMPLES", tmp_path / "none")
+    for number in range(205):
+        made.create_run(tmp_path, name=f"run {number}", run_id=f"run-{number}", now=lambda at=number: made.START + at)
+    worked_on: list[int] = []
+    overviews = data.overviews
+    monkeypatch.setattr("app.data.overviews", lambda rows: worked_on.append(len(rows := list(rows))) or overviews(rows))
+    page = open_page("runs", page="2")
+    assert not page.exception
+    assert page.dataframe[0].value["name"].tolist() == [f"run {number}" for number in range(104, 4, -1)]
+    assert "101 to 200 of 205 runs shown" in words(page)
+    assert max(worked_on) == 100
+    page = open_page("runs", page="3", search="run")
+    assert page.dataframe[0].value["name"].tolist() == [f"run {number}" for number in range(4, -1, -1)]
+    page.text_input(key="search").set_value('"run 20"').run()  # 20 and 200 to 204
+    assert not page.exception and len(page.dataframe[0].value) == 6
+    assert not open_page("runs", page="99").exception and not open_page("runs", page="x").exception
 
 
 @pytest.mark.parametrize("state", ["healthy", "nan", "resumed", "half", "torn", "spike"])

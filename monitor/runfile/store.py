@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -150,14 +151,14 @@ def process_is_alive(pid: int | None, create_time: float | None) -> bool | None:
 
 def numbered(folder: Path, prefix: str = "") -> list[int]:
     """Numbers N of the real subfolders ``<prefix>N`` of ``folder``, sorted; links and strange names are left out."""
-    found: list[int] = []
+    found: set[int] = set()
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
                 digits = entry.name[len(prefix) :]
                 plain = entry.name.startswith(prefix) and digits.isdecimal() and digits.isascii() and len(digits) <= 8
                 if plain and entry.is_dir(follow_symlinks=False):
-                    found.append(int(digits))
+                    found.add(int(digits))
     except OSError:
         return []
     return sorted(found)
@@ -185,12 +186,20 @@ def read_records(run_dir: Path, number: int, created: float | None) -> AttemptRe
     attempt = optional_json(folder / fmt.ATTEMPT_FILE)
     return AttemptRecords(
         attempt=attempt,
-        heartbeat=optional_json(rank / fmt.HEARTBEAT_FILE) if fmt.is_real_folder(run_dir, rank) else None,
+        heartbeat=optional_json(rank / fmt.HEARTBEAT_FILE) if _is_real(rank) else None,
         exit=optional_json(folder / fmt.EXIT_FILE),
         supervisor=optional_json(folder / fmt.SUPERVISOR_FILE),
         supervisor_exit=optional_json(folder / fmt.SUPERVISOR_EXIT_FILE),
         created=created,
     )
+
+
+def _is_real(folder: Path) -> bool:
+    """Whether it is a folder and no link to one; those above it are known to be."""
+    try:
+        return stat.S_ISDIR(os.lstat(folder).st_mode)
+    except OSError:
+        return False
 
 
 def latest_records(records: Sequence[AttemptRecords], created: float | None) -> AttemptRecords:
@@ -303,7 +312,11 @@ _SUPERVISOR_KEYS = ("started",)
 _SUPERVISOR_EXIT_KEYS = ("returncode", "signal", "asked")
 
 
-def read_documents(run_dir: Path, watch: Callable[[str], bool] = lambda place: True) -> RunDocuments:
+Watch = Callable[[str], bool]
+"""See :func:`read_documents`."""
+
+
+def read_documents(run_dir: Path, watch: Watch | None = None) -> RunDocuments:
     """A run's small files, reduced to the keys that a list needs.
 
     Args:
@@ -314,13 +327,14 @@ def read_documents(run_dir: Path, watch: Callable[[str], bool] = lambda place: T
     Raises:
         RunError: ``run.json`` cannot be used, or is of a newer format.
     """
-    watch("")
-    watch(f"/{fmt.RUN_FILE}")
+    look = watch or (lambda place: True)
+    look("")
+    look(f"/{fmt.RUN_FILE}")
     run = fmt.load_json(run_dir / fmt.RUN_FILE)
     check_version(run, run_dir)
-    watch(f"/{fmt.META_FILE}")
+    look(f"/{fmt.META_FILE}")
     meta = optional_json(run_dir / fmt.META_FILE)
-    watch(f"/{fmt.ATTEMPTS_DIR}")
+    look(f"/{fmt.ATTEMPTS_DIR}")
     folder = run_dir / fmt.ATTEMPTS_DIR
     problem = None
     if not folder.is_dir() or folder.is_symlink():
@@ -339,15 +353,15 @@ def read_documents(run_dir: Path, watch: Callable[[str], bool] = lambda place: T
     )
 
 
-def _read_attempt(run_dir: Path, number: int, created: float | None, watch: Callable[[str], bool]) -> AttemptRecords:
+def _read_attempt(run_dir: Path, number: int, created: float | None, watch: Watch | None) -> AttemptRecords:
     folder, rank = fmt.attempt_dir(run_dir, number), fmt.rank_dir(run_dir, number)
-    place = f"/{fmt.ATTEMPTS_DIR}/{folder.name}"
-    watch(place)
-    names = (fmt.ATTEMPT_FILE, fmt.EXIT_FILE, fmt.SUPERVISOR_FILE, fmt.SUPERVISOR_EXIT_FILE)
-    for name in names:
-        watch(f"{place}/{name}")
-    if not watch(f"{place}/{rank.name}/{fmt.HEARTBEAT_FILE}"):
-        watch(f"{place}/{rank.name}")
+    if watch is not None:
+        place = f"/{fmt.ATTEMPTS_DIR}/{folder.name}"
+        watch(place)
+        for name in (fmt.ATTEMPT_FILE, fmt.EXIT_FILE, fmt.SUPERVISOR_FILE, fmt.SUPERVISOR_EXIT_FILE):
+            watch(f"{place}/{name}")
+        if not watch(f"{place}/{rank.name}/{fmt.HEARTBEAT_FILE}"):
+            watch(f"{place}/{rank.name}")
     records = read_records(run_dir, number, created)
     ended = records.exit is not None  # then nobody asks any more whether the process lives
     attempt = _reduced(records.attempt, _ENDED_ATTEMPT_KEYS if ended else _ATTEMPT_KEYS)

@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
+from app.text import plain
 from monitor.errors import GradiometerError, RunError
 
 if TYPE_CHECKING:
@@ -392,8 +393,10 @@ def _runs_table(summaries: list[RunSummary], diagnosed: bool) -> Table:
         incidents = _incidents(summary) if diagnosed else None
         planned = f"/{summary.planned_steps}" if summary.planned_steps else ""
         table.add_row(
-            Text(summary.id),  # Text, not str: a name from outside is never markup
-            Text(summary.problem or summary.state.word),
+            Text(
+                plain(summary.id)
+            ),  # Text, not str: a name from outside is never markup, nor a terminal's control code
+            Text(plain(summary.problem or summary.state.word)),
             f"{summary.last_step}{planned}" if summary.last_step is not None else "",
             f"{summary.last_loss:.4g}" if summary.last_loss is not None else "",
             "" if incidents is None else str(incidents),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import socket
 import stat
@@ -121,11 +122,18 @@ def _is_alive(writer: Mapping[str, Any] | None, attempt: Mapping[str, Any] | Non
     place = {**(attempt or {}), **writer}
     if place.get("host") != socket.gethostname():
         return None
-    if place.get("boot_id") and boot_id() and place["boot_id"] != boot_id():
+    boot, namespace = _this_machine()
+    if place.get("boot_id") and boot and place["boot_id"] != boot:
         return False  # the machine has been started anew since
-    if place.get("pid_namespace") and pid_namespace() and place["pid_namespace"] != pid_namespace():
+    if place.get("pid_namespace") and namespace and place["pid_namespace"] != namespace:
         return None
     return process_is_alive(_integer(writer, "pid"), _number(writer, "pid_create_time"))
+
+
+@functools.cache
+def _this_machine() -> tuple[str | None, str | None]:
+    """Boot and pid namespace, which stay the same for a process; a list may ask for thousands of dead runs."""
+    return boot_id(), pid_namespace()
 
 
 def process_is_alive(pid: int | None, create_time: float | None) -> bool | None:

@@ -149,6 +149,13 @@ def test_the_help_has_the_query_language():
     assert "state:running" in done.stdout and "lr>=1e-3" in done.stdout and "--limit" in done.stdout
 
 
+def test_a_control_code_in_a_folders_name_does_not_reach_the_terminal(healthy):
+    healthy.rename(healthy.parent / "red\x1b[31m\nrun")
+    done = gradiometer("runs", "--runs", healthy.parent)
+    assert done.returncode == 0, done.stderr
+    assert "\x1b" not in done.stdout and len(done.stdout.splitlines()) == 2
+
+
 def test_a_name_that_is_no_text_is_listed_with_its_problem(healthy):
     (healthy.parent / "not-\udcff-text").mkdir()
     for words in ((), ("--json",)):

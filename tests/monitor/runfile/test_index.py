@@ -288,9 +288,12 @@ def test_a_small_folder_has_no_index_and_an_absent_one_none_either(tmp_path: Pat
 
 def test_a_run_that_was_changed_just_now_is_not_kept(tmp_path: Path) -> None:
     """A further change might come within the same tick of the file system's clock."""
-    quick_run(tmp_path)
-    RunIndex(tmp_path, write_at=1).read()
+    run_dir = quick_run(tmp_path)
+    changed = max(path.lstat().st_ctime for path in (run_dir, *run_dir.rglob("*")))
+    RunIndex(tmp_path, write_at=1, clock=lambda: changed + indexing.REST_S / 2).read()
     assert INDEX_FILE not in names(tmp_path)
+    RunIndex(tmp_path, write_at=1, clock=lambda: changed + indexing.REST_S * 2).read()
+    assert INDEX_FILE in names(tmp_path)
 
 
 def test_a_run_with_too_much_to_say_is_read_each_time(tmp_path: Path) -> None:

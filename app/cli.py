@@ -132,7 +132,7 @@ class RunsCommand(TyperCommand):
         super().format_help(ctx, formatter)
         from monitor.runfile import search
 
-        print(f"Queries: {search.__doc__}")
+        print(search.__doc__)
 
 
 @cli.command("runs", cls=RunsCommand)

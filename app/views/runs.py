@@ -42,17 +42,23 @@ def page() -> None:
             placeholder="words, or state:crashed  loss<2.5  lr>=1e-3  tag:baseline  health:critical  -word",
             key="search",
             bind="query-params",
+            on_change=first_page,
             label_visibility="collapsed",
             icon=":material/search:",
         )
         with st.popover("How to search", type="tertiary"):
-            st.code(f"{search.__doc__}\nhealth:critical     what the diagnosis says", language=None, wrap_lines=True)
+            st.code(f"{search.__doc__}\nhere also: health:critical, -sample", language=None, wrap_lines=True)
     st.fragment(table, run_every=2.0)(words or "")
     st.caption(
         "Read from "
         + ", ".join(text.markdown(folder.path) for folder in own)
         + ", and the sample runs of the repository."
     )
+
+
+def first_page() -> None:
+    """Another search begins at its newest run."""
+    st.session_state["page"] = 1
 
 
 def start_button() -> None:

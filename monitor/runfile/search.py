@@ -1,17 +1,23 @@
 """A small query language for runs. A run matches when every term does.
 
-    word                plain text in the name, id, task, device, tags or notes; "two words" is one term
-    state:running       also tag, task, device, parent (the run it was forked from): the whole value
-    name:base           also id, notes: a part of it; name="base" is the whole name
-    loss<2.5            also best, step, planned, attempts: with = != < <= > >=; loss=nan finds what went wrong
-    duration>2h         also age: s, min, h, d, w
-    created>=2026-01-31 a year, month, day or minute, local time; > means after its end
-    lr>=1e-3            any other name is one of the configuration, in full (optimizer.lr) or its end (lr);
-                        config.steps=500 when it is also the name of something above
-    -word               not; goes before any term
+    word                 in the name, id, task, device, tags or notes;
+                         "two words" is one term
+    state:running        also tag, task, device, parent (forked from):
+                         the whole value
+    name:base            also id, notes: a part; name="base" is all of it
+    loss<2.5             also best, step, planned, attempts, with any of
+                         = != < <= > >=; loss=nan finds what went wrong
+    duration>2h          also age; s, min, h, d, w
+    created>=2026-01-31  a year, month, day or minute in local time;
+                         > means after its end
+    lr>=1e-3             any other name is one of the configuration, in
+                         full (optimizer.lr) or its end (lr); where both
+                         fit: config.steps=500
+    -word                not; goes before any term
 
-Upper and lower case are the same, except in names of the configuration. What a run does not have matches nothing, not
-even ``!=``: ``-lr=0.1`` also finds the runs without an lr, ``lr!=0.1`` does not.
+Case matters only in names of the configuration. What a run does not have
+matches nothing, not even !=: -lr=0.1 also finds the runs without an lr,
+lr!=0.1 does not.
 """
 
 from __future__ import annotations

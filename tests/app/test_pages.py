@@ -93,6 +93,9 @@ def test_a_long_list_has_pages_which_the_address_names(tmp_path, monkeypatch, op
     assert page.dataframe[0].value["name"].tolist() == [f"run {number}" for number in range(4, -1, -1)]
     page.text_input(key="search").set_value('"run 20"').run()  # 20 and 200 to 204
     assert not page.exception and len(page.dataframe[0].value) == 6
+    page = open_page("runs", page="2", search="run")
+    page.text_input(key="search").set_value("state:lost").run()
+    assert page.dataframe[0].value["name"][0] == "run 204", "another search begins at its newest run"
     assert not open_page("runs", page="99").exception and not open_page("runs", page="x").exception
 
 

@@ -156,7 +156,8 @@ def main() -> None:
             for what in ("limit", "no index", "first", "cold", "command"):
                 for name, times in measured(folder, what).items():
                     taken.setdefault(name, []).append(times)
-        report(taken, count, (folder / INDEX_FILE).stat().st_size)
+        index = folder / INDEX_FILE  # a small folder has none
+        report(taken, count, index.stat().st_size if index.exists() else 0)
 
 
 def report(taken: dict[str, list[list[float]]], count: int, size: int) -> None:

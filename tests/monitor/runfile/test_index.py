@@ -278,6 +278,13 @@ def test_a_folder_that_cannot_be_written_gets_one_note_and_every_row(tmp_path: P
     assert names(tmp_path)[0] == INDEX_FILE and len(names(tmp_path)) == 2
 
 
+def test_a_file_in_the_place_of_the_runs_folder_is_a_note(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    listed = RunIndex(tmp_path / "runs").read()
+    assert listed.rows == list_runs(tmp_path / "runs") == []
+    assert "cannot be listed (Not a directory)" in listed.notes[0]
+
+
 def test_a_small_folder_has_no_index_and_an_absent_one_none_either(tmp_path: Path) -> None:
     quick_run(tmp_path / "runs")
     assert len(RunIndex(tmp_path / "runs", clock=later).read().rows) == 1

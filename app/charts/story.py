@@ -22,6 +22,8 @@ MARKED_EVENTS = {
     "note": "note",
     "warning": "warning",
     "request": "request",
+    "cadence": "measured less often",
+    "early_sign": "early sign",
 }
 """Event kinds that are marks, and the words for them."""
 

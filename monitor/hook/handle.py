@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from monitor.guard import contained
 from monitor.hook import observe
 from monitor.hook.background import Background
+from monitor.hook.budget import Budget
 from monitor.hook.layers import layer_table, module_names
 from monitor.hook.loop import Loop, StepFacts
 from monitor.hook.observe import ClipCall
 from monitor.hook.probe import Probe, Probes
+from monitor.hook.recorder import FlightRecorder
 from monitor.hook.rows import Arriving, Row, Rows
 from monitor.hook.system import SystemSampler
 from monitor.hook.timing import PARTS, StepClock, as_signals
@@ -76,6 +78,7 @@ class Monitor:
         self._start_step = start_step
         self.budget = budget
         """Share of the step that the monitor may cost; recorded beside what it does cost."""
+        self._costs = Budget(budget, self.event)
         self.landscape_every = landscape_every
         self._model = model
         self._writer = writer
@@ -86,6 +89,7 @@ class Monitor:
         self._table = layer_table(model)
         self._clock = clock or StepClock()
         self._probes = Probes(probes, self._clock, start_step)
+        self._recorder = FlightRecorder(self.event)
         self._values: dict[str, float] = {}
         self._device_values: dict[str, Tensor] = {}
         self._skipped = 0
@@ -262,6 +266,9 @@ class Monitor:
             return
         self.remove()
         atexit.unregister(self._close_at_exit)
+        if outcome == "crashed" or signal is not None:
+            with contained("random states"):
+                self._recorder.freeze(outcome if signal is None else f"signal {signal}")
         self._closed = True
         if self._values:  # of a step that never ended
             with contained("mon.log"):
@@ -326,6 +333,7 @@ class Monitor:
         spent = self._clock.end_step()  # from here on the monitor's time is the next step's
         self._clock.switch("monitor")
         values.update(as_signals(spent))
+        self._costs.end_step(values["monitor_s"], values["step_time_s"], facts.measured, facts.dense)
         self._count_tokens(values, tokens)
         self._state = "training"
         self._rows.end_step(row)
@@ -349,6 +357,8 @@ class Monitor:
     def _step_begins(self) -> None:
         with contained("rows of the run"):
             self._rows.step_begins()
+        with contained("random states"):
+            self._recorder.step_begins(self.step_number + 1)
         self._probes.begin(self.step_number + 1)
 
     def _finish_row(self, row: Row) -> None:

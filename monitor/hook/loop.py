@@ -22,7 +22,7 @@ from monitor.hook import observe
 from monitor.hook.gradients import PART, Gradients
 from monitor.hook.layers import LayerTable
 from monitor.hook.observe import ClipCall
-from monitor.hook.probe import Probes, Reading
+from monitor.hook.probe import Probe, Probes, Reading
 from monitor.hook.step_norms import Scale, StepNorms
 from monitor.hook.timing import GAP, StepClock
 
@@ -46,6 +46,10 @@ class StepFacts:
     """The scaler left the optimizer step out."""
     readings: list[Reading]
     """Of the probes that measured this step."""
+    measured: Sequence[Probe]
+    """These probes."""
+    dense: bool
+    """Every probe measured it because of an early sign."""
 
 
 class ForwardProbe:
@@ -282,6 +286,7 @@ class Loop:
     def end_step(self) -> StepFacts:
         """Everything seen since the step before; the clock is left running in ``monitor``."""
         self.thread = threading.get_ident()  # the loop is where mon.step() is called
+        measured = self.probes.active
         facts = StepFacts(
             norms=self.gradients.end_step(),
             lrs=self._lrs or self._current_lrs(),
@@ -289,6 +294,8 @@ class Loop:
             scale_after=self._scale_now() if self._scaler_stepped and self._skips_on_device else None,
             skipped=self._scaler_stepped and not self._stepped,
             readings=self.probes.end_step(),
+            measured=measured,
+            dense=self.probes.armed,
         )
         if not self._stepped and not self._scaler_stepped:
             self._say("no step", "mon.step() was called though no optimizer step was seen since the last one")

@@ -117,6 +117,11 @@ class Probes:
         """Whether the step in progress is measured densely."""
         return self._step <= self._armed_until
 
+    @property
+    def active(self) -> Sequence[Probe]:
+        """The probes that measure the step in progress."""
+        return tuple(self._active)
+
     def arm(self, steps: int = ARMED_STEPS) -> None:
         """Measure every one of the next ``steps`` steps with every probe."""
         self._armed_until = max(self._armed_until, self._step + steps)

@@ -29,6 +29,8 @@ from monitor.guard import contained
 from monitor.hook.layers import LayerTable
 from monitor.hook.norms import repair_overflow, scale_gradients, take_norms
 from monitor.hook.observe import ClipCall
+from monitor.hook.ranks import is_sharded
+from monitor.hook.sharded import ShardedNorms, on_one_mesh, scale_pieces
 from monitor.hook.step_norms import Piece, Scale, StepNorms
 from monitor.hook.timing import StepClock
 
@@ -76,6 +78,8 @@ class Gradients:
         """Norms are taken at the end of backward. On in the first step, until it is known how the loop clips."""
         self._unseen_changes = False
         self._clipped_last = False
+        self._sharded = ShardedNorms(table.names) if any(map(is_sharded, table.parameters)) else None
+        """Some layers are DTensors: their norms are taken together with the other ranks."""
         self._sample = range(0, len(table), max(1, len(table) // 16))
         self._begin_step()
 
@@ -124,6 +128,8 @@ class Gradients:
         try:
             rows = self._rows(call.parameters)
             taken = _grads(call.parameters, rows)
+            if taken is not None and self._sharded is not None and call.norm_type == 2.0:
+                return self._clip_sharded(call, *taken, scale)
             if taken is None or call.norm_type != 2.0 or call.foreach is False or not _plain(taken[0]):
                 return self._clip_by_torch(call, taken)
             grads, rows = taken
@@ -190,6 +196,9 @@ class Gradients:
         if taken is None:
             return None
         grads, rows = taken
+        if self._sharded is not None:
+            every = range(len(parameters)) if rows is None else rows
+            return Piece(rows, self._sharded.take(grads, every), self._left(scale))
         if not _plain(grads):
             kinds = sorted({type(grad).__name__ for grad in grads} - {"Tensor", "Parameter"})
             self._say("kind", f"gradients of type {', '.join(kinds)} are not measured; per-layer norms are absent")
@@ -251,6 +260,27 @@ class Gradients:
                 max_norm = float(call.max_norm) if call.norm_type == 2.0 else None
                 self._keep(Piece(taken[1], norms, 1.0, coef, max_norm), call.parameters)
         return total
+
+    def _clip_sharded(self, call: ClipCall, grads: list[Tensor], rows: Sequence[int] | None, scale: Scale) -> Tensor:
+        """Measure together with the other ranks; clip as torch does, or by that norm where torch cannot.
+
+        torch refuses to clip DTensors of different meshes, or together with plain tensors (tensor parallel). A loop
+        that calls torch's function must hear so, with or without us; ``mon.clip_grad_norm_`` clips.
+        """
+        assert self._sharded is not None
+        norms = self._sharded.take(grads, range(len(grads)) if rows is None else rows)
+        coef = torch.clamp(float(call.max_norm) / (norms.total + 1e-6), max=1.0)
+        with contained(PART):
+            self._keep(Piece(rows, norms, self._left(scale), coef, float(call.max_norm)), call.parameters)
+        self._clock.switch("optimizer")
+        if call.original is not None or on_one_mesh(grads):
+            return call.run()
+        if call.error_if_nonfinite and not math.isfinite(norms.total.item()):  # SYNC: asked for by the caller
+            raise RuntimeError(
+                f"The total norm of the gradients is {norms.total.item()}: not finite, cannot be clipped"
+            )
+        scale_pieces(grads, coef)
+        return norms.total
 
     def _measure_unknown(self, scale: Scale, rows: Sequence[int] | None, reason: str) -> None:
         """The gradients are not as backward left them, so what is measured now is post-clip and nothing else."""

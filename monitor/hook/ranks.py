@@ -10,15 +10,23 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from monitor.errors import RunError
 from monitor.runfile.writer import is_anonymous
+
+if dist.is_available():
+    from torch.distributed.tensor import DTensor
 
 
 def together() -> bool:
     """Whether a process group is up, so that ranks can agree on something."""
     return dist.is_available() and dist.is_initialized()
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether ``tensor`` is a DTensor: a piece of one that is spread over ranks, or a copy of it."""
+    return dist.is_available() and isinstance(tensor, DTensor)
 
 
 def rank_and_world(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -61,6 +69,11 @@ def stages(model: nn.Module, world_size: int) -> str | None:
         return None
     if isinstance(model, nn.parallel.DistributedDataParallel):
         gradients = "gradients are averaged over the ranks by DistributedDataParallel before they are measured"
+    elif any(is_sharded(parameter) for parameter in model.parameters()):
+        gradients = (
+            "parameters are sharded over the ranks (DTensor): gradient norms are those of the whole gradients, "
+            "reduced over the ranks"
+        )
     else:
         gradients = "the model given to attach is not a DistributedDataParallel: gradients are as this rank has them"
     return f"{gradients}; train_loss is what this rank's caller passed to mon.step"

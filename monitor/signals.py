@@ -78,6 +78,15 @@ class LayerMatrix:
     present: Values
     """bool[T, L]: False where nothing was measured."""
     unit: str = "1"
+    since: Steps | None = None
+    """int64[T], non-decreasing: the row is the worst of ``since <= step <= step``; None: each row is of its own step."""
+    nonfinite: Values | None = None
+    """uint32[T, L]: how many non-finite values the row stands for; None: those that are in ``value``."""
+
+    @property
+    def begins(self) -> Steps:
+        """int64[T]: first step that each row may be about."""
+        return self.step if self.since is None else self.since
 
 
 def _table(*rows: tuple[str, str, str, str, str, str]) -> dict[str, SignalSpec]:

@@ -67,6 +67,8 @@ class RankData:
         self.system = ScalarTable(has_step=False)
         self.layers = LayerTable()
         self.modules = LayerTable()
+        self.dense = LayerTable()
+        self.dense_modules = LayerTable()
         self.landscape: list[LandscapeSample] = []
         self.events: list[Event] = []
         self.late: dict[str, tuple[Growing, Growing]] = {}
@@ -74,6 +76,7 @@ class RankData:
         self._tails = tails(folder)
         tables: dict[str, ScalarTable | LayerTable] = {
             "scalars": self.scalars, "layers": self.layers, "modules": self.modules, "system": self.system,
+            "dense": self.dense, "dense_modules": self.dense_modules,
         }  # fmt: skip
         for stream, table in tables.items():
             self._load_compact(run_dir, stream, table, complain)
@@ -105,6 +108,7 @@ class RankData:
         changed = False
         takers = {
             "scalars": self._scalars, "layers": self._layers, "modules": self._modules, "system": self._system,
+            "dense": self._dense, "dense_modules": self._dense_modules,
         }  # fmt: skip
         for stream, take in takers.items():
             tail = self._tails[stream]
@@ -133,6 +137,12 @@ class RankData:
 
     def _modules(self, rows: Rows, tail: Tail) -> int:
         return self.modules.append(rows, tail.layers)
+
+    def _dense(self, rows: Rows, tail: Tail) -> int:
+        return self.dense.append(rows, tail.layers)
+
+    def _dense_modules(self, rows: Rows, tail: Tail) -> int:
+        return self.dense_modules.append(rows, tail.layers)
 
     def _system(self, rows: Rows, tail: Tail) -> int:
         return self.system.append(rows)

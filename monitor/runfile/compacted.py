@@ -17,7 +17,7 @@ from monitor.runfile.rows import Rows, places
 from monitor.runfile.segments import check_schema, layers_of
 from monitor.runfile.tables import LayerTable, ScalarTable
 
-COMPACT_STREAMS = ("scalars", "layers", "modules", "system")
+COMPACT_STREAMS = ("scalars", "system", *fmt.MATRIX_STREAMS)
 MAGIC = b"ARROW1\0\0"
 """An Arrow IPC file is this, a stream as in a segment, and a table of contents."""
 

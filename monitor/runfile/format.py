@@ -38,10 +38,14 @@ ATTEMPTS_DIR = "attempts"
 CHECKPOINTS_DIR = "checkpoints"
 SEAL_SUFFIX = ".seal"
 
-STREAMS = ("scalars", "layers", "modules", "system", "landscape")
+DENSE_STREAMS = {"layers": "dense", "modules": "dense_modules"}
+"""Thinned stream -> the stream with rows that were left out of it, round incidents."""
+STREAMS = ("scalars", "layers", "modules", "system", "landscape", *DENSE_STREAMS.values())
 """Streams kept as Arrow IPC; ``events`` is kept as JSON lines."""
-MATRIX_STREAMS = ("layers", "modules")
+MATRIX_STREAMS = (*DENSE_STREAMS, *DENSE_STREAMS.values())
 """Those with a column per statistic and a list entry per layer or module."""
+EXTREMES = ("min", "max", "nan", "posinf", "neginf")
+"""``<statistic>.<one of these>`` tells of the steps that were left out before a row, and of the row itself."""
 OUTCOMES = ("finished", "stopped", "crashed")
 
 METADATA_KEY = b"gradiometer"
@@ -127,10 +131,16 @@ def system_schema(names: Sequence[str]) -> pa.Schema:
     return pa.schema([_TIME, *(pa.field(name, pa.float64()) for name in names)], metadata=_metadata("system"))
 
 
+def base_stat(name: str) -> str:
+    """The statistic that a column of a matrix stream is about: ``grad_norm.max`` is about ``grad_norm``."""
+    stat, dot, kind = name.rpartition(".")
+    return stat if dot and stat and kind in EXTREMES else name
+
+
 def layers_schema(stats: Sequence[str], layers: Sequence[Mapping[str, Any]], kind: str = "layers") -> pa.Schema:
     """``step``, ``time``, one nullable ``FixedSizeList<float32>[L]`` per statistic; the L layers go to the metadata.
 
-    ``kind`` is ``layers`` (parameter tensors) or ``modules`` (outputs of modules).
+    ``kind`` is ``layers`` (parameter tensors), ``modules`` (outputs of modules), or the dense stream of one of them.
     """
     row = pa.list_(pa.float32(), len(layers))
     columns = [pa.field(stat, row) for stat in stats]

@@ -26,7 +26,8 @@ from monitor.runfile.store import (
     latest_records,
     state_of,
 )
-from monitor.runfile.tables import Joined, frozen
+from monitor.runfile.tables import Joined, LayerTable, frozen
+from monitor.runfile.thinned import Extents, LayerPart, end_to_end, extents, is_thinned, peaks, samples, within
 from monitor.signals import LAYER_CATALOGUE, MODULE_CATALOGUE, LayerMatrix, Signal, unit_of
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
 MAX_PROBLEMS = 100
 """Further ones are counted in the last message."""
-LayerPart = tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray]
-"""Layer names, steps, values [n, L], present [n, L]."""
 
 LOG_TAIL_BYTES = 1 << 20
 SETTLED_EVERY = 10
@@ -180,8 +179,18 @@ class Run:
         for data in self._attempts.values():
             for rank in data.ranks.values():
                 for block in getattr(rank, stream).blocks:
-                    found.update(dict.fromkeys(block.stats))
+                    found.update(dict.fromkeys(fmt.base_stat(stat) for stat in block.stats))
         return tuple(found)
+
+    @property
+    def bytes_per_step(self) -> float | None:
+        """What the latest attempt has put on disk per step so far, all ranks together; None before it says."""
+        for data in reversed(self._attempts.values()):
+            beats = [rank.heartbeat.value or {} for rank in data.ranks.values()]
+            sizes = [size for beat in beats if (size := fmt.as_number(beat.get("bytes_per_step"))) is not None]
+            if sizes:
+                return sum(sizes)
+        return None
 
     @property
     def last_step(self) -> int | None:
@@ -320,7 +329,10 @@ class Run:
     def layers(self, stat: str, *, attempt: int | None = None, rank: int = 0) -> LayerMatrix:
         """One statistic of every layer; steps at which it was not recorded at all are left out.
 
-        When the set of layers changed, the matrix has all of them and ``present`` says which were measured.
+        When the set of layers changed, the matrix has all of them and ``present`` says which were measured. Of a long
+        run not every step is kept: ``<stat>.min`` and ``<stat>.max`` (finite values), ``<stat>.nan``, ``<stat>.posinf``
+        and ``<stat>.neginf`` (how many) are what a row tells of the steps left out before it, and of itself;
+        :meth:`peaks` puts it together.
         """
         return self._matrix("layers", stat, attempt, rank)
 
@@ -328,12 +340,52 @@ class Run:
         """One statistic of every watched module's output, as :meth:`layers`; its names are those of modules."""
         return self._matrix("modules", stat, attempt, rank)
 
+    def peaks(self, stat: str, *, stream: str = "layers", attempt: int | None = None, rank: int = 0) -> LayerMatrix:
+        """As :meth:`layers` (or :meth:`modules`), with the worst of the steps that each row stands for.
+
+        A row is the largest value from ``since`` to ``step``, NaN or infinite where any value was. Nothing that was
+        measured is larger than what is shown for it. Where every step was kept this is :meth:`layers` itself.
+        """
+        key = ("peaks", stream, stat, attempt, rank)
+        if key not in self._cache:
+            pieces = self._line if attempt is None else (Piece(attempt, -1, None),)
+            sources = [(piece, self._tables(stream, piece, rank)) for piece in pieces]
+            thinned = any(tables is not None and is_thinned(*tables, stat) for _, tables in sources)
+            plain = self._matrix(stream, stat, attempt, rank)
+            self._cache[key] = self._peaks(stat, sources, plain) if thinned else plain
+        return self._cache[key]
+
+    def _peaks(
+        self, stat: str, sources: Sequence[tuple[Piece, tuple[LayerTable, LayerTable] | None]], plain: LayerMatrix
+    ) -> LayerMatrix:
+        parts: list[LayerMatrix] = []
+        for piece, tables in sources:
+            found = list(extents(tables[0], stat, piece.after)) if tables else []
+            begins = [-1, *(int(one.step[0]) for one in found[1:]), np.iinfo(np.int64).max]
+            for one, first, last in zip(found, begins, begins[1:], strict=False):
+                assert tables is not None
+                parts.append(within(peaks(stat, one, tables[1], first, last, plain.unit), piece.after, piece.upto))
+        return end_to_end(parts) if parts else plain
+
+    def extents(self, stat: str, *, stream: str = "layers", attempt: int, rank: int = 0) -> list[Extents]:
+        """The intervals of one statistic in one attempt with their extremes, one entry per set of layers."""
+        tables = self._tables(stream, Piece(attempt, -1, None), rank)
+        return list(extents(tables[0], stat)) if tables else []
+
+    def _tables(self, stream: str, piece: Piece, rank: int) -> tuple[LayerTable, LayerTable] | None:
+        """What was read of a matrix stream and of its dense windows."""
+        data = self._attempts.get(piece.attempt)
+        source = data.ranks.get(rank) if data else None
+        return (getattr(source, stream), getattr(source, fmt.DENSE_STREAMS[stream])) if source else None
+
     def _matrix(self, stream: str, stat: str, attempt: int | None, rank: int) -> LayerMatrix:
         key = (stream, stat, attempt, rank)
         if key not in self._cache:
             pieces = self._line if attempt is None else (Piece(attempt, -1, None),)
             parts = list(self._layer_parts(stream, stat, pieces, rank))
-            self._cache[key] = self._layer_matrix(key, stat, pieces, parts)
+            tables = [self._tables(stream, piece, rank) for piece in pieces]
+            grows = not any(pair[1].blocks for pair in tables if pair)  # else rows come in between
+            self._cache[key] = self._layer_matrix(key, stat, pieces if grows else None, parts)
         return self._cache[key]
 
     def _layer_matrix(self, key: Any, stat: str, identity: Any, parts: Sequence[LayerPart]) -> LayerMatrix:
@@ -345,22 +397,17 @@ class Run:
         if not parts:
             nothing = np.empty((0, 0), np.float32)
             return LayerMatrix(stat, np.empty(0, np.int64), (), nothing, nothing.astype(bool), unit)
-        step, value, present = self._join(key, (identity, names), [part[1:] for part in parts])
+        identity = None if identity is None else (identity, names)
+        step, value, present = self._join(key, identity, [part[1:] for part in parts])
         return LayerMatrix(stat, step, names, value, present, unit)
 
     def _layer_parts(self, stream: str, stat: str, pieces: Sequence[Piece], rank: int) -> Iterator[LayerPart]:
         for piece in pieces:
-            data = self._attempts.get(piece.attempt)
-            source = data.ranks.get(rank) if data else None
-            for block in getattr(source, stream).blocks if source else ():
-                column = block.column(stat)
-                if column is None:
-                    continue
-                step = column.step.view()
-                low = int(np.searchsorted(step, piece.after, side="right"))
-                high = len(step) if piece.upto is None else int(np.searchsorted(step, piece.upto, side="right"))
+            tables = self._tables(stream, piece, rank)
+            for names, step, value, present in samples(*tables, stat) if tables else ():
+                low, high = _bounds(step, piece)
                 if high > low:
-                    yield block.names, step[low:high], column.value.view(low, high), column.present()[low:high]
+                    yield names, step[low:high], value[low:high], present[low:high]
 
     def ranks(self, attempt: int) -> dict[int, RankData]:
         """What was read of each rank of one attempt, as it is kept; for code of this package."""
@@ -465,6 +512,12 @@ class Run:
                 os.close(fd)
             return text.splitlines()[-lines:] if lines > 0 else []
         return []
+
+
+def _bounds(step: np.ndarray, piece: Piece) -> tuple[int, int]:
+    """The rows (first included, last excluded) that a piece of the line has."""
+    low = int(np.searchsorted(step, piece.after, side="right"))
+    return low, len(step) if piece.upto is None else int(np.searchsorted(step, piece.upto, side="right"))
 
 
 def _merged(

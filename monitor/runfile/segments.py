@@ -24,7 +24,7 @@ CHUNK = 32 << 20
 SCHEMA_GUESS = 64 << 10
 """Bytes read first for a schema; more only when it says that it is longer."""
 
-_SEGMENT = re.compile(r"(scalars|layers|system|landscape|events)-([0-9]{6})\.(?:arrows|jsonl)")
+_SEGMENT = re.compile(rf"({'|'.join((*fmt.STREAMS, 'events'))})-([0-9]{{6}})\.(?:arrows|jsonl)")
 
 Report = Callable[[Path, int, str], None]
 """Called with file, byte offset and what is wrong."""

@@ -2,7 +2,8 @@
 
 What it promises: nothing here blocks the training thread or raises into it; every batch goes to the file in one write;
 what :meth:`RankWriter.flush` has acknowledged survives ``kill -9``; two writers never share a file; after a fork only
-the parent writes; a full disk costs rows, never a torn file and never the training.
+the parent writes; a full disk costs rows, never a torn file and never the training; per-layer statistics are thinned
+when they have used their budget, and no extreme and no non-finite value is lost by that.
 """
 
 from __future__ import annotations
@@ -34,10 +35,13 @@ from monitor.runfile.begin import begin_attempt as begin_attempt
 from monitor.runfile.begin import create_run as create_run
 from monitor.runfile.begin import write_exit as write_exit
 from monitor.runfile.columns import landscape_batch, layers_batch, scalars_batch, system_batch
+from monitor.runfile.dense import Recorder
 from monitor.runfile.framing import END_OF_STREAM, encode_batch, encode_schema
 from monitor.runfile.identity import is_anonymous as is_anonymous
 from monitor.runfile.identity import process_identity as process_identity
+from monitor.runfile.queued import KeepDense, Row
 from monitor.runfile.segment import Segment
+from monitor.runfile.thinning import DEFAULT_BUDGET_BYTES, Thinning
 
 EVENT_DELAY_S = 0.02
 """An event waits this long for others before the thread writes them together."""
@@ -50,7 +54,24 @@ EVENT_HEADROOM_BYTES = 1 << 20
 """Events are written until the quota is exceeded by this much: they are what says that the quota is reached."""
 BULKY_QUOTA_SHARE = 0.9
 """Layers, system and landscape stop at this share of the quota, so that the scalars can go on. Our judgement."""
+LAYER_QUOTA_SHARE = 4
+"""With a quota, thinning begins at the latest when per-layer statistics have used this part of it. Our judgement."""
+DENSE_SHARE = 2
+"""All dense windows together may use this part of the budget of the stream that they belong to. Our judgement."""
+DENSE_STEPS = 64
+"""Steps that a dense window goes on for. Our judgement, as for armed probes: a spike is over by then."""
 
+_GIVEN_UP = {
+    "scalars": "every number by step; only events go on",
+    "layers": "per-layer statistics; scalars go on",
+    "modules": "statistics of modules; scalars go on",
+    "system": "samples of the machine; scalars go on",
+    "landscape": "landscape samples; scalars go on",
+    "dense": "per-layer statistics in full round incidents; scalars go on",
+    "dense_modules": "statistics of modules in full round incidents; scalars go on",
+    "events": "everything; nothing more is written",
+}
+"""What a quota costs, by stream."""
 _RESERVED = ("step", "time")
 """Column names that every stream has already."""
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -82,17 +103,6 @@ class Wake:
 
 
 @dataclass(slots=True)
-class Row:
-    """What the training thread queues. ``values`` is as the stream's batch builder wants it."""
-
-    step: int | None
-    time: float
-    values: Any
-    layout: Any = None
-    """layers: the (names, shapes) in force."""
-
-
-@dataclass(slots=True)
 class Stream:
     """One kind of row: what is waiting, and the segment it goes to."""
 
@@ -100,6 +110,12 @@ class Stream:
     build: Callable[[Sequence[Row], Sequence[str], Any], tuple[pa.RecordBatch, int]]
     schema_of: Callable[[Sequence[str], Any], pa.Schema]
     waiting: deque[Row] = field(default_factory=deque)
+    thinning: Thinning | None = None
+    """Of layers and modules: which of the rows that wait are written."""
+    recorder: Recorder | None = None
+    """Of the same: what a dense window holds."""
+    chosen: deque[Row] = field(default_factory=deque)
+    """What is written next: of a stream that is not thinned, all that waits."""
     columns: list[str] = field(default_factory=list)
     layout: Any = None
     segment: Segment | None = None
@@ -109,6 +125,10 @@ class Stream:
     next_index: int = 0
     last_step: int | None = None
     """Last step that was queued."""
+
+    def __post_init__(self) -> None:
+        if self.thinning is None:
+            self.chosen = self.waiting
 
 
 def _layout(names: Sequence[str], shapes: Sequence[Sequence[int]]) -> tuple[dict[str, Any], ...]:
@@ -127,6 +147,9 @@ class RankWriter:
         segment_bytes: a segment that has grown beyond it is sealed and the next one begun.
         quota_bytes: bytes that this writer may put on disk; None: no limit. Near it layers, system and landscape stop,
             at it the scalars, and the heartbeat says so.
+        layer_budget_bytes: bytes up to which every row of per-layer statistics is written; then fewer and fewer, with
+            the extremes of what is left out (see ``monitor.runfile.thinning``). For layers and for modules; dense
+            windows may use half as much again. None: 256 MiB, or a quarter of the quota when that is less.
         queue_rows: rows kept in memory while the disk does not take them; further ones are counted and dropped.
         clock, monotonic: wall clock for what is written, monotonic clock for when to write.
 
@@ -144,6 +167,7 @@ class RankWriter:
         seconds_per_batch: float = 1.0,
         segment_bytes: int = 16 << 20,
         quota_bytes: int | None = None,
+        layer_budget_bytes: int | None = None,
         queue_rows: int = 100_000,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -154,13 +178,17 @@ class RankWriter:
         self._segment_bytes, self._quota_bytes, self._queue_rows = segment_bytes, quota_bytes, queue_rows
         self._clock, self._monotonic = clock, monotonic
 
+        if layer_budget_bytes is None:
+            quota = DEFAULT_BUDGET_BYTES * LAYER_QUOTA_SHARE if quota_bytes is None else quota_bytes
+            layer_budget_bytes = min(DEFAULT_BUDGET_BYTES, quota // LAYER_QUOTA_SHARE)
         self._streams = {
             "scalars": Stream("scalars", scalars_batch, lambda names, _: fmt.scalars_schema(names)),
-            "layers": Stream("layers", layers_batch, fmt.layers_schema),
-            "modules": Stream("modules", layers_batch, partial(fmt.layers_schema, kind="modules")),
+            "layers": _thinned("layers", layer_budget_bytes),
+            "modules": _thinned("modules", layer_budget_bytes),
             "system": Stream("system", system_batch, lambda names, _: fmt.system_schema(names)),
             "landscape": Stream("landscape", landscape_batch, lambda _names, _: fmt.landscape_schema()),
         }
+        self._dense = {name: _dense_of(self._streams[name]) for name in fmt.DENSE_STREAMS}
         self._events: deque[bytes] = deque()
         self._events_segment: Segment | None = None
         self._events_index = 0
@@ -169,6 +197,7 @@ class RankWriter:
         self._new_locks()
         self._put = 0  # rows and events accepted so far
         self._done = 0  # of those, written or given up
+        self._left_out = 0  # of the rest, known only by the extremes of the row to come: not in memory
         self._requests: deque[tuple[int, bool]] = deque()  # (wanted _done, with fdatasync)
         self._served = 0
         self._requested = 0
@@ -252,6 +281,18 @@ class RankWriter:
         """Queue one row of statistics of modules' outputs; ``stats`` as for :meth:`layers`."""
         self._put_matrix_row("modules", step, time, stats)
 
+    def keep_dense(self, steps: int = DENSE_STEPS) -> None:
+        """Write the last rows of layers and modules, and those of the next ``steps`` steps, in full.
+
+        For an incident or an early sign of one. What is written anyway is not written twice; the stream ``dense`` has
+        the rows that thinning left out or would leave out, as far as the budget of such windows goes.
+        """
+        for stream in self._dense:
+            with self._lock:
+                last = self._streams[stream].last_step
+            if last is not None:  # in the queue, so that it is about the rows before it
+                self._put_row(stream, Row(None, self._clock(), KeepDense(last + int(steps)), self._layouts.get(stream)))
+
     def _put_matrix_row(self, stream: str, step: int, time: float, stats: Mapping[str, Any]) -> None:
         layout = self._layouts.get(stream)
         if layout is None:
@@ -262,6 +303,9 @@ class RankWriter:
         values: dict[str, tuple[np.ndarray, np.ndarray | None]] = {}
         for stat, given in stats.items():
             if given is None:
+                continue
+            if fmt.base_stat(stat) != stat:
+                self._warn(f"{stream} {stat}", f"{stat!r} names the extremes of {fmt.base_stat(stat)!r}. Left out.")
                 continue
             array, present = given if isinstance(given, tuple) else (given, None)
             array = np.array(array, dtype=np.float32)  # a copy: the caller may reuse its buffer
@@ -388,7 +432,8 @@ class RankWriter:
 
     def _refuses_locked(self) -> bool:
         """Whether nothing more is accepted; counts the row as dropped. The lock is held."""
-        if self._closed or self._error is not None or self._put - self._done >= self._queue_rows:
+        in_memory = self._put - self._done - self._left_out
+        if self._closed or self._error is not None or in_memory >= self._queue_rows:
             self._dropped += 1
             return True
         return False
@@ -427,12 +472,17 @@ class RankWriter:
             wanted = self._put
             self._requests.append((ticket, durable))
             self._wake.set()
-            while (self._served < ticket or self._done < wanted) and self._error is None and self._thread.is_alive():
+            while (
+                (self._served < ticket or self._done < wanted or self._dense_waits())
+                and self._error is None
+                and self._thread.is_alive()
+            ):
                 left = deadline - time.monotonic()
                 if left <= 0:
                     break
                 self._finished.wait(min(left, 0.5))
-            done = self._served >= ticket and self._done >= wanted and self._error is None
+            written = self._done >= wanted and not self._dense_waits()
+            done = self._served >= ticket and written and self._error is None
         self._surface()
         return done
 
@@ -460,7 +510,7 @@ class RankWriter:
                 self._requests.clear()
             forced = bool(requests)
             if forced or now >= next_flush or self._batch_is_ready():
-                self._write_all()
+                self._write_all(whole=forced)
                 next_flush = now + self._seconds_per_batch
             else:
                 self._write_events()
@@ -486,18 +536,87 @@ class RankWriter:
             self._finished.notify_all()
 
     def _open_segments(self) -> list[Segment]:
-        segments = [stream.segment for stream in self._streams.values()] + [self._events_segment]
+        streams = [*self._streams.values(), *self._dense.values()]
+        segments = [stream.segment for stream in streams] + [self._events_segment]
         return [segment for segment in segments if segment is not None]
 
-    def _write_all(self) -> None:
+    def _write_all(self, whole: bool = False) -> None:
+        """Write what waits.
+
+        Args:
+            whole: also what thinning has left out so far, as the extremes of a row.
+        """
         self._write_events()
-        left = list(self._streams.values())
+        self._write_in_turns(list(self._streams.values()))
+        if whole:
+            thinned = [self._streams[name] for name in self._dense]
+            for stream in thinned:
+                self._close_interval(stream)
+            self._write_in_turns(thinned)
+        self._write_in_turns(list(self._dense.values()))
+
+    def _write_in_turns(self, left: list[Stream]) -> None:
         while left:  # in turns, so that with a backlog no stream runs ahead of the others
-            left = [stream for stream in left if stream.waiting and self._write_batch(stream)]
+            left = [stream for stream in left if (stream.waiting or stream.chosen) and self._write_batch(stream)]
+
+    def _dense_waits(self) -> bool:
+        return any(stream.waiting for stream in self._dense.values())
+
+    def _thin(self, stream: Stream) -> None:
+        """Choose among the rows that wait, until there is a batch."""
+        thinning, recorder = stream.thinning, stream.recorder
+        if thinning is None or recorder is None:
+            return
+        dense = self._dense[stream.name].waiting
+        while stream.waiting and len(stream.chosen) < self._rows_per_batch:
+            row = stream.waiting[0]
+            if isinstance(row.values, KeepDense):
+                if thinning.stride > 1:
+                    dense.extend(recorder.open(row.values.until))
+                self._choose(stream, [], taken=1, done=1)
+                continue
+            before = thinning.left_out
+            chosen = thinning.take(row)
+            if before and chosen and chosen[0].step != row.step:
+                recorder.chose_last()
+            if thinning.stride > 1:
+                full = recorder.saw(row, bool(chosen) and chosen[-1].step == row.step)
+                dense.extend([] if full is None else [full])
+            self._choose(stream, chosen, taken=1, left_out=thinning.left_out - before)
+
+    def _close_interval(self, stream: Stream) -> None:
+        """Choose the last row that was left out, for the interval up to it."""
+        if stream.thinning is None or stream.recorder is None:
+            return
+        before = stream.thinning.left_out
+        chosen = stream.thinning.close()
+        if chosen:
+            stream.recorder.chose_last()
+            self._choose(stream, chosen, left_out=-before)
+
+    def _choose(self, stream: Stream, chosen: list[Row], taken: int = 0, left_out: int = 0, done: int = 0) -> None:
+        """Put rows where the next batch is taken from.
+
+        Args:
+            taken: rows taken from those that wait.
+            left_out: how many more rows are left out than before.
+            done: of those taken, how many need no writing.
+        """
+        with self._finished:
+            for _ in range(taken):
+                stream.waiting.popleft()
+            stream.chosen.extend(chosen)
+            self._left_out += left_out + sum(row.stands_for - 1 for row in chosen)
+            self._done += done
+            if done:
+                self._finished.notify_all()
 
     def _write_batch(self, stream: Stream) -> bool:
         """Write one batch of what waits; False when the disk does not take it (it keeps waiting)."""
-        rows = _same_layout(stream.waiting, self._rows_per_batch)
+        self._thin(stream)
+        rows, before = _same_layout(stream.chosen, self._rows_per_batch), self._written
+        if not rows:
+            return True
         if self._over_quota(stream.name):
             self._done_with(stream, len(rows), dropped=True)
             return True
@@ -521,6 +640,7 @@ class RankWriter:
         self._disk_is_back()
         self._written += len(block)
         self._done_with(stream, len(rows))
+        self._count_bytes(stream, rows[-1], self._written - before)
         if stream.name == "scalars":
             self._scalar_rows += len(rows)
             self._summarise(rows)
@@ -616,10 +736,33 @@ class RankWriter:
     def _done_with(self, stream: Stream, count: int, dropped: bool = False) -> None:
         with self._finished:
             for _ in range(count):
-                stream.waiting.popleft()
-            self._done += count
-            self._dropped += count if dropped else 0
+                row = stream.chosen.popleft()
+                self._done += row.stands_for
+                self._left_out -= max(0, row.stands_for - 1)
+                self._dropped += row.stands_for if dropped else 0
             self._finished.notify_all()
+
+    def _count_bytes(self, stream: Stream, last: Row, size: int) -> None:
+        """Take what was written off the budget; say so when the stream is thinned for it."""
+        if stream.thinning is None:
+            if stream.recorder is not None:
+                stream.recorder.wrote(size)
+            return
+        if not stream.thinning.wrote(size) or self._closed:
+            return
+        stride = stream.thinning.stride
+        # Three columns a statistic: the sample and both extremes.
+        row = 16 + 3 * sum(values.nbytes for name, (values, _) in last.values.items() if fmt.base_stat(name) == name)
+        per_step = round(row / stride)
+        self.event(
+            "thinning",
+            last.step,
+            stream=stream.name,
+            stride=stride,
+            bytes_per_step=per_step,
+            text=f"{stream.name} thinned to every {stride}th step, about {per_step} bytes per step; "
+            "extremes and non-finite values of the steps left out are kept",
+        )
 
     def _done_with_events(self, count: int, dropped: bool = False) -> None:
         with self._finished:
@@ -638,9 +781,11 @@ class RankWriter:
         }.get(stream_name, BULKY_QUOTA_SHARE * self._quota_bytes)
         if self._written < limit:
             return False
+        given_up = _GIVEN_UP.get(stream_name, stream_name)
         if self._note(
             f"quota {stream_name}",
-            f"quota of {self._quota_bytes} bytes: {stream_name} no longer recorded ({self._written} bytes written).",
+            f"quota of {self._quota_bytes} bytes: {stream_name} no longer recorded after step {self._last_step} "
+            f"({self._written} bytes written): {given_up}.",
         ):
             self.event("warning", self._last_step, text=self._warnings[-1])
         return True
@@ -686,6 +831,7 @@ class RankWriter:
                 "monitor_share": None,
                 "bytes_per_step": round(self._written / self._scalar_rows, 1) if self._scalar_rows else None,
                 **given,
+                "stride": {name: stream.thinning.stride for name, stream in self._streams.items() if stream.thinning},
                 "step_at": self._step_at,
                 "bytes_written": self._written,
                 "rows_dropped": self._dropped,
@@ -694,7 +840,7 @@ class RankWriter:
                 **self._identity,
             }
             if self._disk_full:
-                waiting = self._put - self._done
+                waiting = self._put - self._done - self._left_out
                 record["warnings"].insert(0, f"disk full: {waiting} rows wait in memory, {self._dropped} dropped")
         return record
 
@@ -709,13 +855,13 @@ class RankWriter:
 
     def _finish(self) -> None:
         deadline = time.monotonic() + CLOSE_SECONDS
-        self._write_all()
-        while self._done < self._put and time.monotonic() < deadline:
+        self._write_all(whole=True)
+        while (self._done < self._put or self._dense_waits()) and time.monotonic() < deadline:
             time.sleep(0.2)
-            self._write_all()
+            self._write_all(whole=True)
         with self._lock:
             self._dropped += self._put - self._done
-        for stream in self._streams.values():
+        for stream in (*self._streams.values(), *self._dense.values()):
             self._end_segment(stream)
         self._end_events()
         self._write_heartbeat(state="closing")
@@ -731,6 +877,22 @@ class RankWriter:
         self._closed = True
         self._abandon()
         atexit.unregister(self._atexit)
+
+
+def _thinned(name: str, budget_bytes: int) -> Stream:
+    return Stream(
+        name,
+        layers_batch,
+        partial(fmt.layers_schema, kind=name),
+        thinning=Thinning(budget_bytes),
+        recorder=Recorder(budget_bytes // DENSE_SHARE),
+    )
+
+
+def _dense_of(stream: Stream) -> Stream:
+    """Where the dense windows of a thinned stream go."""
+    name = fmt.DENSE_STREAMS[stream.name]
+    return Stream(name, layers_batch, partial(fmt.layers_schema, kind=name), recorder=stream.recorder)
 
 
 def _same_layout(waiting: deque[Row], count: int) -> list[Row]:

@@ -1,0 +1,271 @@
+"""Per-layer rows as they are to be read: dense windows put in, and what thinned rows tell of the steps left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+
+import numpy as np
+
+from monitor.runfile import format as fmt
+from monitor.runfile.tables import LayerBlock, LayerTable, frozen
+from monitor.signals import LayerMatrix
+
+LayerPart = tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray]
+"""Layer names, steps, values [n, L], present [n, L]."""
+
+_COUNTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "nan": np.isnan,
+    "posinf": np.isposinf,
+    "neginf": np.isneginf,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Extents:
+    """One statistic of L layers over T intervals of steps, which follow one another and do not overlap.
+
+    A row that was written after others were left out tells of ``since <= step <= step``; any other of its step alone.
+    Rows of dense windows are not among these: what they hold is in the extremes already.
+    """
+
+    names: tuple[str, ...]
+    step: np.ndarray
+    """int64[T]."""
+    since: np.ndarray
+    """int64[T]: first step of the interval."""
+    value: np.ndarray
+    """float32[T, L] at ``step``."""
+    present: np.ndarray
+    """bool[T, L]: False where nothing was measured at ``step``."""
+    min: np.ndarray
+    """float32[T, L]: smallest finite value of the interval; NaN when there is none."""
+    max: np.ndarray
+    nan: np.ndarray
+    """uint32[T, L]: how many values of the interval are NaN."""
+    posinf: np.ndarray
+    neginf: np.ndarray
+
+    @property
+    def nonfinite(self) -> np.ndarray:
+        """uint32[T, L]: how many values of the interval are NaN or infinite."""
+        return self.nan + self.posinf + self.neginf
+
+    def rows(self, chosen: np.ndarray | slice) -> Extents:
+        """Some of the rows."""
+        arrays = {field.name: getattr(self, field.name)[chosen] for field in fields(self) if field.name != "names"}
+        return Extents(self.names, **arrays)
+
+
+def is_thinned(table: LayerTable, dense: LayerTable, stat: str) -> bool:
+    """Whether rows of the statistic were left out, or a dense window has some."""
+    names = {f"{stat}.{kind}" for kind in fmt.EXTREMES}
+    return bool(dense.blocks) or any(not names.isdisjoint(block.stats) for block in table.blocks)
+
+
+def samples(table: LayerTable, dense: LayerTable, stat: str) -> Iterator[LayerPart]:
+    """The rows of one statistic in which it was measured, block by block, with those of dense windows among them."""
+    for block, first, last in _spans(table, dense):
+        parts = [part for part in (_column(block, stat),) if part is not None]
+        if block not in dense.blocks:
+            parts += _dense_rows(dense, block.names, stat, first, last)
+        if parts:
+            step, value, present = parts[0] if len(parts) == 1 else _merged(parts)
+            yield block.names, step, value, present
+
+
+def _spans(table: LayerTable, dense: LayerTable) -> Iterator[tuple[LayerBlock, int, int]]:
+    """The blocks, and for each the steps (first included, last excluded) whose dense rows belong to it."""
+    blocks = [block for block in table.blocks if len(block.step)]
+    if not blocks:
+        blocks = dense.blocks
+    begins = [-1, *(int(block.step.view(0, 1)[0]) for block in blocks[1:]), np.iinfo(np.int64).max]
+    for block, (first, last) in zip(blocks, pairwise(begins), strict=True):
+        yield block, first, last
+
+
+def _column(block: LayerBlock, stat: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    column = block.column(stat)
+    return None if column is None else (column.step.view(), column.value.view(), column.present())
+
+
+def _dense_rows(
+    dense: LayerTable, names: tuple[str, ...], stat: str, first: int, last: int
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Steps, values and presence of dense rows about the layers ``names`` with ``first <= step < last``."""
+    found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for block in dense.blocks:
+        arrays = _column(block, stat) if block.names == names else None
+        if arrays is None:
+            continue
+        low, high = np.searchsorted(arrays[0], [first, last])
+        if high > low:
+            found.append(tuple(array[low:high] for array in arrays))  # type: ignore[arg-type]
+    return found
+
+
+def _merged(parts: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+    """The rows of several parts by step; of a step that several have, the row of the first."""
+    step = np.concatenate([part[0] for part in parts])
+    step, chosen = np.unique(step, return_index=True)
+    return frozen(step), *(frozen(np.concatenate(arrays)[chosen]) for arrays in list(zip(*parts, strict=True))[1:])
+
+
+# Extremes ----------------------------------------------------------------------------------------------------------
+
+
+def extents(table: LayerTable, stat: str, after: int = -1) -> Iterator[Extents]:
+    """What is known of one statistic at every step behind ``after``, block by block."""
+    before = after
+    for block in table.blocks:
+        if not len(block.step):
+            continue
+        found = _block_extents(block, stat, before)
+        if found is not None:
+            yield found
+        before = int(block.step.view()[-1])
+
+
+def _block_extents(block: LayerBlock, stat: str, before: int) -> Extents | None:
+    columns = {kind: _column(block, f"{stat}.{kind}" if kind else stat) for kind in ("", *fmt.EXTREMES)}
+    every = [column[0] for column in columns.values() if column is not None]
+    if not every:
+        return None
+    step = every[0]
+    for other in every[1:]:
+        step = step if np.array_equal(step, other) else np.union1d(step, other)
+    width = len(block.names)
+    value, present, _ = _laid_out(columns[""], step, width)
+    finite = present & np.isfinite(value)
+    own = np.where(finite, value, np.float32(np.nan))
+    least, least_there, thinned = _laid_out(columns["min"], step, width)
+    most, most_there, more = _laid_out(columns["max"], step, width)
+    thinned = thinned | more
+    low = np.where(thinned[:, None], np.where(least_there, least, np.float32(np.nan)), own)
+    high = np.where(thinned[:, None], np.where(most_there, most, np.float32(np.nan)), own)
+    counts: dict[str, np.ndarray] = {}
+    for kind, test in _COUNTS.items():
+        counted, there, given = _laid_out(columns[kind], step, width)
+        usable = there & np.isfinite(counted) & (counted > 0)  # a file may hold anything
+        told = np.minimum(np.where(usable, counted, 0), 2**31).astype(np.uint32)
+        counts[kind] = np.where((thinned | given)[:, None], told, (present & test(value)).astype(np.uint32))
+    rows = block.step.view()
+    at = np.searchsorted(rows, step)
+    previous = np.where(at > 0, rows[np.maximum(at - 1, 0)], before)
+    since = np.where(thinned, np.minimum(previous + 1, step), step)
+    return Extents(block.names, step, since, value, present, low, high, **counts)
+
+
+def _laid_out(
+    column: tuple[np.ndarray, np.ndarray, np.ndarray] | None, rows: np.ndarray, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Values float32[n, L] at the steps ``rows``, which are there bool[n, L], and the rows with any bool[n]."""
+    if column is None:
+        return np.zeros((len(rows), width), np.float32), np.zeros((len(rows), width), bool), np.zeros(len(rows), bool)
+    step, value, present = column
+    if len(step) == len(rows):
+        return value, present, np.ones(len(rows), bool)
+    full, there, given = (
+        np.zeros((len(rows), width), np.float32),
+        np.zeros((len(rows), width), bool),
+        np.isin(rows, step),
+    )
+    full[given], there[given] = value, present
+    return full, there, given
+
+
+def peaks(stat: str, found: Extents, dense: LayerTable, first: int, last: int, unit: str) -> LayerMatrix:
+    """The largest value of every interval, NaN or infinite where any value was; rows of dense windows among them.
+
+    What a dense window has at its own step is not told again by the interval that the step lies in: there the row shows
+    its own value, unless steps that are in no window reach higher or hold further non-finite values.
+    """
+    full = _dense_rows(dense, found.names, stat, first, last)
+    if full:
+        step, value, present = full[0] if len(full) == 1 else _merged(full)
+        new = ~np.isin(step, found.step)
+        found = _told_once(found, step[new], value[new], present[new])
+        window = _own(found.names, step[new], value[new], present[new])
+        order = np.argsort(np.concatenate([found.step, window.step]), kind="stable")
+        arrays = {
+            field.name: np.concatenate([getattr(found, field.name), getattr(window, field.name)])[order]
+            for field in fields(found)
+            if field.name != "names"
+        }
+        found = Extents(found.names, **arrays)
+    bad = found.nonfinite
+    infinite = np.where(found.posinf > 0, np.float32(np.inf), np.float32(-np.inf))
+    value = np.where(bad > 0, np.where(found.nan > 0, np.float32(np.nan), infinite), found.max)
+    present = (bad > 0) | np.isfinite(found.max)
+    value = np.where(present, value, np.float32(0))
+    step, since = frozen(found.step), frozen(found.since)
+    return LayerMatrix(stat, step, found.names, frozen(value), frozen(present), unit, since, frozen(bad))
+
+
+def _own(names: tuple[str, ...], step: np.ndarray, value: np.ndarray, present: np.ndarray) -> Extents:
+    """Rows that speak of their own steps alone."""
+    shown = np.where(present & np.isfinite(value), value, np.float32(np.nan))
+    counts = {kind: (present & test(value)).astype(np.uint32) for kind, test in _COUNTS.items()}
+    return Extents(names, step, step, value, present, shown, shown, **counts)
+
+
+def _told_once(found: Extents, step: np.ndarray, value: np.ndarray, present: np.ndarray) -> Extents:
+    """``found`` without what rows at other steps (``step``, increasing) tell themselves."""
+    low, high = np.searchsorted(step, found.since), np.searchsorted(step, found.step)
+    touched = np.flatnonzero(high > low)
+    if len(touched) == 0:
+        return found
+    own = _own(found.names, found.step, found.value, found.present)
+    most, since = found.max.copy(), found.since.copy()
+    counts = {kind: getattr(found, kind).copy() for kind in _COUNTS}
+    for row in touched.tolist():
+        window = _own(
+            found.names, step[low[row] : high[row]], value[low[row] : high[row]], present[low[row] : high[row]]
+        )
+        explained = found.max[row] <= np.fmax.reduce(window.max, axis=0)
+        most[row] = np.where(explained, own.max[row], most[row])
+        for kind, count in counts.items():
+            elsewhere = getattr(window, kind).sum(axis=0, dtype=np.uint32)
+            count[row] -= np.minimum(count[row], elsewhere)
+        rest = sum(counts[kind][row] - np.minimum(counts[kind][row], getattr(own, kind)[row]) for kind in _COUNTS)
+        told = explained | (found.max[row] <= own.max[row]) | np.isnan(found.max[row])
+        if told.all() and not np.any(rest):
+            since[row] = found.step[row]
+    arrays = {"min": found.min, "max": most, "since": since, **counts}
+    return Extents(found.names, found.step, value=found.value, present=found.present, **arrays)
+
+
+def within(matrix: LayerMatrix, after: int, upto: int | None) -> LayerMatrix:
+    """The rows with ``after < step <= upto`` (None: open)."""
+    low = int(np.searchsorted(matrix.step, after, side="right"))
+    high = len(matrix.step) if upto is None else int(np.searchsorted(matrix.step, upto, side="right"))
+    rows = slice(low, high)
+    return replace(
+        matrix,
+        step=matrix.step[rows],
+        value=matrix.value[rows],
+        present=matrix.present[rows],
+        since=np.maximum(matrix.begins[rows], after + 1),
+        nonfinite=None if matrix.nonfinite is None else matrix.nonfinite[rows],
+    )
+
+
+def end_to_end(parts: Sequence[LayerMatrix]) -> LayerMatrix:
+    """Matrices with ``since`` and ``nonfinite``, of intervals one after the other, as one; of all their layers."""
+    if len(parts) == 1:
+        return parts[0]
+    places = {name: index for index, name in enumerate(dict.fromkeys(name for part in parts for name in part.names))}
+    names, columns = tuple(places), [[places[name] for name in part.names] for part in parts]
+    rows = sum(len(part.step) for part in parts)
+    value, present = np.zeros((rows, len(names)), np.float32), np.zeros((rows, len(names)), bool)
+    nonfinite = np.zeros((rows, len(names)), np.uint32)
+    at = 0
+    for part, own in zip(parts, columns, strict=True):
+        place = np.ix_(range(at, at + len(part.step)), own)
+        value[place], present[place] = part.value, part.present
+        nonfinite[place] = 0 if part.nonfinite is None else part.nonfinite
+        at += len(part.step)
+    step, since = (np.concatenate(steps) for steps in zip(*((part.step, part.begins) for part in parts), strict=True))
+    arrays = [frozen(array) for array in (step, value, present, since, nonfinite)]
+    return LayerMatrix(parts[0].stat, arrays[0], names, arrays[1], arrays[2], parts[0].unit, arrays[3], arrays[4])

@@ -79,7 +79,8 @@ class LayerMatrix:
     """bool[T, L]: False where nothing was measured."""
     unit: str = "1"
     since: Steps | None = None
-    """int64[T], non-decreasing: the row is the worst of ``since <= step <= step``; None: each row is of its own step."""
+    """int64[T]: the row is the worst of ``since <= step <= step``; None: each row is of its own step. Rows of a dense
+    window may lie within what a later row stands for."""
     nonfinite: Values | None = None
     """uint32[T, L]: how many non-finite values the row stands for; None: those that are in ``value``."""
 

@@ -31,6 +31,10 @@ class Cells:
     def __len__(self) -> int:
         return len(self.count)
 
+    def rows(self, low: int, high: int) -> Cells:
+        """Cells ``low..high`` (excluded)."""
+        return Cells(*(getattr(self, name)[low:high] for name in NAMES))
+
 
 NAMES = tuple(field.name for field in fields(Cells))
 

@@ -52,6 +52,14 @@ class Recorder:
         """So many bytes of windows are on disk."""
         self._left -= size
 
+    def ends_before(self, row: Row) -> bool:
+        """Whether a window was open for all rows up to ``row``, and is not for this one."""
+        assert row.step is not None
+        ended = self.is_open and row.step > self._until
+        if ended:
+            self._allowance = 0
+        return ended
+
     def saw(self, row: Row, chosen: bool) -> Row | None:
         """Remember a row, which the thinning has chosen or left out; the row to write in full, if it is to be."""
         held = Held(row, _size(row), chosen)
@@ -59,9 +67,6 @@ class Recorder:
         self._held += held.size
         while len(self._ring) > RING_ROWS or (self._held > RING_BYTES and len(self._ring) > 1):
             self._held -= self._ring.popleft().size
-        assert row.step is not None
-        if row.step > self._until:
-            self._allowance = 0
         return None if chosen or not self.is_open else self._write(held)
 
     def chose_last(self) -> None:

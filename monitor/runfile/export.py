@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from monitor.errors import RunError
 from monitor.runfile import format as fmt
 from monitor.runfile.columns import number_array
 from monitor.runfile.reader import Run, open_run
+from monitor.runfile.thinned import Extents
+from monitor.signals import LayerMatrix
 
 FORMATS = ("parquet", "csv")
 
@@ -23,9 +25,10 @@ def export_run(run_dir: str | os.PathLike[str], target: str | os.PathLike[str], 
     """Write the current line of a run into the folder ``target`` and return the files.
 
     ``scalars``: a row per step, a column per name. ``layers-<stat>``: a row per step, a column per layer;
-    ``modules-<stat>``: per module. ``system``: a row per sample. ``events.jsonl``: as recorded. A value that is absent
-    is null in Parquet and an empty cell in CSV; NaN and the infinities are themselves in Parquet and ``NaN``,
-    ``Infinity``, ``-Infinity`` in CSV.
+    ``modules-<stat>``: per module. Of a thinned statistic also ``<stat>.min``, ``.max``, ``.nan``, ``.posinf``,
+    ``.neginf``: a row is about the steps from ``since`` to ``step``. ``system``: a row per sample. ``events.jsonl``: as
+    recorded. A value that is absent is null in Parquet and an empty cell in CSV; NaN and the infinities are themselves
+    in Parquet and ``NaN``, ``Infinity``, ``-Infinity`` in CSV.
 
     Raises:
         RunError: another format was asked for, a file is there already, or the folder cannot be written.
@@ -68,15 +71,37 @@ def _tables(run: Run) -> Iterator[tuple[str, pa.Table]]:
     columns = {"step": number_array(steps), "time": _along(times.step, times.value, steps)}
     columns.update((signal.name, _along(signal.step, signal.value, steps)) for signal in signals)
     yield "scalars", pa.table(columns)
-    matrices = [("layers", run.layers(stat)) for stat in run.layer_stats]
-    matrices += [("modules", run.modules(stat)) for stat in run.module_stats]
-    for kind, matrix in matrices:
-        cells = {"step": number_array(matrix.step)}
-        for index, name in enumerate(matrix.names):
-            present = np.ascontiguousarray(matrix.present[:, index])
-            cells[name] = number_array(matrix.value[:, index], None if present.all() else present)
-        yield f"{kind}-{_file_name(matrix.stat)}", pa.table(cells)
+    for stat in run.layer_stats:
+        yield from _matrix_tables("layers", run.layers(stat), run.extents(stat, windows=False))
+    for stat in run.module_stats:
+        yield from _matrix_tables("modules", run.modules(stat), run.extents(stat, stream="modules", windows=False))
     yield "system", pa.Table.from_pandas(run.system(), preserve_index=False)
+
+
+def _matrix_tables(kind: str, matrix: LayerMatrix, parts: Sequence[Extents]) -> Iterator[tuple[str, pa.Table]]:
+    """One statistic by step and layer, and its extremes when it is thinned."""
+    head = {"step": number_array(matrix.step)}
+    yield f"{kind}-{_file_name(matrix.stat)}", _by_layer(head, matrix.names, matrix.value, matrix.present)
+    if not parts:
+        return
+    names = tuple(dict.fromkeys(name for part in parts for name in part.names))
+    head = {
+        "step": number_array(np.concatenate([part.step for part in parts])),
+        "since": number_array(np.concatenate([part.since for part in parts])),
+    }
+    for extreme in fmt.EXTREMES:
+        columns = [[part.names.index(name) if name in part.names else -1 for name in names] for part in parts]
+        tables = [np.c_[getattr(part, extreme), np.full(len(part.step), np.nan)] for part in parts]
+        value = np.concatenate([table[:, own] for table, own in zip(tables, columns, strict=True)])
+        yield f"{kind}-{_file_name(f'{matrix.stat}.{extreme}')}", _by_layer(head, names, value, ~np.isnan(value))
+
+
+def _by_layer(head: Mapping[str, pa.Array], names: Sequence[str], value: np.ndarray, present: np.ndarray) -> pa.Table:
+    cells = dict(head)
+    for index, name in enumerate(names):
+        there = np.ascontiguousarray(present[:, index])
+        cells[name] = number_array(value[:, index], None if there.all() else there)
+    return pa.table(cells)
 
 
 def _along(step: np.ndarray, value: np.ndarray, rows: np.ndarray) -> pa.Array:

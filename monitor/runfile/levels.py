@@ -20,6 +20,7 @@ from monitor.runfile.cells import NAMES, Cells, join, merge, reduce_values
 from monitor.runfile.levelfile import Levels
 from monitor.runfile.lineage import Piece
 from monitor.runfile.reader import Run
+from monitor.runfile.thinned import Extents
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +102,12 @@ def layer_window(
     """One statistic of every layer, as :func:`window`.
 
     When the set of layers changed along the way, the rows are reduced: the columns of such a matrix lie nowhere in one
-    piece.
+    piece. So are those of a thinned statistic, which are few; a cell then holds the extremes of the steps left out too,
+    and is never finer than the rows beside dense windows are.
     """
+    intervals = run.extents(stat, attempt=attempt, rank=rank, windows=False)
+    if intervals:
+        return _of_intervals(stat, intervals, first, last, points)
     sources: list[tuple[Source, int, int]] = []
     names: tuple[str, ...] | None = None
     for piece, data in _pieces(run, attempt, rank):
@@ -132,6 +137,28 @@ def _whole_layers(
     source = Plain(matrix.step, matrix.value, matrix.present)
     span = _within(source.step, Piece(0, -1, None), first, last)
     return _window(stat, matrix.names, [(source, *span)], points, width=len(matrix.names))
+
+
+def _of_intervals(stat: str, parts: Sequence[Extents], first: int | None, last: int | None, points: int) -> Window:
+    """The cells of the intervals that any step of the stretch lies in."""
+    places = {name: index for index, name in enumerate(dict.fromkeys(name for part in parts for name in part.names))}
+    shape = (sum(len(part.step) for part in parts), len(places))
+    nothing = np.full(shape, np.nan, np.float32)
+    rows = Cells(nothing, nothing.copy(), nothing.copy(), *(np.zeros(shape, np.uint32) for _ in range(4)))
+    at = 0
+    for part in parts:
+        place = np.ix_(range(at, at + len(part.step)), [places[name] for name in part.names])
+        for kind in ("min", "max", "nan", "posinf", "neginf"):
+            getattr(rows, kind)[place] = getattr(part, kind)
+        rows.last[place] = np.where(part.present, part.value, part.max)
+        distinct = np.isfinite(part.max).astype(np.uint32) + (part.max > part.min)
+        rows.count[place] = np.maximum(part.present, part.nonfinite + distinct)
+        at += len(part.step)
+    step, since = (np.concatenate([getattr(part, name) for part in parts]) for name in ("step", "since"))
+    low = 0 if first is None else int(np.searchsorted(step, first, side="left"))
+    high = len(step) if last is None else int(np.searchsorted(since, last, side="right"))
+    source = Intervals(step, since, rows)
+    return _window(stat, tuple(places), [(source, low, max(low, high))], points, width=len(places))
 
 
 def _pieces(run: Run, attempt: int | None, rank: int) -> Iterator[tuple[Piece, RankData]]:
@@ -169,6 +196,16 @@ class Plain:
         self.step, self.value, self.present = step, value, present
 
 
+class Intervals:
+    """Rows that each stand for several steps, as cells.
+
+    How many finite values there were in one is not known; ``count`` has those that are.
+    """
+
+    def __init__(self, step: np.ndarray, since: np.ndarray, cells: Cells):
+        self.step, self.since, self.cells = step, since, cells
+
+
 def _window(
     name: str, names: tuple[str, ...], sources: Sequence[tuple[Source, int, int]], points: int, width: int | None = None
 ) -> Window:
@@ -181,7 +218,7 @@ def _window(
         if high == low:
             continue
         bounds, own, cost = _cut(source, low, high, size)
-        first.append(source.step[bounds[:-1]])
+        first.append((source.since if isinstance(source, Intervals) else source.step)[bounds[:-1]])
         last.append(source.step[bounds[1:] - 1])
         cells.append(own)
         read += cost
@@ -209,8 +246,10 @@ def _cut(source: Source, low: int, high: int, size: int) -> tuple[np.ndarray, Ce
     """
     if isinstance(source, Levels):
         return _cut_levels(source, low, high, size)
-    assert isinstance(source, Plain)
     bounds = _bounds(low, high, size)
+    if isinstance(source, Intervals):
+        return bounds, merge(source.cells.rows(low, high), bounds[:-1] - low), high - low
+    assert isinstance(source, Plain)
     present = None if source.present is None else source.present[low:high]
     return bounds, reduce_values(source.value[low:high], present, bounds[:-1] - low), high - low
 

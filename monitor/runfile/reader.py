@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,17 @@ from monitor.runfile.store import (
     state_of,
 )
 from monitor.runfile.tables import Joined, LayerTable, frozen
-from monitor.runfile.thinned import Extents, LayerPart, end_to_end, extents, is_thinned, peaks, samples, within
+from monitor.runfile.thinned import (
+    Extents,
+    LayerPart,
+    end_to_end,
+    extents,
+    is_thinned,
+    peaks,
+    samples,
+    with_windows,
+    within,
+)
 from monitor.signals import LAYER_CATALOGUE, MODULE_CATALOGUE, LayerMatrix, Signal, unit_of
 
 if TYPE_CHECKING:
@@ -348,29 +359,41 @@ class Run:
         """
         key = ("peaks", stream, stat, attempt, rank)
         if key not in self._cache:
-            pieces = self._line if attempt is None else (Piece(attempt, -1, None),)
-            sources = [(piece, self._tables(stream, piece, rank)) for piece in pieces]
-            thinned = any(tables is not None and is_thinned(*tables, stat) for _, tables in sources)
             plain = self._matrix(stream, stat, attempt, rank)
-            self._cache[key] = self._peaks(stat, sources, plain) if thinned else plain
+            found = self.extents(stat, stream=stream, attempt=attempt, rank=rank)
+            parts = [peaks(stat, part, plain.unit) for part in found]
+            self._cache[key] = end_to_end(parts) if parts else plain
         return self._cache[key]
 
-    def _peaks(
-        self, stat: str, sources: Sequence[tuple[Piece, tuple[LayerTable, LayerTable] | None]], plain: LayerMatrix
-    ) -> LayerMatrix:
-        parts: list[LayerMatrix] = []
-        for piece, tables in sources:
-            found = list(extents(tables[0], stat, piece.after)) if tables else []
-            begins = [-1, *(int(one.step[0]) for one in found[1:]), np.iinfo(np.int64).max]
-            for one, first, last in zip(found, begins, begins[1:], strict=False):
-                assert tables is not None
-                parts.append(within(peaks(stat, one, tables[1], first, last, plain.unit), piece.after, piece.upto))
-        return end_to_end(parts) if parts else plain
+    def extents(
+        self,
+        stat: str,
+        *,
+        stream: str = "layers",
+        attempt: int | None = None,
+        rank: int = 0,
+        windows: bool = True,
+    ) -> list[Extents]:
+        """The intervals that the rows of one statistic stand for, with their extremes; [] when every step was kept.
 
-    def extents(self, stat: str, *, stream: str = "layers", attempt: int, rank: int = 0) -> list[Extents]:
-        """The intervals of one statistic in one attempt with their extremes, one entry per set of layers."""
-        tables = self._tables(stream, Piece(attempt, -1, None), rank)
-        return list(extents(tables[0], stat)) if tables else []
+        One entry per attempt and set of layers, in the order of steps.
+
+        Args:
+            windows: with the rows of dense windows among them; an interval around a window then tells of its other
+                steps. Without, the intervals follow one another and each has the extremes of all its steps.
+        """
+        pieces = self._line if attempt is None else (Piece(attempt, -1, None),)
+        sources = [(piece, tables) for piece in pieces if (tables := self._tables(stream, piece, rank))]
+        found: list[Extents] = []
+        if not any(is_thinned(*tables, stat) for _, tables in sources):
+            return found
+        for piece, (table, dense) in sources:
+            parts = list(extents(table, stat, piece.after))
+            begins = [-1, *(int(part.step[0]) for part in parts[1:]), np.iinfo(np.int64).max]
+            for part, (first, last) in zip(parts, pairwise(begins), strict=True):
+                whole = with_windows(part, dense, stat, first, last) if windows else part
+                found.append(within(whole, piece.after, piece.upto))
+        return found
 
     def _tables(self, stream: str, piece: Piece, rank: int) -> tuple[LayerTable, LayerTable] | None:
         """What was read of a matrix stream and of its dense windows."""

@@ -54,8 +54,10 @@ class Extents:
 
     def rows(self, chosen: np.ndarray | slice) -> Extents:
         """Some of the rows."""
-        arrays = {field.name: getattr(self, field.name)[chosen] for field in fields(self) if field.name != "names"}
-        return Extents(self.names, **arrays)
+        return Extents(self.names, **{name: getattr(self, name)[chosen] for name in _ARRAYS})
+
+
+_ARRAYS = tuple(field.name for field in fields(Extents) if field.name != "names")
 
 
 def is_thinned(table: LayerTable, dense: LayerTable, stat: str) -> bool:
@@ -175,32 +177,33 @@ def _laid_out(
     return full, there, given
 
 
-def peaks(stat: str, found: Extents, dense: LayerTable, first: int, last: int, unit: str) -> LayerMatrix:
-    """The largest value of every interval, NaN or infinite where any value was; rows of dense windows among them.
+def with_windows(found: Extents, dense: LayerTable, stat: str, first: int, last: int) -> Extents:
+    """``found`` and the rows of dense windows with ``first <= step < last``, by step.
 
-    What a dense window has at its own step is not told again by the interval that the step lies in: there the row shows
-    its own value, unless steps that are in no window reach higher or hold further non-finite values.
+    What a window has at its own step is not told again by the interval in which that step lies: this one keeps an
+    extreme or a non-finite value only when it is its own row's or of steps that are in no window.
     """
     full = _dense_rows(dense, found.names, stat, first, last)
-    if full:
-        step, value, present = full[0] if len(full) == 1 else _merged(full)
-        new = ~np.isin(step, found.step)
-        found = _told_once(found, step[new], value[new], present[new])
-        window = _own(found.names, step[new], value[new], present[new])
-        order = np.argsort(np.concatenate([found.step, window.step]), kind="stable")
-        arrays = {
-            field.name: np.concatenate([getattr(found, field.name), getattr(window, field.name)])[order]
-            for field in fields(found)
-            if field.name != "names"
-        }
-        found = Extents(found.names, **arrays)
+    if not full:
+        return found
+    step, value, present = full[0] if len(full) == 1 else _merged(full)
+    new = ~np.isin(step, found.step)
+    window = _own(found.names, step[new], value[new], present[new])
+    found = _told_once(found, window)
+    order = np.argsort(np.concatenate([found.step, window.step]), kind="stable")
+    pairs = {name: (getattr(found, name), getattr(window, name)) for name in _ARRAYS}
+    return Extents(found.names, **{name: np.concatenate(pair)[order] for name, pair in pairs.items()})
+
+
+def peaks(stat: str, found: Extents, unit: str) -> LayerMatrix:
+    """The largest value of every interval; NaN or infinite where any value of it was."""
     bad = found.nonfinite
     infinite = np.where(found.posinf > 0, np.float32(np.inf), np.float32(-np.inf))
     value = np.where(bad > 0, np.where(found.nan > 0, np.float32(np.nan), infinite), found.max)
     present = (bad > 0) | np.isfinite(found.max)
     value = np.where(present, value, np.float32(0))
-    step, since = frozen(found.step), frozen(found.since)
-    return LayerMatrix(stat, step, found.names, frozen(value), frozen(present), unit, since, frozen(bad))
+    arrays = [frozen(array) for array in (found.step.view(), value, present, found.since.view(), bad)]
+    return LayerMatrix(stat, arrays[0], found.names, arrays[1], arrays[2], unit, arrays[3], arrays[4])
 
 
 def _own(names: tuple[str, ...], step: np.ndarray, value: np.ndarray, present: np.ndarray) -> Extents:
@@ -210,45 +213,36 @@ def _own(names: tuple[str, ...], step: np.ndarray, value: np.ndarray, present: n
     return Extents(names, step, step, value, present, shown, shown, **counts)
 
 
-def _told_once(found: Extents, step: np.ndarray, value: np.ndarray, present: np.ndarray) -> Extents:
-    """``found`` without what rows at other steps (``step``, increasing) tell themselves."""
-    low, high = np.searchsorted(step, found.since), np.searchsorted(step, found.step)
-    touched = np.flatnonzero(high > low)
-    if len(touched) == 0:
-        return found
+def _told_once(found: Extents, windows: Extents) -> Extents:
+    """``found`` without what ``windows``, rows at other steps, tell themselves."""
+    low, high = np.searchsorted(windows.step, found.since), np.searchsorted(windows.step, found.step)
     own = _own(found.names, found.step, found.value, found.present)
-    most, since = found.max.copy(), found.since.copy()
-    counts = {kind: getattr(found, kind).copy() for kind in _COUNTS}
-    for row in touched.tolist():
-        window = _own(
-            found.names, step[low[row] : high[row]], value[low[row] : high[row]], present[low[row] : high[row]]
-        )
-        explained = found.max[row] <= np.fmax.reduce(window.max, axis=0)
-        most[row] = np.where(explained, own.max[row], most[row])
-        for kind, count in counts.items():
-            elsewhere = getattr(window, kind).sum(axis=0, dtype=np.uint32)
-            count[row] -= np.minimum(count[row], elsewhere)
-        rest = sum(counts[kind][row] - np.minimum(counts[kind][row], getattr(own, kind)[row]) for kind in _COUNTS)
-        told = explained | (found.max[row] <= own.max[row]) | np.isnan(found.max[row])
-        if told.all() and not np.any(rest):
-            since[row] = found.step[row]
-    arrays = {"min": found.min, "max": most, "since": since, **counts}
-    return Extents(found.names, found.step, value=found.value, present=found.present, **arrays)
+    arrays = {name: getattr(found, name).copy() for name in ("since", "min", "max", *_COUNTS)}
+    for row in np.flatnonzero(high > low).tolist():
+        inside = windows.rows(slice(low[row], high[row]))
+        told_high = found.max[row] <= np.fmax.reduce(inside.max, axis=0)
+        told_low = found.min[row] >= np.fmin.reduce(inside.min, axis=0)
+        arrays["max"][row] = np.where(told_high, own.max[row], found.max[row])
+        arrays["min"][row] = np.where(told_low, own.min[row], found.min[row])
+        rest = np.zeros(len(found.names), np.uint32)
+        for kind in _COUNTS:
+            count = arrays[kind][row]
+            count -= np.minimum(count, getattr(inside, kind).sum(axis=0, dtype=np.uint32))
+            rest += count - np.minimum(count, getattr(own, kind)[row])
+        # Where an end of the interval is the row's own or nobody's, no other step is needed to explain it.
+        told_high |= ~(found.max[row] > own.max[row]) & np.isfinite(own.max[row]) | np.isnan(found.max[row])
+        told_low |= ~(found.min[row] < own.min[row]) & np.isfinite(own.min[row]) | np.isnan(found.min[row])
+        if told_high.all() and told_low.all() and not rest.any():
+            arrays["since"][row] = found.step[row]
+    return replace(found, **arrays)
 
 
-def within(matrix: LayerMatrix, after: int, upto: int | None) -> LayerMatrix:
-    """The rows with ``after < step <= upto`` (None: open)."""
-    low = int(np.searchsorted(matrix.step, after, side="right"))
-    high = len(matrix.step) if upto is None else int(np.searchsorted(matrix.step, upto, side="right"))
-    rows = slice(low, high)
-    return replace(
-        matrix,
-        step=matrix.step[rows],
-        value=matrix.value[rows],
-        present=matrix.present[rows],
-        since=np.maximum(matrix.begins[rows], after + 1),
-        nonfinite=None if matrix.nonfinite is None else matrix.nonfinite[rows],
-    )
+def within(found: Extents, after: int, upto: int | None) -> Extents:
+    """The intervals that end at ``after < step <= upto`` (None: open)."""
+    low = int(np.searchsorted(found.step, after, side="right"))
+    high = len(found.step) if upto is None else int(np.searchsorted(found.step, upto, side="right"))
+    part = found.rows(slice(low, high))
+    return replace(part, since=np.maximum(part.since, after + 1))
 
 
 def end_to_end(parts: Sequence[LayerMatrix]) -> LayerMatrix:

@@ -571,10 +571,14 @@ class RankWriter:
         while stream.waiting and len(stream.chosen) < self._rows_per_batch:
             row = stream.waiting[0]
             if isinstance(row.values, KeepDense):
-                if thinning.stride > 1:
-                    dense.extend(recorder.open(row.values.until))
                 self._choose(stream, [], taken=1, done=1)
+                before_it = recorder.open(row.values.until) if thinning.stride > 1 else []
+                dense.extend(before_it)
+                if before_it:  # so that what follows stands for itself
+                    self._close_interval(stream)
                 continue
+            if recorder.ends_before(row):
+                self._close_interval(stream)
             before = thinning.left_out
             chosen = thinning.take(row)
             if before and chosen and chosen[0].step != row.step:

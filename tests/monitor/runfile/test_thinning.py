@@ -8,16 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from monitor.errors import MonitorWarning
-from monitor.runfile import format as fmt
-from monitor.runfile.queued import Row
-from monitor.runfile.reader import Run, open_run
-from monitor.runfile.thinned import Extents
-from monitor.runfile.thinning import FIRST_STRIDE, MAX_STRIDE, Thinning
+from monitor.runfile.reader import open_run
+from monitor.runfile.thinned import Extents, extents
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run
 from tests.monitor.runfile.conftest import LAYERS, SHAPES, START
 
@@ -86,10 +81,10 @@ def truth(steps: Sequence[Step], stat: str, first: int, last: int) -> list[np.nd
     ]
 
 
-def check(steps: Sequence[Step], stat: str, extents: Sequence[Extents]) -> None:
+def check(steps: Sequence[Step], stat: str, found: Sequence[Extents]) -> None:
     """Every interval tells exactly what was measured in it, and the intervals hold all that was measured."""
     covered: list[int] = []
-    for part in extents:
+    for part in found:
         assert (part.step[1:] > part.step[:-1]).all()
         assert (part.since[1:] > part.step[:-1]).all()
         for row in range(len(part.step)):
@@ -105,7 +100,7 @@ def check(steps: Sequence[Step], stat: str, extents: Sequence[Extents]) -> None:
                 assert part.nan[row, layer] == np.isnan(values).sum()
                 assert part.posinf[row, layer] == np.isposinf(values).sum()
                 assert part.neginf[row, layer] == np.isneginf(values).sum()
-            sample = [step for step in steps if step.step == last][0].stats.get(stat)
+            sample = next(step for step in steps if step.step == last).stats.get(stat)
             if sample is None:
                 assert not part.present[row].any()
             else:
@@ -122,11 +117,11 @@ def test_every_interval_tells_exactly_what_was_measured_in_it(
 ) -> None:
     flushes = data.draw(st.sets(st.integers(0, len(steps) - 1), max_size=3))
     dense = data.draw(st.dictionaries(st.integers(0, len(steps) - 1), st.integers(0, 30), max_size=2))
-    run_dir, writer = write(tmp_path, steps, budget, flushes, dense)
+    run_dir, _ = write(tmp_path, steps, budget, flushes, dense)
     run = open_run(run_dir)
     assert run.problems == ()
     for stat in ("norm", "rare"):
-        check(steps, stat, run.extents(stat, attempt=0))
+        check(steps, stat, list(extents(run.ranks(0)[0].layers, stat)))
         peaks, samples = run.peaks(stat), run.layers(stat)
         exact = {step.step: step.stats[stat] for step in steps if stat in step.stats}
         for row, step in enumerate(samples.step.tolist()):
@@ -154,4 +149,6 @@ def check_peaks(steps: Sequence[Step], stat: str, peaks: Any) -> None:
     for row in range(len(peaks.step)):  # and nothing is made up
         for layer, values in enumerate(truth(steps, stat, int(peaks.begins[row]), int(peaks.step[row]))):
             if peaks.present[row, layer]:
-                assert peaks.value[row, layer] in values or (np.isnan(peaks.value[row, layer]) and np.isnan(values).any())
+                assert peaks.value[row, layer] in values or (
+                    np.isnan(peaks.value[row, layer]) and np.isnan(values).any()
+                )

@@ -25,6 +25,8 @@ class Moved:
     layer: str | None
     """The layer that moved first; None when it cannot be told, see ``reason``."""
     step: int | None
+    """Where the run is thinned: the last of the steps in which it may have been, ``since`` the first."""
+    since: int | None
     z: float
     ratio: float
     """Of ``layer``'s norm to its own baseline at its peak in the event."""
@@ -87,7 +89,7 @@ def first_moved(
     above = (score > z) & (rise > np.log(ratio))
     first = _first_crossings(above, np.nan_to_num(score, nan=-np.inf), onset - start)
     if (first < 0).all():
-        return Moved(None, None, 0.0, 1.0, 0, int(usable.sum()), 1.0, "no layer left its own baseline")
+        return Moved(None, None, None, 0.0, 1.0, 0, int(usable.sum()), 1.0, "no layer left its own baseline")
     row = int(first[first >= 0].min())
     return _pick(matrix, row, start, first == row, score, rise, usable)
 
@@ -133,6 +135,7 @@ def _pick(
     return Moved(
         layer=matrix.names[layer],
         step=int(matrix.step[start + row]),
+        since=int(matrix.begins[start + row]),
         z=float(here[layer]),
         ratio=float(np.exp(np.nanmax(rise[row:, layer]))),
         moved=len(layers),
@@ -148,6 +151,8 @@ class NonfiniteLayers:
     """Layers at the first step at which any of them is non-finite."""
 
     step: int
+    """Where the run is thinned: the last of the steps in which it may have been, ``since`` the first."""
+    since: int
     layer: str | None
     """The origin, None when it cannot be told."""
     nonfinite: tuple[str, ...]
@@ -163,25 +168,25 @@ def nonfinite_layers(matrix: LayerMatrix | None, first_step: int, last_step: int
     """
     if matrix is None:
         return None
-    start, stop = np.searchsorted(matrix.step, [first_step, last_step + 1])
-    bad = ~np.isfinite(matrix.value[start:stop]) & matrix.present[start:stop]
+    start = int(np.searchsorted(matrix.step, first_step))
+    about = start + np.flatnonzero(matrix.begins[start:] <= last_step)
+    bad = ~np.isfinite(matrix.value[about]) & matrix.present[about]
     rows = np.flatnonzero(bad.any(axis=1))
     if len(rows) == 0:
         return None
-    row = int(rows[0])
-    present = matrix.present[start + row]
+    hits, row = bad[rows[0]], int(about[rows[0]])
     names = np.array(matrix.names, dtype=object)
-    hit, clean = names[bad[row]], names[present & ~bad[row]]
-    step = int(matrix.step[start + row])
+    hit, clean = names[hits], names[matrix.present[row] & ~hits]
+    step, since = int(matrix.step[row]), int(matrix.begins[row])
     if len(clean) == 0 and len(hit) > 1:
         reason = "every layer became non-finite in the same step, so gradients cannot tell where it began"
-        return NonfiniteLayers(step, None, tuple(hit), (), reason)
+        return NonfiniteLayers(step, since, None, tuple(hit), (), reason)
     reason = (
         f"{len(hit)} of {len(hit) + len(clean)} layers are non-finite; the backward pass reaches this one first"
         if len(hit) > 1
         else "it alone is non-finite in that step"
     )
-    return NonfiniteLayers(step, str(hit[-1]), tuple(hit), tuple(clean), reason)
+    return NonfiniteLayers(step, since, str(hit[-1]), tuple(hit), tuple(clean), reason)
 
 
 # ------------------------------------------------------------------------------------- one layer on its own, whole run
@@ -202,7 +207,9 @@ class LayerJump:
     """One layer that jumped while the others did not."""
 
     onset: int
-    """Step at which the layer left all it had shown, at most four before ``step``."""
+    """Step at which the layer left all it had shown, at most four rows before ``step``."""
+    since: int
+    """``onset``; where the run is thinned the first of the steps in which it may have been, ``onset`` the last."""
     step: int
     """Step at which it could be told."""
     last_step: int
@@ -346,6 +353,7 @@ class _Scan:
             onset -= 1
         return LayerJump(
             onset=int(matrix.step[onset]),
+            since=int(matrix.begins[onset]),
             step=int(matrix.step[row]),
             last_step=int(matrix.step[row]),
             layer=matrix.names[layer],
@@ -436,8 +444,18 @@ def _together(jumps: list[LayerJump], gap: int = 20) -> list[LayerJump]:
     return merged
 
 
-def has_nonfinite(matrix: LayerMatrix | None) -> np.ndarray:
-    """int64[N]: steps at which any measured layer is non-finite."""
+def nonfinite_steps(matrix: LayerMatrix | None, known: np.ndarray) -> np.ndarray:
+    """int64[N]: steps at which any measured layer is non-finite.
+
+    Args:
+        known: int64[M], increasing: other steps with a non-finite gradient. An interval of a thinned run that has one
+            of them, or a step of its own rows, says nothing new; any other stands for itself by its last step.
+    """
     if matrix is None:
         return np.zeros(0, np.int64)
-    return matrix.step[nonfinite_rows(np.where(matrix.present, matrix.value, 0.0))]
+    rows = nonfinite_rows(np.where(matrix.present, matrix.value, 0.0))
+    step, since = matrix.step[rows], matrix.begins[rows]
+    sure = step[since == step]
+    known = np.union1d(known, sure)
+    explained = np.searchsorted(known, since) < np.searchsorted(known, step, side="right")
+    return np.union1d(sure, step[~explained])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -80,7 +80,8 @@ class Signals:
         """The current line of attempts of ``run`` as rank ``rank`` recorded it."""
 
         def layers(stat: str) -> LayerMatrix | None:
-            return run.layers(stat, rank=rank) if stat in run.layer_stats else None
+            # Of a thinned run the worst of the steps that each row stands for, so that nothing left out is missed.
+            return run.peaks(stat, rank=rank) if stat in run.layer_stats else None
 
         facts = Facts(run.id, run.name, str(run.path), run.state.word, run.config, run.planned_steps)
         return cls(lambda name: run.series(name, rank=rank), run.names, layers=layers, events=run.events(), facts=facts)
@@ -115,7 +116,10 @@ class Signals:
         return isinstance(name, str) and name in self.names and len(self[name]) > 0
 
     def layers(self, stat: str) -> LayerMatrix | None:
-        """Statistic ``stat`` of every layer, or None when it was not recorded."""
+        """Statistic ``stat`` of every layer, or None when it was not recorded.
+
+        Of a thinned run each row is the worst of the steps from its ``since`` on.
+        """
         return self.remember(("layers", stat), lambda: _cut(self._layers(stat), self.last))
 
     def events(self, *kinds: str) -> list[EventLike]:
@@ -174,6 +178,11 @@ def _cut(matrix: LayerMatrix | None, last: int | None) -> LayerMatrix | None:
     stop = int(np.searchsorted(matrix.step, last, side="right"))
     if stop == 0:
         return None
-    return LayerMatrix(
-        matrix.stat, matrix.step[:stop], matrix.names, matrix.value[:stop], matrix.present[:stop], matrix.unit
+    return replace(
+        matrix,
+        step=matrix.step[:stop],
+        value=matrix.value[:stop],
+        present=matrix.present[:stop],
+        since=None if matrix.since is None else matrix.since[:stop],
+        nonfinite=None if matrix.nonfinite is None else matrix.nonfinite[:stop],
     )

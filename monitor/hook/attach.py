@@ -63,6 +63,7 @@ def attach(
     budget: float = 0.02,
     start_step: int = 0,
     start_tokens: float | None = None,
+    layer_budget_bytes: int | None = None,
 ) -> Monitor:
     """Measure the training of ``model`` by ``optimizer`` into a run.
 
@@ -82,6 +83,9 @@ def attach(
         budget: share of the step that the monitor may cost.
         start_step: optimizer steps done before (resume): the first step recorded is the next one.
         start_tokens: tokens seen before; by default ``start_step * tokens_per_step``.
+        layer_budget_bytes: bytes of per-layer statistics of this attempt and rank up to which every step is kept, 256
+            MiB by default. Beyond, every 4th, 8th, 16th, ... step is, with the extremes and non-finite values of the
+            others, and every step round an early sign of trouble. Not with a ``writer`` of your own.
 
     Raises:
         RunError: the run cannot be made, found or written. Every rank raises it.
@@ -110,7 +114,7 @@ def attach(
             )  # fmt: skip
 
         run_dir, attempt = agree(begin, rank)
-        writer = RankWriter(run_dir, attempt, rank)
+        writer = RankWriter(run_dir, attempt, rank, layer_budget_bytes=layer_budget_bytes)
     if start_tokens is None:
         start_tokens = start_step * (tokens_per_step or 0)
     monitor = Monitor(

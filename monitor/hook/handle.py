@@ -27,7 +27,7 @@ from monitor.hook.loop import Loop, StepFacts
 from monitor.hook.observe import ClipCall
 from monitor.hook.probe import Probe, Probes
 from monitor.hook.recorder import FlightRecorder
-from monitor.hook.rows import Arriving, Row, Rows
+from monitor.hook.rows import MOST_WAITING, Arriving, Row, Rows
 from monitor.hook.system import SystemSampler
 from monitor.hook.timing import PARTS, StepClock, as_signals
 from monitor.hook.transfer import HostRead
@@ -100,6 +100,8 @@ class Monitor:
         self._closed = False
         self._pid = os.getpid()
         self._rows = Rows(writer, self._finish_row)
+        # Rows reach the writer some steps late: so many more, that the window does not end early.
+        self._probes.on_arm = lambda steps: writer.keep_dense(steps + MOST_WAITING + 1)
         if len(self._table):
             writer.define_layers(self._table.names, self._table.shapes)
         if names := module_names(model):

@@ -109,6 +109,8 @@ class Probes:
         self.in_forward: Callable[[], bool] = lambda: False
         """Whether a module that runs now runs in the training's own forward pass: not in an evaluation, a landscape
         sample, or activation checkpointing's second pass. Set by the loop."""
+        self.on_arm: Callable[[int], None] = lambda _steps: None
+        """Told for how many steps the probes are armed: what was measured just before is worth keeping, too."""
         for probe in self.probes:
             probe.watch = self
 
@@ -125,6 +127,8 @@ class Probes:
     def arm(self, steps: int = ARMED_STEPS) -> None:
         """Measure every one of the next ``steps`` steps with every probe."""
         self._armed_until = max(self._armed_until, self._step + steps)
+        with contained("dense windows"):
+            self.on_arm(steps)
 
     def begin(self, step: int) -> None:
         """``step`` begins."""

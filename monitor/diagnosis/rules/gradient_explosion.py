@@ -102,11 +102,16 @@ def _paired(
     for group in groups:
         onset = int(norm.step[group[0].onset])
         latest = max(onset + 3, int(norm.step[group[0].fired]))
-        jump = next((j for j in free if j.step <= latest and j.last_step >= onset - near), None)
+        jump = next((j for j in free if _earliest(j) <= latest and j.last_step >= onset - near), None)
         if jump is not None:
             free.remove(jump)
         pairs.append((group, jump))
     return pairs
+
+
+def _earliest(jump: LayerJump) -> int:
+    """The step at which the jump could be told; where the run is thinned, the first at which it may have been."""
+    return jump.step if jump.since == jump.onset else jump.since
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +210,7 @@ def _layer_evidence(where: Moved) -> dict[str, object]:
         "layer_ratio": where.ratio,
         "layer_z": where.z,
         "layer_step": where.step,
+        **_from(where.since, where.step),
         "layers_moved": where.moved,
         "layers_judged": where.total,
         "layer_concentration": where.concentration,
@@ -246,6 +252,7 @@ def _jump_evidence(jump: LayerJump) -> dict[str, object]:
         "layer_ratio": jump.ratio,
         "layer_z": jump.z,
         "layer_step": jump.onset,
+        **_from(jump.since, jump.onset),
         "layer_share": jump.share,
         "layer_record_ratio": jump.record,
         "layers_moved": jump.moved,
@@ -257,14 +264,20 @@ def _jump_evidence(jump: LayerJump) -> dict[str, object]:
     }
 
 
+def _from(since: int | None, step: int | None) -> dict[str, object]:
+    """First step in which it may have been, when the run is thinned there."""
+    return {} if since is None or since == step else {"layer_step_from": since}
+
+
 def _layer_finding(signals: Signals, jump: LayerJump) -> Finding:
     follows = loss_follows(signals, jump.onset)
     nonfinite, lost = _nonfinite_follows(signals, jump.onset), loss_is_lost(signals, jump.onset)
     severity = Severity.WARNING if jump.proven or follows is not None else Severity.INFO
+    at = f"at step {jump.onset}" if jump.since == jump.onset else f"between steps {jump.since} and {jump.onset}"
     return Finding(
         summary=f"Gradient norm of {jump.layer} rose {times(jump.ratio)} to {100 * jump.share:.0f} % of the whole norm "
-        f"at step {jump.onset} while the other layers stayed at their level; {_outcome(follows, nonfinite, lost)}",
-        onset_step=jump.onset,
+        f"{at} while the other layers stayed at their level; {_outcome(follows, nonfinite, lost)}",
+        onset_step=jump.since,
         first_step=jump.step,
         last_step=jump.last_step,
         severity=Severity.CRITICAL if nonfinite or lost else severity,

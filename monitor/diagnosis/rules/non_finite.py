@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from monitor.diagnosis.context import GRADIENT_SETTINGS, first_level, gradient_signal, gradient_spikes, span
-from monitor.diagnosis.localise import NonfiniteLayers, first_moved, has_nonfinite, nonfinite_layers
+from monitor.diagnosis.localise import NonfiniteLayers, first_moved, nonfinite_layers, nonfinite_steps
 from monitor.diagnosis.primitives import episodes, nonfinite_rows, word_for
 from monitor.diagnosis.rule import Finding, Rule, Severity, Verdict
 from monitor.diagnosis.view import Signals
@@ -79,7 +79,8 @@ class Trace:
         step = np.union1d(np.union1d(loss.step, norm.step), layer_steps)
         zeros = zero_steps(loss, zero_rows, zero_fall)
         bad_loss = np.isin(step, np.union1d(loss.step[nonfinite_rows(loss.value)], zeros))
-        gradient_steps = np.union1d(norm.step[nonfinite_rows(norm.value)], has_nonfinite(matrix))
+        bad_norm = norm.step[nonfinite_rows(norm.value)]
+        gradient_steps = np.union1d(bad_norm, nonfinite_steps(matrix, bad_norm))
         bad_gradient = np.isin(step, gradient_steps)
         backed_off = bad_gradient & ~bad_loss & np.isin(step, _back_offs(signals, gradient_steps))
         return cls(step, bad_loss, bad_gradient & ~backed_off, backed_off, int(zeros[0]) if len(zeros) else None)
@@ -164,7 +165,7 @@ class Episode:
             return Severity.INFO
         return Severity.WARNING
 
-    def summary(self, signals: Signals, place: str) -> str:
+    def summary(self, signals: Signals, place: str, at: str) -> str:
         what = {
             "loss": f"Training loss became {_first_word(signals['train_loss'], self.first)}",
             "gradient": f"Gradient became {_first_word(signals['grad_norm_preclip'], self.first)}",
@@ -173,7 +174,7 @@ class Episode:
         then = ", then the loss" if self.began == "gradient" and self.bad_loss else ""
         stayed = " and stayed so to the last step recorded"
         outcome = stayed if self.to_the_end else f" for {steps(self.first, self.last)}, then recovered"
-        return f"{what} at step {self.first}{place}{then}{outcome}"
+        return f"{what} {at}{place}{then}{outcome}"
 
 
 def _began(trace: Trace, window: slice) -> str:
@@ -189,10 +190,12 @@ def _episode(signals: Signals, episode: Episode, zero_from: int | None, isolated
     origin = nonfinite_layers(signals.layers("grad_norm_preclip"), episode.first, episode.last)
     rose = rose_before(signals, episode.first)
     layer, place, located = _where(origin, rose)
+    since = origin.since if origin is not None and origin.step == episode.first else episode.first
+    at = f"at step {episode.first}" if since == episode.first else f"between steps {since} and {episode.first}"
     zero = zero_from if zero_from is not None and episode.first <= zero_from <= episode.last else None
     return Finding(
-        summary=episode.summary(signals, place),
-        onset_step=rose[0] if rose else episode.first,
+        summary=episode.summary(signals, place, at),
+        onset_step=rose[0] if rose else since,
         first_step=episode.first,
         last_step=episode.last,
         severity=episode.severity(isolated_rows),
@@ -250,6 +253,7 @@ def _origin_evidence(origin: NonfiniteLayers) -> dict[str, object]:
         "nonfinite_layers": list(origin.nonfinite[-8:]),
         "layer_reason": origin.reason,
         "layer_step": origin.step,
+        **({"layer_step_from": origin.since} if origin.since < origin.step else {}),
     }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from monitor.diagnosis.localise import first_moved, has_nonfinite, lone_jumps, nonfinite_layers
+from monitor.diagnosis.localise import first_moved, lone_jumps, nonfinite_layers, nonfinite_steps
 from monitor.signals import LayerMatrix
 
 NAMES = tuple(f"layer{i}" for i in range(8))
@@ -63,7 +63,7 @@ def test_layers_without_a_gradient_are_left_out():
     value[200, 3] *= 20
     moved = first_moved(matrix(value, present), 201, 201)
     assert moved is not None and moved.layer == "layer3" and moved.total == 7
-    assert len(has_nonfinite(matrix(value, present))) == 0
+    assert len(nonfinite_steps(matrix(value, present), np.zeros(0, np.int64))) == 0
 
 
 def test_nothing_moved_and_too_little_history_are_different_answers():

@@ -20,7 +20,7 @@ import numpy as np
 
 from app.charts.describe import Chart, Mark, Trace
 from monitor.runfile.downsample import Reduced, heat, min_max
-from monitor.signals import Signal
+from monitor.signals import LayerMatrix, Signal
 
 NAN, POSITIVE, NEGATIVE = 0, 1, 2
 """What a non-finite mark is."""
@@ -102,7 +102,7 @@ def chart_version(chart: Chart, window: Window, marks: Sequence[Mark]) -> str:
         parts += [trace.name, trace.role, len(inside), *_ends(inside.step)]
     if chart.kind == "heat" and chart.matrix is not None:
         matrix = chart.matrix()
-        at = slice(*_slice(matrix.step, low, high))
+        at = slice(*_slice(matrix.step, low, _told_until(matrix, high)))
         parts += [
             matrix.stat,
             matrix.names,
@@ -358,20 +358,61 @@ def _heat_body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
     assert chart.matrix is not None
     matrix = chart.matrix()
     low, high = _bounds(chart, window)
+    high = _told_until(matrix, high)
     columns = int(min(window.buckets * 3 // 5, max(20, RAW_ROWS // max(1, len(matrix.names)))))
     start, stop = _slice(matrix.step, low, high)
     picture = heat(matrix, columns, low, high)
+    cells = picture.value, picture.nonfinite, picture.present
+    if matrix.since is not None:
+        cells = _filled(*cells, picture.edges, matrix)
     bottom, top = _heat_scale(matrix.value, matrix.present)
     bad = matrix.present[start:stop] & ~np.isfinite(matrix.value[start:stop])
+    if matrix.nonfinite is not None:
+        bad = matrix.nonfinite[start:stop]
     return {
         "names": list(picture.names),
         "edges": blob.add(picture.edges.astype(np.float64) - 0.5),
-        "cells": blob.add(quantise(picture.value, picture.nonfinite, picture.present, bottom, top).ravel()),
+        "cells": blob.add(quantise(*cells, bottom, top).ravel()),
         "scale": [bottom, top],
         "ratio": round((stop - start) / max(1, picture.value.shape[1]), 2),
         "nonfinite": int(bad.sum()),
         "stat": matrix.stat,
     }
+
+
+def _told_until(matrix: LayerMatrix, high: int | None) -> int | None:
+    """``high``, or the step of the next row when it stands for steps up to ``high`` too."""
+    if high is None or matrix.since is None:
+        return high
+    following = int(np.searchsorted(matrix.step, high, side="right"))
+    tells = following < len(matrix.step) and matrix.since[following] <= high
+    return int(matrix.step[following]) if tells else high
+
+
+def _filled(
+    value: np.ndarray, nonfinite: np.ndarray, present: np.ndarray, edges: np.ndarray, matrix: LayerMatrix
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Columns of the picture in which no row ends, filled with the row that stands for their steps.
+
+    A thinned run has fewer rows than a zoom has columns; what a row tells it tells of every step of its interval.
+
+    Args:
+        value, nonfinite, present: [L, C], see ``HeatReduced``.
+        edges: int64[C + 1].
+    """
+    rows = np.searchsorted(matrix.step, edges[:-1])
+    empty = rows == np.searchsorted(matrix.step, edges[1:])
+    empty &= rows < len(matrix.step)
+    rows = np.minimum(rows, len(matrix.step) - 1)
+    columns = np.flatnonzero(empty & (matrix.begins[rows] < edges[1:]))
+    if not len(columns):
+        return value, nonfinite, present
+    own, there = matrix.value[rows[columns]].T, matrix.present[rows[columns]].T
+    finite = np.isfinite(own)
+    value, nonfinite, present = value.copy(), nonfinite.copy(), present.copy()
+    value[:, columns] = np.where(finite & there, own, np.float32(np.nan))
+    nonfinite[:, columns], present[:, columns] = there & ~finite, there
+    return value, nonfinite, present
 
 
 def quantise(value: np.ndarray, nonfinite: np.ndarray, present: np.ndarray, bottom: float, top: float) -> np.ndarray:

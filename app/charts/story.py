@@ -169,6 +169,7 @@ def _parts(run: Run, names: set[str]) -> Chart | None:
 
 
 HEAT_HELP = "Largest value of each cell, logarithmic, input layers on top. Click a cell for its curve."
+THINNED_HELP = " Not every step of this long run is kept: a point stands for the largest value since the one before it."
 
 
 def _heat(run: Run, stat: str | None, layer: str | None) -> list[Chart]:
@@ -176,7 +177,7 @@ def _heat(run: Run, stat: str | None, layer: str | None) -> list[Chart]:
     if not stats:
         return []
     chosen = stat if stat in stats else stats[0]
-    matrix = run.layers(chosen)
+    matrix = run.peaks(chosen)
     rows = len(matrix.names)
     title = stat_title(chosen)
     spec = LAYER_CATALOGUE.get(chosen)
@@ -188,7 +189,7 @@ def _heat(run: Run, stat: str | None, layer: str | None) -> list[Chart]:
             kind="heat",
             log=True,
             height=min(460, max(150, 40 + 13 * rows)),
-            help=f"{spec.meaning if spec else ''} {HEAT_HELP}",
+            help=f"{spec.meaning if spec else ''} {HEAT_HELP}{THINNED_HELP if matrix.since is not None else ''}",
             matrix=lambda: matrix,
         )
     ]

@@ -437,7 +437,7 @@ def layer_signal(run: Run, layer: str) -> list[tuple[str, Any]]:
     """The gradient norm of one layer as a signal, in a list; empty when it was not measured."""
     from app.charts.story import layer_curve
 
-    signal = layer_curve(run.layers("grad_norm_preclip"), layer)
+    signal = layer_curve(run.peaks("grad_norm_preclip"), layer)
     return [(f"Gradient norm of {layer}", signal)] if signal is not None else []
 
 

@@ -202,3 +202,44 @@ def test_marks_are_thinned_but_counted_and_incidents_never():
 def test_nothing_recorded_yet_is_a_layout_without_charts(runs: Runs, http):
     header, _ = asked(http, runs.half)
     assert header["layout"] == [] and header["charts"] == [] and header["extent"] is None
+
+
+def thinned_layers() -> LayerMatrix:
+    """Steps 1 to 4 in full, then rows at 8 and 40 that stand for four and 32 steps: an infinity in the first layer."""
+    value = np.array([[1, 1], [1, 2], [1, 3], [1, 4], [1, 100], [np.inf, 5]], np.float32)
+    step, since = np.array([1, 2, 3, 4, 8, 40]), np.array([1, 2, 3, 4, 5, 9])
+    nonfinite = np.zeros((6, 2), np.uint32)
+    nonfinite[5, 0] = 7
+    return LayerMatrix("norm", step, ("a", "b"), value, np.ones((6, 2), bool), "1", since, nonfinite)
+
+
+def heat_of(layers: LayerMatrix, window: frame.Window) -> tuple[dict, np.ndarray, np.ndarray]:
+    message = frame.build([Chart("heat", "H", kind="heat", matrix=lambda: layers)], window)
+    assert message is not None
+    header, body = frame.unpack(message)
+    heat = header["charts"][0]
+    edges = array(body, heat["edges"])
+    return heat, array(body, heat["cells"]).reshape(2, -1), edges
+
+
+def test_a_row_that_stands_for_many_steps_is_shown_at_each_of_them():
+    heat, cells, edges = heat_of(thinned_layers(), frame.Window(buckets=500))
+    assert len(edges) == 41
+    assert (cells[0, 8:] == frame.HEAT_NONFINITE).all()
+    assert (cells[:, :8] != frame.HEAT_NONFINITE).all()
+    assert (cells[1, 4:8] == cells[1, 7]).all()
+    assert cells[1, 4] > cells[1, 3]
+    assert heat["nonfinite"] == 7
+
+
+def test_a_zoom_between_two_rows_shows_what_the_later_one_tells_of_it():
+    heat, cells, _ = heat_of(thinned_layers(), frame.Window(buckets=500, start=20, stop=30))
+    assert (cells[0] == frame.HEAT_NONFINITE).all()
+    assert (cells[1] == cells[1, 0]).all()
+    assert heat["nonfinite"] == 7
+    chart = Chart("heat", "H", kind="heat", matrix=thinned_layers)
+    whole = thinned_layers()
+    before = LayerMatrix("norm", whole.step[:5], whole.names, whole.value[:5], whole.present[:5], "1", whole.since[:5])
+    earlier = Chart("heat", "H", kind="heat", matrix=lambda: before)
+    window = frame.Window(start=20, stop=30)
+    assert frame.chart_version(chart, window, []) != frame.chart_version(earlier, window, [])

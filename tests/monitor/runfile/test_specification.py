@@ -95,6 +95,56 @@ def test_modules_read_by_the_specification_equal_ours(written: Path, spec: dict[
     np.testing.assert_array_equal(ours.value, [list(cells.values()) for cells in theirs.values()])
 
 
+@pytest.fixture
+def thinned(run_dir: Path) -> Path:
+    """A statistic of every step and one of some; NaN, infinities and an absent layer; a dense window and a flush."""
+    writer = RankWriter(run_dir, 0, rows_per_batch=8, layer_budget_bytes=16_000)
+    writer.define_layers(LAYERS, SHAPES)
+    writer.define_modules(["embed", "block"])
+    for step in range(1, 401):
+        norms = np.array([step % 37, np.nan if step % 50 == 0 else 1, np.inf if step % 70 == 0 else -step], np.float32)
+        present = np.array([step % 5 > 0, True, True])
+        stats = {"norm": (norms, present), "rare": None if step % 9 else norms, "bad": np.full(3, -np.inf)}
+        writer.layers(step, START + step, stats)
+        writer.modules(step, START + step, {"act_rms": norms[1:]})
+        if step == 333:
+            writer.keep_dense(20)
+        if step == 390:
+            assert writer.flush()
+    writer.close()
+    return run_dir
+
+
+def test_a_thinned_run_read_by_the_specification_equals_ours(thinned: Path, spec: dict[str, Any]) -> None:
+    run, folder = open_run(thinned), thinned / "attempts" / "0000" / "rank-00000"
+    streams = {"layers": ("layers", "dense"), "modules": ("modules", "dense_modules")}
+    for kind, stat in (("layers", "norm"), ("layers", "rare"), ("layers", "bad"), ("modules", "act_rms")):
+        ours = getattr(run, kind)(stat)
+        theirs = spec["layers"](folder, stat, *streams[kind])
+        assert ours.step.tolist() == list(theirs)
+        assert len(ours.step) < (400 if stat != "rare" else 44)
+        for row, cells in enumerate(theirs.values()):
+            shown = ours.value[row][ours.present[row]]
+            np.testing.assert_array_equal(shown, list(cells.values()))
+        assert set(range(320, 350)) & set(range(9, 400, 9) if stat == "rare" else range(400)) <= set(theirs)
+        (part,) = run.extents(stat, stream=kind, windows=False)
+        told = spec["intervals"](folder, stat, kind)
+        several = part.since < part.step
+        assert {(first, last) for first, last, _ in told} >= {
+            (first, last) for first, last in zip(part.since[several].tolist(), part.step[several].tolist(), strict=True)
+        }
+        rows = {int(step): row for row, step in enumerate(part.step)}
+        for first, last, cells in told:
+            row = rows[last]
+            assert part.since[row] == first
+            for layer, name in enumerate(part.names):
+                for extreme in ("min", "max", "nan", "posinf", "neginf"):
+                    value = getattr(part, extreme)[row, layer]
+                    missing = None if extreme in ("min", "max") else 0
+                    expected = cells[name].get(extreme, missing)
+                    assert math.isnan(value) if expected is None else value == expected, (stat, last, name, extreme)
+
+
 def test_checksums_and_seals_hold_as_specified(written: Path, spec: dict[str, Any]) -> None:
     segments = sorted(written.glob("attempts/*/rank-*/*.arrows"))
     assert len(segments) > 3
@@ -113,7 +163,9 @@ def test_the_specification_finds_a_flipped_bit(written: Path, spec: dict[str, An
     assert not spec["check_seal"](segment.with_name(segment.name + ".seal"))
 
 
-def test_every_file_of_a_run_is_in_the_specification(written: Path) -> None:
+@pytest.mark.parametrize("name", ["written", "thinned"])
+def test_every_file_of_a_run_is_in_the_specification(name: str, request: pytest.FixtureRequest) -> None:
+    written: Path = request.getfixturevalue(name)
     tree = FORMAT.split("## Tree")[1].split("## Versions")[0]
     for path in written.rglob("*"):
         stem = re.sub(r"\d{4,}", "", path.name.removesuffix(".seal")) or "0000/"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,17 +27,7 @@ from monitor.runfile.store import (
     state_of,
 )
 from monitor.runfile.tables import Joined, LayerTable, frozen
-from monitor.runfile.thinned import (
-    Extents,
-    LayerPart,
-    end_to_end,
-    extents,
-    is_thinned,
-    peaks,
-    samples,
-    with_windows,
-    within,
-)
+from monitor.runfile.thinned import Extents, LayerPart, Peaks, Source, is_thinned, samples
 from monitor.signals import LAYER_CATALOGUE, MODULE_CATALOGUE, LayerMatrix, Signal, unit_of
 
 if TYPE_CHECKING:
@@ -90,6 +79,7 @@ class Run:
         """Answers that hold until something changes."""
         self._joined: dict[Any, Joined] = {}
         """Pieces of several attempts, put together once and then only added to."""
+        self._peaks: dict[Any, Peaks] = {}
         self._polls = 0
         self.version = 0
         """Grows with every change that :meth:`refresh` sees."""
@@ -360,9 +350,10 @@ class Run:
         key = ("peaks", stream, stat, attempt, rank)
         if key not in self._cache:
             plain = self._matrix(stream, stat, attempt, rank)
-            found = self.extents(stat, stream=stream, attempt=attempt, rank=rank)
-            parts = [peaks(stat, part, plain.unit) for part in found]
-            self._cache[key] = end_to_end(parts) if parts else plain
+            pieces, sources = self._sources(stream, stat, attempt, rank)
+            kept = self._peaks.setdefault(key, Peaks()) if sources else None
+            found = kept.update(pieces, stat, plain.unit, sources) if kept else None
+            self._cache[key] = plain if found is None else found
         return self._cache[key]
 
     def extents(
@@ -382,18 +373,20 @@ class Run:
             windows: with the rows of dense windows among them; an interval around a window then tells of its other
                 steps. Without, the intervals follow one another and each has the extremes of all its steps.
         """
+        _, sources = self._sources(stream, stat, attempt, rank)
+        return [part for source in sources for part in source.parts(stat, windows)]
+
+    def _sources(
+        self, stream: str, stat: str, attempt: int | None, rank: int
+    ) -> tuple[tuple[Piece, ...], list[Source]]:
+        """Where the intervals of a thinned statistic are read from, and what of the line; [] when it is not thinned."""
         pieces = self._line if attempt is None else (Piece(attempt, -1, None),)
-        sources = [(piece, tables) for piece in pieces if (tables := self._tables(stream, piece, rank))]
-        found: list[Extents] = []
-        if not any(is_thinned(*tables, stat) for _, tables in sources):
-            return found
-        for piece, (table, dense) in sources:
-            parts = list(extents(table, stat, piece.after))
-            begins = [-1, *(int(part.step[0]) for part in parts[1:]), np.iinfo(np.int64).max]
-            for part, (first, last) in zip(parts, pairwise(begins), strict=True):
-                whole = with_windows(part, dense, stat, first, last) if windows else part
-                found.append(within(whole, piece.after, piece.upto))
-        return found
+        found = [
+            Source(piece.after, piece.upto, *tables)
+            for piece in pieces
+            if (tables := self._tables(stream, piece, rank))
+        ]
+        return pieces, found if any(is_thinned(source.table, source.dense, stat) for source in found) else []
 
     def _tables(self, stream: str, piece: Piece, rank: int) -> tuple[LayerTable, LayerTable] | None:
         """What was read of a matrix stream and of its dense windows."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 
 from monitor.runfile import format as fmt
-from monitor.runfile.tables import LayerBlock, LayerTable, frozen
+from monitor.runfile.tables import Growing, LayerBlock, LayerTable, frozen
 from monitor.signals import LayerMatrix
 
 LayerPart = tuple[tuple[str, ...], np.ndarray, np.ndarray, np.ndarray]
@@ -87,9 +88,14 @@ def _spans(table: LayerTable, dense: LayerTable) -> Iterator[tuple[LayerBlock, i
         yield block, first, last
 
 
-def _column(block: LayerBlock, stat: str) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+def _column(block: LayerBlock, stat: str, begin: int = -1) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Steps, values and presence of the rows from step ``begin`` on."""
     column = block.column(stat)
-    return None if column is None else (column.step.view(), column.value.view(), column.present())
+    if column is None:
+        return None
+    step = column.step.view()
+    low = int(np.searchsorted(step, begin))
+    return step[low:], column.value.view(low), column.present()[low:]
 
 
 def _dense_rows(
@@ -117,20 +123,24 @@ def _merged(parts: Sequence[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
 # Extremes ----------------------------------------------------------------------------------------------------------
 
 
-def extents(table: LayerTable, stat: str, after: int = -1) -> Iterator[Extents]:
-    """What is known of one statistic at every step behind ``after``, block by block."""
+def extents(table: LayerTable, stat: str, after: int = -1, begin: int = -1) -> Iterator[Extents]:
+    """What is known of one statistic at every step behind ``after``, block by block: the rows from ``begin`` on.
+
+    The last block is given even without rows: a dense window may have some.
+    """
     before = after
     for block in table.blocks:
         if not len(block.step):
             continue
-        found = _block_extents(block, stat, before)
-        if found is not None:
+        last = int(block.step.view()[-1])
+        found = _block_extents(block, stat, before, begin)
+        if found is not None and (len(found.step) or block is table.blocks[-1]):
             yield found
-        before = int(block.step.view()[-1])
+        before = last
 
 
-def _block_extents(block: LayerBlock, stat: str, before: int) -> Extents | None:
-    columns = {kind: _column(block, f"{stat}.{kind}" if kind else stat) for kind in ("", *fmt.EXTREMES)}
+def _block_extents(block: LayerBlock, stat: str, before: int, begin: int) -> Extents | None:
+    columns = {kind: _column(block, f"{stat}.{kind}" if kind else stat, begin) for kind in ("", *fmt.EXTREMES)}
     every = [column[0] for column in columns.values() if column is not None]
     if not every:
         return None
@@ -139,7 +149,9 @@ def _block_extents(block: LayerBlock, stat: str, before: int) -> Extents | None:
         step = step if np.array_equal(step, other) else np.union1d(step, other)
     width = len(block.names)
     value, present, _ = _laid_out(columns[""], step, width)
-    finite = present & np.isfinite(value)
+    bad = ~np.isfinite(value)
+    whole = not bool((bad & present).any())
+    finite = present & ~bad
     own = np.where(finite, value, np.float32(np.nan))
     least, least_there, thinned = _laid_out(columns["min"], step, width)
     most, most_there, more = _laid_out(columns["max"], step, width)
@@ -148,6 +160,9 @@ def _block_extents(block: LayerBlock, stat: str, before: int) -> Extents | None:
     high = np.where(thinned[:, None], np.where(most_there, most, np.float32(np.nan)), own)
     counts: dict[str, np.ndarray] = {}
     for kind, test in _COUNTS.items():
+        if columns[kind] is None and (whole or not bad.any()):
+            counts[kind] = np.zeros(value.shape, np.uint32)
+            continue
         counted, there, given = _laid_out(columns[kind], step, width)
         usable = there & np.isfinite(counted) & (counted > 0)  # a file may hold anything
         told = np.minimum(np.where(usable, counted, 0), 2**31).astype(np.uint32)
@@ -183,13 +198,15 @@ def with_windows(found: Extents, dense: LayerTable, stat: str, first: int, last:
     What a window has at its own step is not told again by the interval in which that step lies: this one keeps an
     extreme or a non-finite value only when it is its own row's or of steps that are in no window.
     """
-    full = _dense_rows(dense, found.names, stat, first, last)
+    lowest = min([first, *found.since[:1].tolist()])
+    full = _dense_rows(dense, found.names, stat, lowest, last)
     if not full:
         return found
     step, value, present = full[0] if len(full) == 1 else _merged(full)
     new = ~np.isin(step, found.step)
     window = _own(found.names, step[new], value[new], present[new])
     found = _told_once(found, window)
+    window = window.rows(window.step >= first)
     order = np.argsort(np.concatenate([found.step, window.step]), kind="stable")
     pairs = {name: (getattr(found, name), getattr(window, name)) for name in _ARRAYS}
     return Extents(found.names, **{name: np.concatenate(pair)[order] for name, pair in pairs.items()})
@@ -263,3 +280,112 @@ def end_to_end(parts: Sequence[LayerMatrix]) -> LayerMatrix:
     step, since = (np.concatenate(steps) for steps in zip(*((part.step, part.begins) for part in parts), strict=True))
     arrays = [frozen(array) for array in (step, value, present, since, nonfinite)]
     return LayerMatrix(parts[0].stat, arrays[0], names, arrays[1], arrays[2], parts[0].unit, arrays[3], arrays[4])
+
+
+# Following ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """The rows of one attempt that a line has: ``after < step <= upto`` (None: open)."""
+
+    after: int
+    upto: int | None
+    table: LayerTable
+    dense: LayerTable
+
+    def parts(self, stat: str, windows: bool, begin: int = -1) -> list[Extents]:
+        """The intervals block by block, those that end at ``begin`` or later."""
+        parts = list(extents(self.table, stat, self.after, begin))
+        if windows:
+            begins = [begin, *(int(part.step[-1]) + 1 for part in parts[:-1]), np.iinfo(np.int64).max]
+            parts = [
+                with_windows(part, self.dense, stat, first, last)
+                for part, (first, last) in zip(parts, pairwise(begins), strict=True)
+            ]
+        return [within(part, self.after, self.upto) for part in parts]
+
+    def counts(self) -> tuple[int, int]:
+        """How many rows have been read."""
+        return _rows(self.table), _rows(self.dense)
+
+    def first_new(self, counts: tuple[int, int]) -> int:
+        """The first step of which more may be known than when so many rows had been read."""
+        new = [
+            step
+            for table, count in zip((self.table, self.dense), counts, strict=True)
+            for step in _step_at(table, count)
+        ]
+        return min(new, default=np.iinfo(np.int64).max)
+
+
+def _rows(table: LayerTable) -> int:
+    return sum(len(block.step) for block in table.blocks)
+
+
+def _step_at(table: LayerTable, row: int) -> list[int]:
+    """The step of the table's row number ``row``; [] when there are no more than that."""
+    for block in table.blocks:
+        if row < len(block.step):
+            return [int(block.step.view()[row])]
+        row -= len(block.step)
+    return []
+
+
+class Peaks:
+    """The peaks of one statistic along a line of attempts; what was read before is not worked on again."""
+
+    def __init__(self) -> None:
+        self._identity: Any = None
+        self._counts: list[tuple[int, int]] = []
+        self._names: tuple[str, ...] = ()
+        self._arrays: list[Growing] = []
+
+    def update(self, identity: Any, stat: str, unit: str, sources: Sequence[Source]) -> LayerMatrix | None:
+        """The peaks as far as the sources have been read; None without any row.
+
+        Args:
+            identity: equal to that of the call before while the sources are the same.
+        """
+        counts = [source.counts() for source in sources]
+        known = identity == self._identity and counts[:-1] == self._counts[:-1] and bool(self._arrays)
+        begin = sources[-1].first_new(self._counts[-1]) if known else -1
+        growing = [sources[-1]] if known else sources
+        parts = [peaks(stat, part, unit) for source in growing for part in source.parts(stat, True, begin)]
+        if known and any(part.names != self._names for part in parts):
+            self._identity = None
+            return self.update(identity, stat, unit, sources)
+        self._identity, self._counts = identity, counts
+        if not known:
+            if not parts:
+                return None
+            whole = end_to_end(parts)
+            self._names, self._arrays = whole.names, []
+            self._append(whole)
+            return self._matrix(stat, unit)
+        self._cut(begin)
+        for part in parts:
+            self._append(part)
+        return self._matrix(stat, unit)
+
+    def _cut(self, begin: int) -> None:
+        """Keep the rows before step ``begin``; arrays given away keep theirs."""
+        low = int(np.searchsorted(self._arrays[0].view(), begin))
+        if low == len(self._arrays[0]):
+            return
+        kept, self._arrays = [array.view(0, low) for array in self._arrays], []
+        self._append_arrays(kept)
+
+    def _append(self, part: LayerMatrix) -> None:
+        assert part.nonfinite is not None
+        self._append_arrays([part.step, part.begins, part.value, part.present, part.nonfinite])
+
+    def _append_arrays(self, arrays: Sequence[np.ndarray]) -> None:
+        if not self._arrays:
+            self._arrays = [Growing(array.dtype, array.shape[1] if array.ndim > 1 else None) for array in arrays]
+        for whole, array in zip(self._arrays, arrays, strict=True):
+            whole.append(array)
+
+    def _matrix(self, stat: str, unit: str) -> LayerMatrix:
+        step, since, value, present, nonfinite = (array.view() for array in self._arrays)
+        return LayerMatrix(stat, step, self._names, value, present, unit, since, nonfinite)

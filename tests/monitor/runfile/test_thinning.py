@@ -11,7 +11,7 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from monitor.runfile.reader import open_run
+from monitor.runfile.reader import Run, open_run
 from monitor.runfile.thinned import Extents, extents
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run
 from tests.monitor.runfile.conftest import LAYERS, SHAPES, START
@@ -56,21 +56,26 @@ def series(draw: st.DrawFn) -> list[Step]:
 
 def write(
     runs: Path, steps: Sequence[Step], budget: int, flush_at: Collection[int] = (), dense_at: Mapping[int, int] = {}
-) -> tuple[Path, RankWriter]:
+) -> tuple[Run, RankWriter]:
+    """The run as one sees it who has followed it from the start, looking after every flush."""
     run = create_run(runs)
     begin_attempt(run)
     writer = RankWriter(run, 0, rows_per_batch=4, seconds_per_batch=3600, layer_budget_bytes=budget)
     writer.define_layers(LAYERS, SHAPES)
+    live = open_run(run)
     for index, step in enumerate(steps):
         writer.scalars(step.step, START + step.step, {"train_loss": 1.0})
         writer.layers(step.step, START + step.step, step.stats)
         if index in flush_at:
             assert writer.flush(60)
+            live.refresh()
+            live.peaks("norm"), live.peaks("rare")
         if index in dense_at:
             writer.keep_dense(dense_at[index])
     writer.close()
     assert writer.rows_dropped == 0
-    return run, writer
+    live.refresh()
+    return live, writer
 
 
 def truth(steps: Sequence[Step], stat: str, first: int, last: int) -> list[np.ndarray]:
@@ -115,11 +120,11 @@ def check(steps: Sequence[Step], stat: str, found: Sequence[Extents]) -> None:
 def test_every_interval_tells_exactly_what_was_measured_in_it(
     tmp_path: Path, steps: list[Step], budget: int, data: st.DataObject
 ) -> None:
-    flushes = data.draw(st.sets(st.integers(0, len(steps) - 1), max_size=3))
+    flushes = data.draw(st.sets(st.integers(0, len(steps) - 1), max_size=6))
     dense = data.draw(st.dictionaries(st.integers(0, len(steps) - 1), st.integers(0, 30), max_size=2))
-    run_dir, _ = write(tmp_path, steps, budget, flushes, dense)
-    run = open_run(run_dir)
-    assert run.problems == ()
+    live, _ = write(tmp_path, steps, budget, flushes, dense)
+    run = open_run(live.path)
+    assert run.problems == live.problems == ()
     for stat in ("norm", "rare"):
         check(steps, stat, list(extents(run.ranks(0)[0].layers, stat)))
         peaks, samples = run.peaks(stat), run.layers(stat)
@@ -129,6 +134,9 @@ def test_every_interval_tells_exactly_what_was_measured_in_it(
             assert samples.present[row].tolist() == present.tolist()
             np.testing.assert_array_equal(samples.value[row][present], value[present])
         check_peaks(steps, stat, peaks)
+        followed = live.peaks(stat)
+        for name in ("step", "begins", "present", "value", "nonfinite"):
+            np.testing.assert_array_equal(getattr(followed, name), getattr(peaks, name))
     assert set(run.layer_stats) == {stat for step in steps for stat in step.stats}
 
 

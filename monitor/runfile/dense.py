@@ -8,6 +8,7 @@ quarter of what is left of the budget, so that there is always something left fo
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from monitor.runfile.queued import Row
@@ -48,9 +49,9 @@ class Recorder:
         """Whether rows that are left out now are written in full."""
         return self._allowance > 0
 
-    def wrote(self, size: int) -> None:
-        """So many bytes of windows are on disk."""
-        self._left -= size
+    def wrote(self, rows: Sequence[Row], size: int) -> None:
+        """Rows of a window are on disk, where they take so many bytes."""
+        self._left -= max(0, size - sum(map(_size, rows)))
 
     def ends_before(self, row: Row) -> bool:
         """Whether a window was open for all rows up to ``row``, and is not for this one."""
@@ -98,6 +99,7 @@ class Recorder:
         assert held.row.step is not None
         held.written = True
         self._allowance -= held.size
+        self._left -= held.size
         self._last_written = held.row.step
         return replace(held.row, stands_for=0)
 

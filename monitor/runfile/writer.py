@@ -154,7 +154,7 @@ class RankWriter:
         clock, monotonic: wall clock for what is written, monotonic clock for when to write.
 
     Raises:
-        RunError: no such attempt, or this rank of it has a writer already (resume is a new attempt).
+        RunError: no such attempt, this rank of it has a writer already (resume is a new attempt), or no budget.
     """
 
     def __init__(
@@ -180,7 +180,11 @@ class RankWriter:
 
         if layer_budget_bytes is None:
             quota = DEFAULT_BUDGET_BYTES * LAYER_QUOTA_SHARE if quota_bytes is None else quota_bytes
-            layer_budget_bytes = min(DEFAULT_BUDGET_BYTES, quota // LAYER_QUOTA_SHARE)
+            layer_budget_bytes = max(1, min(DEFAULT_BUDGET_BYTES, quota // LAYER_QUOTA_SHARE))
+        if layer_budget_bytes < 1:
+            raise RunError(
+                f"layer_budget_bytes is {layer_budget_bytes}; at least 1 is needed. Leave it out for the usual budget."
+            )
         self._streams = {
             "scalars": Stream("scalars", scalars_batch, lambda names, _: fmt.scalars_schema(names)),
             "layers": _thinned("layers", layer_budget_bytes),
@@ -563,12 +567,12 @@ class RankWriter:
         return any(stream.waiting for stream in self._dense.values())
 
     def _thin(self, stream: Stream) -> None:
-        """Choose among the rows that wait, until there is a batch."""
+        """Choose among the rows that wait, until there is a batch of them or of rows for a dense window."""
         thinning, recorder = stream.thinning, stream.recorder
         if thinning is None or recorder is None:
             return
         dense = self._dense[stream.name].waiting
-        while stream.waiting and len(stream.chosen) < self._rows_per_batch:
+        while stream.waiting and max(len(stream.chosen), len(dense)) < self._rows_per_batch:
             row = stream.waiting[0]
             if isinstance(row.values, KeepDense):
                 self._choose(stream, [], taken=1, done=1)
@@ -617,7 +621,13 @@ class RankWriter:
 
     def _write_batch(self, stream: Stream) -> bool:
         """Write one batch of what waits; False when the disk does not take it (it keeps waiting)."""
+        if stream.thinning is None:
+            return self._write_chosen(stream)
         self._thin(stream)
+        dense = self._dense[stream.name]
+        return self._write_chosen(stream) and (len(dense.waiting) < self._rows_per_batch or self._write_chosen(dense))
+
+    def _write_chosen(self, stream: Stream) -> bool:
         rows, before = _same_layout(stream.chosen, self._rows_per_batch), self._written
         if not rows:
             return True
@@ -644,7 +654,7 @@ class RankWriter:
         self._disk_is_back()
         self._written += len(block)
         self._done_with(stream, len(rows))
-        self._count_bytes(stream, rows[-1], self._written - before)
+        self._count_bytes(stream, rows, self._written - before)
         if stream.name == "scalars":
             self._scalar_rows += len(rows)
             self._summarise(rows)
@@ -746,16 +756,17 @@ class RankWriter:
                 self._dropped += row.stands_for if dropped else 0
             self._finished.notify_all()
 
-    def _count_bytes(self, stream: Stream, last: Row, size: int) -> None:
+    def _count_bytes(self, stream: Stream, rows: Sequence[Row], size: int) -> None:
         """Take what was written off the budget; say so when the stream is thinned for it."""
         if stream.thinning is None:
             if stream.recorder is not None:
-                stream.recorder.wrote(size)
+                stream.recorder.wrote(rows, size)
             return
         if not stream.thinning.wrote(size) or self._closed:
             return
         stride = stream.thinning.stride
         # Three columns a statistic: the sample and both extremes.
+        last = rows[-1]
         row = 16 + 3 * sum(values.nbytes for name, (values, _) in last.values.items() if fmt.base_stat(name) == name)
         per_step = round(row / stride)
         self.event(

@@ -405,7 +405,8 @@ class Run:
         return self._cache[key]
 
     def _layer_matrix(self, key: Any, stat: str, identity: Any, parts: Sequence[LayerPart]) -> LayerMatrix:
-        spec = LAYER_CATALOGUE.get(stat) or MODULE_CATALOGUE.get(stat)
+        about = fmt.base_stat(stat)
+        spec = LAYER_CATALOGUE.get(about) or MODULE_CATALOGUE.get(about)
         unit = spec.unit if spec else "1"
         names = tuple(dict.fromkeys(name for part in parts for name in part[0]))
         if any(own != names for own, *_ in parts):

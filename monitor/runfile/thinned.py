@@ -297,7 +297,7 @@ class Source:
     def parts(self, stat: str, windows: bool, begin: int = -1) -> list[Extents]:
         """The intervals block by block, those that end at ``begin`` or later."""
         parts = list(extents(self.table, stat, self.after, begin))
-        if windows:
+        if windows and parts:
             begins = [begin, *(int(part.step[-1]) + 1 for part in parts[:-1]), np.iinfo(np.int64).max]
             parts = [
                 with_windows(part, self.dense, stat, first, last)

@@ -206,3 +206,24 @@ def test_closing_takes_every_hook_out(tmp_path: Path) -> None:
     with _watched(tmp_path, model, optimizer, Largest(model)) as mon:
         _steps(mon, model, optimizer, 1, 1)
     assert all(not module._forward_hooks for module in model.modules())
+
+
+def test_an_early_sign_keeps_the_steps_before_it_and_after_it_in_full(tmp_path: Path) -> None:
+    model, optimizer = _made()
+    run_dir = create_run(tmp_path)
+    begin_attempt(run_dir)
+    writer = RankWriter(run_dir, 0, rows_per_batch=4, layer_budget_bytes=20_000)
+    mon = Monitor(model, [optimizer], writer, run_dir, 0, probes=[Largest(model)], background=False)
+    with mon:
+        _steps(mon, model, optimizer, 1, 160)
+        mon.sync()  # thinned by now
+        _steps(mon, model, optimizer, 161, 170)
+        mon._probes.arm(8)
+        _steps(mon, model, optimizer, 171, 220)
+    run = open_run(run_dir)
+    steps = run.layers("grad_norm_preclip").step.tolist()
+    assert set(range(166, 179)) <= set(steps)
+    assert len(steps) < 220
+    assert set(range(171, 179)) <= set(run.layers("after").step.tolist())
+    dense = run.ranks(0)[0].dense.blocks
+    assert dense and set(dense[0].step.view().tolist()) < set(steps)

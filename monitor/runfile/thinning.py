@@ -7,14 +7,14 @@ were left out carries, for every statistic that they had, the smallest and the l
 its *interval*, the steps behind the last row written up to its own, and how many values were NaN or infinite.
 
 What is telling is written at once: the first non-finite value of a layer, and a value far outside all that its layer
-has shown in the last two strides. Such rows have an allowance that regular rows earn, so that no series, however wild,
-defeats the budget.
+has shown lately. Such rows have an allowance that regular rows earn, so that no series, however wild, defeats the
+budget.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,40 +31,70 @@ OCTAVE_SHARE = 8
 TELLING_AT_ONCE = 16.0
 TELLING_PER_REGULAR = 0.5
 """Rows beside the regular ones: so many in a row, and so many more for each regular row."""
-WIDE = 4.0
-"""A value is telling when it lies outside what its layer has shown lately by this multiple of that range..."""
+RECENT_ROWS = 32
+"""What a layer has shown lately is taken from so many rows to twice as many, and not judged by with less than half."""
+WIDE = 2.0
+"""A value is telling when it lies outside what its layer has shown lately by this multiple of that range, about ten
+standard deviations from the middle of a normal distribution..."""
 WIDE_SHARE = 0.5
 """...and by this share of the largest size in it: a constant that changes in its last digit tells nothing."""
 
 Cells = tuple[np.ndarray, np.ndarray | None]
 """float32[L], and bool[L] present (None: all)."""
+_KINDS = (("nan", np.isnan), ("posinf", np.isposinf), ("neginf", np.isneginf))
+
+
+class Table:
+    """The values of one row: S statistics of L layers."""
+
+    def __init__(self, values: Mapping[str, Cells]) -> None:
+        self.stats = tuple(values)
+        self.value = np.stack([value for value, _ in values.values()])
+        """float32[S, L]."""
+        finite = np.isfinite(self.value)
+        self.bad: np.ndarray | None = None if finite.all() else ~finite
+        """bool[S, L]: NaN and infinities; None when there are none."""
+        shown = finite
+        if any(present is not None for _, present in values.values()):
+            everything = np.ones(self.value.shape[1], bool)
+            there = np.stack([everything if present is None else present for _, present in values.values()])
+            self.bad = None if self.bad is None else self.bad & there
+            shown = finite & there
+        self.finite = self.value if shown.all() else np.where(shown, self.value, np.float32(np.nan))
+        """float32[S, L]; NaN where there is no finite value."""
 
 
 class Extremes:
-    """One statistic of L layers over some rows."""
+    """S statistics of L layers over some rows that have them all."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, shape: tuple[int, ...]) -> None:
         self.rows = 0
-        self.min = np.full(width, np.nan, np.float32)
+        self.min = np.full(shape, np.nan, np.float32)
         """Smallest finite value; NaN when there is none."""
         self.max = self.min.copy()
         self.counts: dict[str, np.ndarray] = {}
-        """``nan``, ``posinf``, ``neginf`` -> int64[L], those that occurred."""
+        """``nan``, ``posinf``, ``neginf`` -> int64[S, L], those that occurred."""
 
-    def add(self, value: np.ndarray, present: np.ndarray | None) -> None:
+    def add(self, table: Table) -> None:
         """Take one more row in."""
         self.rows += 1
-        finite = np.isfinite(value)
-        if not finite.all():
-            for kind, test in (("nan", np.isnan), ("posinf", np.isposinf), ("neginf", np.isneginf)):
-                found = test(value) if present is None else test(value) & present
+        np.fmin(self.min, table.finite, out=self.min)
+        np.fmax(self.max, table.finite, out=self.max)
+        if table.bad is not None:
+            for kind, test in _KINDS:
+                found = test(table.value) & table.bad
                 if found.any():
                     self.counts[kind] = self.counts.get(kind, 0) + found.astype(np.int64)
-        if present is not None:
-            finite = finite & present
-        shown = value if finite.all() else np.where(finite, value, np.float32(np.nan))
-        np.fmin(self.min, shown, out=self.min)
-        np.fmax(self.max, shown, out=self.max)
+
+
+@dataclass(slots=True)
+class Told:
+    """What is known of one statistic over an interval."""
+
+    rows: int
+    min: np.ndarray
+    max: np.ndarray
+    counts: dict[str, np.ndarray]
 
     def columns(self, stat: str) -> dict[str, Cells]:
         """As a row's values: the extremes, and the counts of what there was."""
@@ -76,12 +106,50 @@ class Extremes:
         found.update((f"{stat}.{kind}", (count.astype(np.float32), None)) for kind, count in self.counts.items())
         return found
 
-    def has_bad(self) -> np.ndarray | bool:
-        """bool[L]: layers with a non-finite value; False when there is none."""
-        bad: np.ndarray | bool = False
-        for count in self.counts.values():
-            bad = bad | (count > 0)
-        return bad
+
+def _told(groups: Mapping[tuple[str, ...], Extremes]) -> dict[str, Told]:
+    """By statistic what was gathered by the set of statistics that a row had."""
+    found: dict[str, Told] = {}
+    for stats, extremes in groups.items():
+        for at, stat in enumerate(stats):
+            counts = {kind: count[at] for kind, count in extremes.counts.items() if count[at].any()}
+            told = found.get(stat)
+            if told is None:
+                found[stat] = Told(extremes.rows, extremes.min[at], extremes.max[at], counts)
+                continue
+            told.rows += extremes.rows
+            told.min, told.max = np.fmin(told.min, extremes.min[at]), np.fmax(told.max, extremes.max[at])
+            told.counts.update((kind, told.counts.get(kind, 0) + count) for kind, count in counts.items())
+    return found
+
+
+class Recent:
+    """What rows with one set of statistics have shown lately."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._before, self._now = Extremes(shape), Extremes(shape)
+
+    def is_news(self, table: Table) -> bool:
+        """Whether some layer shows in a row what it has not shown lately; the row is taken in."""
+        before, now = self._before, self._now
+        news = table.bad is not None and bool((table.bad & ~self._known_bad()).any())
+        if not news and before.rows + now.rows >= RECENT_ROWS // 2:
+            low, high = np.fmin(before.min, now.min), np.fmax(before.max, now.max)
+            value = table.finite
+            with np.errstate(invalid="ignore", over="ignore"):  # a layer that has shown nothing is NaN: no news
+                margin = np.maximum(WIDE * (high - low), WIDE_SHARE * np.maximum(np.abs(low), np.abs(high)))
+                news = bool(((value - high > margin) | (low - value > margin)).any())
+        now.add(table)
+        if now.rows >= RECENT_ROWS:
+            self._before, self._now = now, Extremes(now.min.shape)
+        return news
+
+    def _known_bad(self) -> np.ndarray:
+        known = np.zeros(self._now.min.shape, bool)
+        for extremes in (self._before, self._now):
+            for count in extremes.counts.values():
+                known |= count > 0
+        return known
 
 
 class Thinning:
@@ -103,12 +171,11 @@ class Thinning:
 
     def _forget(self, layout: Any) -> None:
         self._layout = layout
-        self._pending: dict[str, Extremes] = {}
+        self._pending: dict[tuple[str, ...], Extremes] = {}
         self._last: Row | None = None
         self._sampled: dict[str, int] = {}
         """Step of the last row chosen with a value of the statistic."""
-        self._recent: tuple[dict[str, Extremes], dict[str, Extremes]] = ({}, {})
-        """What was shown before the last regular row, back to the one before it, and since."""
+        self._recent: dict[tuple[str, ...], Recent] = {}
         self._allowance = TELLING_AT_ONCE
 
     def wrote(self, size: int) -> bool:
@@ -130,80 +197,34 @@ class Thinning:
             return [*chosen, row]
         assert row.step is not None
         due = any(row.step - self._sampled.get(stat, -self.stride) >= self.stride for stat in row.values)
-        telling = self._tells(row.values) and self._allowance >= 2
-        if telling:
-            self._allowance -= 2
-            chosen += self.close()  # so that the telling row speaks of its own step alone
+        telling = False
+        if row.values:
+            table = Table(row.values)
+            shape = table.value.shape
+            telling = self._recent.setdefault(table.stats, Recent(shape)).is_news(table) and self._allowance >= 2
+            if telling:
+                self._allowance -= 2
+                chosen += self.close()  # so that the telling row speaks of its own step alone
+            self._pending.setdefault(table.stats, Extremes(shape)).add(table)
+        self._last = row
+        self.left_out += 1
         if due or telling:
-            chosen.append(self._close_with(row))
-        else:
-            self._leave_out(row)
+            chosen += self.close()
         if due:
             self._allowance = min(TELLING_AT_ONCE, self._allowance + TELLING_PER_REGULAR)
-            self._recent = (self._recent[1], {})
         return chosen
 
     def close(self) -> list[Row]:
-        """What was left out as a row at the last of its steps; [] when nothing was."""
+        """The row that stands for what was left out, at the last of its steps; [] when nothing was."""
         last = self._last
         if last is None:
             return []
+        assert last.step is not None
         values = dict(last.values)
-        for stat, extremes in self._pending.items():
-            if extremes.rows > 1 or stat not in values:
-                values.update(extremes.columns(stat))
-        return [self._chosen(last, values, self.left_out)]
-
-    def _close_with(self, row: Row) -> Row:
-        values = dict(row.values)
-        for stat, extremes in self._pending.items():
-            if stat in row.values:
-                extremes.add(*row.values[stat])
-            values.update(extremes.columns(stat))
-        return self._chosen(row, values, self.left_out + 1)
-
-    def _chosen(self, row: Row, values: dict[str, Cells], stands_for: int) -> Row:
-        assert row.step is not None
-        self._sampled.update(dict.fromkeys(row.values, row.step))
+        for stat, told in _told(self._pending).items():
+            if told.rows > (stat in last.values):
+                values.update(told.columns(stat))
+        row = replace(last, values=values, stands_for=self.left_out)
+        self._sampled.update(dict.fromkeys(last.values, last.step))
         self._pending, self._last, self.left_out = {}, None, 0
-        return replace(row, values=values, stands_for=stands_for)
-
-    def _leave_out(self, row: Row) -> None:
-        for stat, cells in row.values.items():
-            _add(self._pending, stat, cells)
-        self._last = row
-        self.left_out += 1
-
-    def _tells(self, values: Mapping[str, Cells]) -> bool:
-        """Whether some layer shows what it has not shown lately; remembers the row."""
-        tells = False
-        for stat, cells in values.items():
-            tells = tells or _is_news(*cells, *(kept[stat] for kept in self._recent if stat in kept))
-            _add(self._recent[1], stat, cells)
-        return tells
-
-
-def _add(extremes: dict[str, Extremes], stat: str, cells: Cells) -> None:
-    if stat not in extremes:
-        extremes[stat] = Extremes(len(cells[0]))
-    extremes[stat].add(*cells)
-
-
-def _is_news(value: np.ndarray, present: np.ndarray | None, *recent: Extremes) -> bool:
-    there = True if present is None else present
-    finite = np.isfinite(value)
-    if not finite.all():
-        known: np.ndarray | bool = False
-        for extremes in recent:
-            known = known | extremes.has_bad()
-        if np.any(~finite & there & ~np.asarray(known)):
-            return True
-    if not recent:
-        return False
-    low, high = recent[0].min, recent[0].max
-    for extremes in recent[1:]:
-        low, high = np.fmin(low, extremes.min), np.fmax(high, extremes.max)
-    with np.errstate(invalid="ignore", over="ignore"):  # a layer that has shown nothing is NaN, and compares False
-        margin = np.maximum(WIDE * (high - low), WIDE_SHARE * np.maximum(np.abs(low), np.abs(high)))
-        outside = (value - high > margin) | (low - value > margin)
-    return bool(np.any(outside & finite & there))
+        return [row]

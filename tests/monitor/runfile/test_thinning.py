@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -137,8 +138,9 @@ def test_every_interval_tells_exactly_what_was_measured_in_it(
 ) -> None:
     flushes = data.draw(st.sets(st.integers(0, len(steps) - 1), max_size=6))
     dense = data.draw(st.dictionaries(st.integers(0, len(steps) - 1), st.integers(0, 30), max_size=2))
-    live, _ = write(tmp_path, steps, budget, flushes, dense)
-    run = open_run(live.path)
+    with TemporaryDirectory(dir=tmp_path) as folder:
+        live, _ = write(Path(folder), steps, budget, flushes, dense)
+        run = open_run(live.path)
     assert run.problems == live.problems == ()
     for stat in ("norm", "rare"):
         check(steps, stat, list(extents(run.ranks(0)[0].layers, stat)))

@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from monitor.errors import MonitorWarning, RunError
 from monitor.runfile import format as fmt
 from monitor.runfile import thinning
+from monitor.runfile import writer as writer_module
 from monitor.runfile.compact import compact_run
+from monitor.runfile.dense import Recorder
 from monitor.runfile.export import export_run
 from monitor.runfile.levels import layer_window
 from monitor.runfile.queued import Row
@@ -138,7 +140,8 @@ def test_every_interval_tells_exactly_what_was_measured_in_it(
 ) -> None:
     flushes = data.draw(st.sets(st.integers(0, len(steps) - 1), max_size=6))
     dense = data.draw(st.dictionaries(st.integers(0, len(steps) - 1), st.integers(0, 30), max_size=2))
-    with TemporaryDirectory(dir=tmp_path) as folder:
+    with TemporaryDirectory(dir=tmp_path) as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer_module, "Recorder", lambda _: Recorder(1 << 20))  # windows of some length
         live, _ = write(Path(folder), steps, budget, flushes, dense)
         run = open_run(live.path)
     assert run.problems == live.problems == ()
@@ -332,6 +335,8 @@ def test_a_dense_window_holds_every_step_before_and_after(run_dir: Path) -> None
         assert outputs.value[np.searchsorted(outputs.step, step)] == odd[step][0]
     assert (np.diff(samples.step) > 0).all()
     assert (np.diff(samples.step) == 1).sum() < 1000  # beside the window it is thinned
+    (whole,) = run.extents("norm", windows=False)
+    assert {1430, 1455} <= set(whole.step.tolist())  # an interval ends with what was before, one with the window
     peaks = run.peaks("norm")
     inside = (peaks.step > 1430) & (peaks.step <= 1455)
     assert (peaks.begins[inside] == peaks.step[inside]).all()

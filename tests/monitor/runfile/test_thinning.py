@@ -343,6 +343,30 @@ def test_a_dense_window_holds_every_step_before_and_after(run_dir: Path) -> None
     assert np.array_equal(peaks.step[inside], np.arange(1431, 1456))
 
 
+def test_a_window_that_comes_after_its_steps_were_read_takes_its_place_among_them(run_dir: Path) -> None:
+    writer = RankWriter(run_dir, 0, rows_per_batch=16, layer_budget_bytes=20_000)
+    writer.define_layers(LAYERS, SHAPES)
+    live, between = open_run(run_dir), 0
+    for last in range(100, 1001, 100):
+        for step in range(last - 99, last + 1):
+            writer.layers(step, START + step, {"norm": calm(step) + np.float32(step)})
+        assert writer.flush(60)
+        live.refresh()
+        before = live.peaks("norm")
+        kept = before.step.copy(), before.value.copy()
+        writer.keep_dense(5)
+        assert writer.flush(60)
+        live.refresh()
+        followed, fresh = live.peaks("norm"), open_run(run_dir).peaks("norm")
+        assert followed.step.tolist() == fresh.step.tolist() == sorted(fresh.step.tolist())
+        assert followed.begins.tolist() == fresh.begins.tolist()
+        assert followed.value.tolist() == fresh.value.tolist()
+        assert (before.step.tolist(), before.value.tolist()) == (kept[0].tolist(), kept[1].tolist())
+        between += len(followed.step) - len(before.step)
+    assert between > 0
+    writer.close()
+
+
 def test_windows_asked_for_again_and_again_write_no_step_twice(run_dir: Path) -> None:
     run = thinned_run(run_dir, {}, dict.fromkeys(range(1400, 1440), 3))
     dense = run.ranks(0)[0].dense

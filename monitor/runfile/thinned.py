@@ -80,12 +80,11 @@ def samples(table: LayerTable, dense: LayerTable, stat: str) -> Iterator[LayerPa
 
 def _spans(table: LayerTable, dense: LayerTable) -> Iterator[tuple[LayerBlock, int, int]]:
     """The blocks, and for each the steps (first included, last excluded) whose dense rows belong to it."""
-    blocks = [block for block in table.blocks if len(block.step)]
-    if not blocks:
-        blocks = dense.blocks
-    begins = [-1, *(int(block.step.view(0, 1)[0]) for block in blocks[1:]), np.iinfo(np.int64).max]
-    for block, (first, last) in zip(blocks, pairwise(begins), strict=True):
-        yield block, first, last
+    blocks = [block for block in table.blocks if len(block.step)] or dense.blocks
+    begins = [int(block.step.view(0, 1)[0]) for block in blocks]
+    ends = [*begins[1:], np.iinfo(np.int64).max]
+    for at, block in enumerate(blocks):
+        yield block, begins[at] if at else -1, ends[at]
 
 
 def _column(block: LayerBlock, stat: str, begin: int = -1) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -344,15 +345,20 @@ def test_a_dense_window_holds_every_step_before_and_after(run_dir: Path) -> None
 
 
 def test_a_window_that_comes_after_its_steps_were_read_takes_its_place_among_them(run_dir: Path) -> None:
-    writer = RankWriter(run_dir, 0, rows_per_batch=16, layer_budget_bytes=20_000)
+    with contextlib.closing(RankWriter(run_dir, 0)) as first:
+        write_steps(first, 1, 50)
+        first.layers(51, START, {"norm": calm(51)})
+    begin_attempt(run_dir, parent=0, resume_step=51)
+    writer = RankWriter(run_dir, 1, rows_per_batch=16, layer_budget_bytes=20_000)
     writer.define_layers(LAYERS, SHAPES)
     live, between = open_run(run_dir), 0
-    for last in range(100, 1001, 100):
+    for last in range(200, 1001, 100):
         for step in range(last - 99, last + 1):
             writer.layers(step, START + step, {"norm": calm(step) + np.float32(step)})
         assert writer.flush(60)
         live.refresh()
         before = live.peaks("norm")
+        live.layers("norm")
         kept = before.step.copy(), before.value.copy()
         writer.keep_dense(5)
         assert writer.flush(60)
@@ -361,6 +367,7 @@ def test_a_window_that_comes_after_its_steps_were_read_takes_its_place_among_the
         assert followed.step.tolist() == fresh.step.tolist() == sorted(fresh.step.tolist())
         assert followed.begins.tolist() == fresh.begins.tolist()
         assert followed.value.tolist() == fresh.value.tolist()
+        assert live.layers("norm").step.tolist() == open_run(run_dir).layers("norm").step.tolist()
         assert (before.step.tolist(), before.value.tolist()) == (kept[0].tolist(), kept[1].tolist())
         between += len(followed.step) - len(before.step)
     assert between > 0

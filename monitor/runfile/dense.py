@@ -1,6 +1,6 @@
 """The flight recorder of a thinned stream: what it left out shortly before and after an incident, in full.
 
-While every row is written there is nothing to record. Afterwards the last rows stay in memory, and
+While every row is written there is nothing to record. Once it is thinned the last rows stay in memory, and
 :meth:`Recorder.open` hands over those that were left out; so are the next ones, as they come. A window takes at most a
 quarter of what is left of the budget, so that there is always something left for the next incident.
 """

@@ -576,7 +576,7 @@ class RankWriter:
             row = stream.waiting[0]
             if isinstance(row.values, KeepDense):
                 self._choose(stream, [], taken=1, done=1)
-                before_it = recorder.open(row.values.until) if thinning.stride > 1 else []
+                before_it = recorder.open(row.values.until)
                 dense.extend(before_it)
                 if before_it:  # so that what follows stands for itself
                     self._close_interval(stream)

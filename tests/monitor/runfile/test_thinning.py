@@ -374,6 +374,21 @@ def test_a_window_that_comes_after_its_steps_were_read_takes_its_place_among_the
     writer.close()
 
 
+def test_a_window_goes_on_when_thinning_begins_in_it(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "Recorder", lambda _: Recorder(1 << 20))
+    writer = RankWriter(run_dir, 0, rows_per_batch=16, layer_budget_bytes=3000)
+    writer.define_layers(LAYERS, SHAPES)
+    for step in range(1, 301):
+        writer.layers(step, START + step, {"norm": calm(step)})
+        if step == 10:
+            writer.keep_dense(200)
+    writer.close()
+    steps = open_run(run_dir).layers("norm").step.tolist()
+    assert steps[:210] == list(range(1, 211))
+    assert len(steps) < 250
+    assert list(fmt.rank_dir(run_dir, 0).glob("dense-*"))
+
+
 def test_windows_asked_for_again_and_again_write_no_step_twice(run_dir: Path) -> None:
     run = thinned_run(run_dir, {}, dict.fromkeys(range(1400, 1440), 3))
     dense = run.ranks(0)[0].dense

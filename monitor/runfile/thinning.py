@@ -31,6 +31,9 @@ OCTAVE_SHARE = 8
 TELLING_AT_ONCE = 16.0
 TELLING_PER_REGULAR = 0.5
 """Rows beside the regular ones: so many in a row, and so many more for each regular row."""
+LATE_SECONDS = 30.0
+"""What was left out longer ago is written early, while half of the allowance is there: for who looks on, and for what a
+killed process leaves behind."""
 RECENT_ROWS = 32
 """What a layer has shown lately is taken from so many rows to twice as many, and not judged by with less than half."""
 WIDE = 2.0
@@ -213,6 +216,13 @@ class Thinning:
         if due:
             self._allowance = min(TELLING_AT_ONCE, self._allowance + TELLING_PER_REGULAR)
         return chosen
+
+    def close_early(self) -> list[Row]:
+        """As :meth:`close`, at the cost of the allowance; [] when what is left of it is kept for telling rows."""
+        if self._last is None or self._allowance <= TELLING_AT_ONCE / 2:
+            return []
+        self._allowance -= 1
+        return self.close()
 
     def close(self) -> list[Row]:
         """The row that stands for what was left out, at the last of its steps; [] when nothing was."""

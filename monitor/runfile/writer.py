@@ -41,7 +41,7 @@ from monitor.runfile.identity import is_anonymous as is_anonymous
 from monitor.runfile.identity import process_identity as process_identity
 from monitor.runfile.queued import KeepDense, Row
 from monitor.runfile.segment import Segment
-from monitor.runfile.thinning import DEFAULT_BUDGET_BYTES, Thinning
+from monitor.runfile.thinning import DEFAULT_BUDGET_BYTES, LATE_SECONDS, Thinning
 
 EVENT_DELAY_S = 0.02
 """An event waits this long for others before the thread writes them together."""
@@ -116,6 +116,8 @@ class Stream:
     """Of the same: what a dense window holds."""
     chosen: deque[Row] = field(default_factory=deque)
     """What is written next: of a stream that is not thinned, all that waits."""
+    chosen_at: float = 0.0
+    """Of a thinned one, when a row was last chosen; monotonic seconds."""
     columns: list[str] = field(default_factory=list)
     layout: Any = None
     segment: Segment | None = None
@@ -552,11 +554,11 @@ class RankWriter:
         """
         self._write_events()
         self._write_in_turns(list(self._streams.values()))
-        if whole:
-            thinned = [self._streams[name] for name in self._dense]
-            for stream in thinned:
-                self._close_interval(stream)
-            self._write_in_turns(thinned)
+        thinned = [self._streams[name] for name in self._dense]
+        for stream in thinned:
+            if whole or self._monotonic() - stream.chosen_at > LATE_SECONDS:
+                self._close_interval(stream, early=not whole)
+        self._write_in_turns(thinned)
         self._write_in_turns(list(self._dense.values()))
 
     def _write_in_turns(self, left: list[Stream]) -> None:
@@ -592,12 +594,12 @@ class RankWriter:
                 dense.extend([] if full is None else [full])
             self._choose(stream, chosen, taken=1, left_out=thinning.left_out - before)
 
-    def _close_interval(self, stream: Stream) -> None:
+    def _close_interval(self, stream: Stream, early: bool = False) -> None:
         """Choose the last row that was left out, for the interval up to it."""
         if stream.thinning is None or stream.recorder is None:
             return
         before = stream.thinning.left_out
-        chosen = stream.thinning.close()
+        chosen = stream.thinning.close_early() if early else stream.thinning.close()
         if chosen:
             stream.recorder.chose_last()
             self._choose(stream, chosen, left_out=-before)
@@ -614,6 +616,7 @@ class RankWriter:
             for _ in range(taken):
                 stream.waiting.popleft()
             stream.chosen.extend(chosen)
+            stream.chosen_at = self._monotonic() if chosen else stream.chosen_at
             self._left_out += left_out + sum(row.stands_for - 1 for row in chosen)
             self._done += done
             if done:

@@ -30,7 +30,7 @@ from monitor.runfile.thinned import Extents, extents
 from monitor.runfile.thinning import FIRST_STRIDE, Thinning
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run, write_exit
 from tests.monitor.runfile.conftest import LAYERS, SHAPES, START, write_steps
-from tests.monitor.runfile.test_writer import run_python
+from tests.monitor.runfile.test_writer import run_python, wait_until
 from tests.monitor.runfile.test_writer import small_disk as small_disk
 
 EXAMPLES = int(os.environ.get("GRADIOMETER_EXAMPLES", "40"))
@@ -496,6 +496,35 @@ def test_an_interval_ends_at_a_checkpoint_so_that_a_resume_has_all_before_it(run
     assert peaks.value[:, :3].max() < 4  # what was done over is not in it
     assert not peaks.present[peaks.step <= 754, 3].any()
     assert peaks.present[peaks.step > 754].all()
+
+
+def test_what_was_left_out_is_seen_after_half_a_minute_as_far_as_the_allowance_goes(run_dir: Path) -> None:
+    now = [0.0]
+    writer = RankWriter(
+        run_dir, 0, rows_per_batch=16, seconds_per_batch=0.02, layer_budget_bytes=1, monotonic=lambda: now[0]
+    )
+    writer.define_layers(LAYERS, SHAPES)
+    for step in range(1, 1001):
+        writer.layers(step, START + step, {"norm": calm(step)})
+    assert writer.flush(60)
+    assert stride_of(writer) >= 64
+    run, seen = open_run(run_dir), 0
+
+    def pass_through(step: int) -> None:
+        """Wait until the writer has been through its streams, scalars first."""
+        writer.scalars(step, START, {"train_loss": 1.0})
+        wait_until(lambda: run.refresh() and run.series("train_loss").step[-1:].tolist() == [step])
+
+    for step in range(1001, 1013):
+        now[0] += thinning.LATE_SECONDS + 1
+        writer.layers(step, START + step, {"norm": calm(step)})
+        pass_through(2 * step)
+        now[0] += 1
+        pass_through(2 * step + 1)
+        run.refresh()
+        seen += int(run.layers("norm").step[-1] == step)
+    assert seen == thinning.TELLING_AT_ONCE / 2  # the other half is kept for telling rows
+    writer.close()
 
 
 # Endings ------------------------------------------------------------------------------------------------------------

@@ -100,8 +100,7 @@ class Monitor:
         self._closed = False
         self._pid = os.getpid()
         self._rows = Rows(writer, self._finish_row)
-        # Rows reach the writer some steps late: so many more, that the window does not end early.
-        self._probes.on_arm = lambda steps: writer.keep_dense(steps + MOST_WAITING + 1)
+        self._probes.on_arm = self._keep_dense
         if len(self._table):
             writer.define_layers(self._table.names, self._table.shapes)
         if names := module_names(model):
@@ -269,8 +268,9 @@ class Monitor:
         self.remove()
         atexit.unregister(self._close_at_exit)
         if outcome == "crashed" or signal is not None:
-            with contained("random states"):
+            with contained("the last steps in full"):
                 self._recorder.freeze(outcome if signal is None else f"signal {signal}")
+                self._writer.keep_dense(0)
         self._closed = True
         if self._values:  # of a step that never ended
             with contained("mon.log"):
@@ -362,6 +362,12 @@ class Monitor:
         with contained("random states"):
             self._recorder.step_begins(self.step_number + 1)
         self._probes.begin(self.step_number + 1)
+
+    def _keep_dense(self, steps: int) -> None:
+        """There is an early sign: keep what was measured lately and what comes next."""
+        # Rows reach the writer some steps late: so many more, that the window does not end early.
+        self._writer.keep_dense(steps + MOST_WAITING + 1)
+        self._recorder.freeze("early sign")
 
     def _finish_row(self, row: Row) -> None:
         """Values that depend on the rows before. Called in the order of steps, with every value on the host."""

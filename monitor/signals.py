@@ -95,6 +95,8 @@ def _table(*rows: tuple[str, str, str, str, str, str]) -> dict[str, SignalSpec]:
 
 
 _EVERY = "every step"
+_TEN = "every 10 steps, and the first 10"
+_TWENTY = "every 20 steps, and the first 10"
 
 CATALOGUE: dict[str, SignalSpec] = _table(
     # name, unit, stage, meaning, stream, cadence
@@ -121,6 +123,17 @@ CATALOGUE: dict[str, SignalSpec] = _table(
     ("eval_s", "s", "wall clock", "Evaluation passes since the step before.", "scalars", "when there was one"),
     ("checkpoint_s", "s", "wall clock", "Writing checkpoints since the step before.", "scalars", "when there was one"),
     ("other_s", "s", "wall clock", "What is left of step_time_s when the parts above are taken off.", "scalars", _EVERY),
+    ("grad_abs_max", "1", "unscaled, before clipping, reduced over ranks, end of backward",
+     "Largest magnitude among all gradient entries; NaN or an infinity when one of them is not finite.", "scalars", _TEN),
+    ("grad_cosine", "1", "as the optimizer uses it, a fixed sample of coordinates",
+     "Cosine between this step's gradient and that of the step before; near 1 when gradients are not zeroed, negative "
+     "when steps overshoot.", "scalars", _TWENTY),
+    ("update_cosine", "1", "optimizer step, a fixed sample of coordinates",
+     "Cosine between minus the gradient and the change the optimizer made; 1 is steepest descent.", "scalars", _TWENTY),
+    ("weight_norm", "1", "after the optimizer step", "L2 norm of all trained weights.", "scalars", _TWENTY),
+    ("update_norm", "1", "optimizer step, weight decay included", "L2 norm of the change of all weights.", "scalars", _TWENTY),
+    ("update_to_weight_ratio", "1", "optimizer step, over the norm after it",
+     "Norm of the change of all weights over their norm.", "scalars", _TWENTY),
     ("landscape_loss_mean", "nats", "weights perturbed at a relative radius, the batch that the loop samples on",
      "Mean loss over random relative perturbations of the weights.", "scalars", "every k steps"),
     ("landscape_loss_variance", "nats^2", "weights perturbed at a relative radius, the batch that the loop samples on",
@@ -140,6 +153,26 @@ CATALOGUE: dict[str, SignalSpec] = _table(
 LAYER_CATALOGUE: dict[str, SignalSpec] = _table(
     ("grad_norm_preclip", "1", "unscaled, before clipping, reduced over ranks, per optimizer step",
      "L2 norm of the gradient of one parameter tensor.", "layers", _EVERY),
+    ("weight_norm", "1", "after the optimizer step", "L2 norm of one parameter tensor; frozen ones are absent.", "layers", _TWENTY),
+    ("update_norm", "1", "optimizer step, weight decay included",
+     "L2 norm of the change the optimizer made; 0 for a tensor without a gradient or in no optimizer.", "layers", _TWENTY),
+    ("update_to_weight_ratio", "1", "optimizer step, over the norm after it",
+     "Norm of the change over the norm of the weights, about 1e-3 in many healthy trainings.", "layers", _TWENTY),
+    ("adam_rms", "1", "after the optimizer step; the gradient unscaled and clipped",
+     "Root of the mean of g²/v̂: how far the gradient has outgrown Adam's second moment; about 1 while that is up to date.",
+     "layers", "every 10 steps; embeddings, first and last matrix every 2; the first 10"),
+    ("adam_floor_share", "1", "after the optimizer step",
+     "Share of entries whose √v̂ is below 10 ε, so that ε shortens their updates.", "layers", "every 100 steps, and the first"),
+    ("grad_abs_max", "1", "unscaled, before clipping, reduced over ranks, end of backward",
+     "Largest magnitude in the gradient; NaN or an infinity when an entry is not finite.", "layers", _TEN),
+    ("grad_zero_share", "1", "before unscaling and clipping, end of backward",
+     "Share of gradient entries that are exactly zero: units that are off, or underflow.", "layers", _TEN),
+    ("grad_nonfinite_share", "1", "before clipping, end of backward",
+     "Share of gradient entries that are NaN or infinite.", "layers", "every 5 steps, with detail=\"full\" only"),
+    ("grad_cosine", "1", "as the optimizer uses it, a fixed sample of coordinates",
+     "Cosine between this step's gradient and that of the step before.", "layers", _TWENTY),
+    ("update_cosine", "1", "optimizer step, a fixed sample of coordinates",
+     "Cosine between minus the gradient and the change the optimizer made.", "layers", _TWENTY),
 )  # fmt: skip
 
 MODULE_CATALOGUE: dict[str, SignalSpec] = _table()

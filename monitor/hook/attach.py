@@ -38,6 +38,7 @@ import torch
 from torch import nn
 
 from monitor.errors import RunError
+from monitor.hook.detail import Detail, checked, default_probes
 from monitor.hook.handle import Monitor
 from monitor.hook.ranks import agree, environment, rank_and_world, stages, together
 from monitor.runfile import format as fmt
@@ -61,6 +62,7 @@ def attach(
     attempt: int | None = None,
     writer: RankWriter | None = None,
     budget: float = 0.02,
+    detail: Detail = "standard",
     start_step: int = 0,
     start_tokens: float | None = None,
     layer_budget_bytes: int | None = None,
@@ -81,6 +83,10 @@ def attach(
         attempt: number of an attempt of the run directory ``run``, for example one that a launcher made.
         writer: write through this one instead of making one; ``run`` and ``attempt`` are then its own.
         budget: share of the step that the monitor may cost.
+        detail: what is measured beside the gradient norms of every step. ``standard``: weights, updates, Adam's second
+            moment, largest and zero gradients, directions, each every 10 to 100 steps, and parameters that do not
+            train; within 1 % of a step of a 10 M parameter GPT. ``full``: the same at least every 5 steps, non-finite
+            entries counted too. ``norms``: nothing.
         start_step: optimizer steps done before (resume): the first step recorded is the next one.
         start_tokens: tokens seen before; by default ``start_step * tokens_per_step``.
         layer_budget_bytes: bytes of per-layer statistics of this attempt and rank up to which every step is kept, 256
@@ -89,11 +95,13 @@ def attach(
 
     Raises:
         RunError: the run cannot be made, found or written. Every rank raises it.
-        TypeError: ``model`` or ``optimizer`` is something else. Once attached, nothing of the monitor raises.
+        TypeError: ``model`` or ``optimizer`` is something else.
+        ValueError: ``detail`` is not one of its words. Once attached, nothing of the monitor raises.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"attach needs a torch.nn.Module, not {type(model).__name__}: attach(model, optimizer)")
     optimizers = _optimizers(optimizer)
+    detail = checked(detail)
     rank, world_size = rank_and_world(rank, world_size)
     if writer is not None:
         run_dir, attempt = writer.folder.parents[2], writer.attempt
@@ -121,6 +129,7 @@ def attach(
         model, optimizers, writer, Path(run_dir), attempt,
         rank=rank, world_size=world_size, scaler=scaler, planned_steps=planned_steps, tokens_per_step=tokens_per_step,
         start_step=start_step, start_tokens=start_tokens, landscape_every=landscape_every, budget=budget,
+        probes=default_probes(detail, model, optimizers),
     )  # fmt: skip
     sentence = stages(model, world_size)
     if sentence is not None:

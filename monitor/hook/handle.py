@@ -90,6 +90,7 @@ class Monitor:
         self._clock = clock or StepClock()
         self._probes = Probes(probes, self._clock, start_step)
         self._recorder = FlightRecorder(self.event)
+        self._probes.warn = self._warn_in_run
         self._values: dict[str, float] = {}
         self._device_values: dict[str, Tensor] = {}
         self._skipped = 0
@@ -383,8 +384,8 @@ class Monitor:
             if _jumps(before, lr):
                 self._writer.event("lr_change", row.step, name=name, before=before, after=lr)
 
-    def _warn_in_run(self, text: str) -> None:
-        self.event("warning", step=self.step_number + 1, text=text)
+    def _warn_in_run(self, text: str, **fields: Any) -> None:
+        self.event("warning", **{"step": self.step_number + 1, "text": text, **fields})
 
     def _beat(self, state: str | None = None) -> None:
         """Say how the loop is doing; the writer puts it on disk at most once a second."""

@@ -96,6 +96,7 @@ class Loop:
         self.clock = clock
         self.probes = probes
         probes.in_forward = self.in_forward
+        probes.loss_scale = self._scale
         self.gradients = Gradients(table, optimizers, clock, tell)
         self.scaler = scaler
         self._optimizers = tuple(optimizers)

@@ -106,13 +106,30 @@ class Probes:
         self._step = start_step
         self._armed_until = -1
         self._active: list[Probe] = []
+        self._depth: dict[int, int] = {}
+        """How many of an optimizer's steps are running: torch calls its hooks for each ``step`` of a class hierarchy
+        that calls its parent's, and a probe wants the outermost."""
         self.in_forward: Callable[[], bool] = lambda: False
         """Whether a module that runs now runs in the training's own forward pass: not in an evaluation, a landscape
         sample, or activation checkpointing's second pass. Set by the loop."""
         self.on_arm: Callable[[int], None] = lambda _steps: None
         """Told for how many steps the probes are armed: what was measured just before is worth keeping, too."""
+        self.loss_scale: Callable[[], float | Tensor] = lambda: 1.0
+        """What the gradients at the end of this step's backward are multiplied by. Set by the loop."""
+        self.warn: Callable[..., None] = lambda text, **fields: None
+        """Tell the run's readers once: ``warn(text, step=..., about="...", layers=[...])``. Set by the monitor."""
         for probe in self.probes:
             probe.watch = self
+
+    @property
+    def step(self) -> int:
+        """The step in progress."""
+        return self._step
+
+    @property
+    def since_start(self) -> int:
+        """Which step of this attempt it is, from 1."""
+        return self._step - self._start_step
 
     @property
     def armed(self) -> bool:
@@ -133,6 +150,7 @@ class Probes:
     def begin(self, step: int) -> None:
         """``step`` begins."""
         self._step = step
+        self._depth = {}
         armed = step <= self._armed_until
         since_start = step - self._start_step
         self._active = [probe for probe in self.probes if armed or probe.due(step, since_start)]
@@ -146,11 +164,17 @@ class Probes:
 
     def before_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """``optimizer`` is about to step."""
-        self._each(Probe.before_optimizer.__name__, optimizer)
+        depth = self._depth.get(id(optimizer), 0)
+        self._depth[id(optimizer)] = depth + 1
+        if depth == 0:
+            self._each(Probe.before_optimizer.__name__, optimizer)
 
     def after_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """``optimizer`` has stepped."""
-        self._each(Probe.after_optimizer.__name__, optimizer)
+        depth = self._depth.get(id(optimizer), 1) - 1
+        self._depth[id(optimizer)] = max(depth, 0)
+        if depth <= 0:
+            self._each(Probe.after_optimizer.__name__, optimizer)
 
     def end_step(self) -> list[Reading]:
         """The readings of the step that ends."""

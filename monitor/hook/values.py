@@ -16,7 +16,8 @@ from monitor.signals import TIME_PARTS
 MEASURED = frozenset(
     {
         "grad_norm_preclip", "grad_norm_postclip", "clip_coef", "clip_max_norm", "lr", "loss_scale", "skipped_steps",
-        "tokens_per_s", "step_time_s", *TIME_PARTS,
+        "tokens_per_s", "step_time_s", "grad_abs_max", "grad_cosine", "update_cosine", "weight_norm", "update_norm",
+        "update_to_weight_ratio", *TIME_PARTS,
     }
 )  # fmt: skip
 """Names that only the monitor writes. The others of the catalogue, such as ``val_loss``, are the loop's to give."""

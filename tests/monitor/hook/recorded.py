@@ -28,9 +28,12 @@ def scalars(run_dir: Path, attempt: int = 0, rank: int = 0) -> dict[int, dict[st
     }
 
 
-def layers(run_dir: Path, attempt: int = 0, rank: int = 0) -> dict[int, list[float | None]]:
-    """Step to pre-clip norms per layer; None inside for a layer without one."""
-    return {row["step"]: row["grad_norm_preclip"] for row in _rows(run_dir, "layers", attempt, rank)}
+def layers(
+    run_dir: Path, attempt: int = 0, rank: int = 0, stat: str = "grad_norm_preclip"
+) -> dict[int, list[float | None]]:
+    """Step to one statistic per layer, where it was taken; None inside for a layer without one."""
+    rows = _rows(run_dir, "layers", attempt, rank)
+    return {row["step"]: row[stat] for row in rows if row.get(stat) is not None}
 
 
 def layer_names(run_dir: Path, attempt: int = 0, rank: int = 0) -> list[str]:

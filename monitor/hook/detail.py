@@ -1,0 +1,46 @@
+"""Which probes a training is watched with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import nn
+
+from monitor.hook.layers import layer_table
+from monitor.hook.probe import Probe
+from monitor.hook.updates import Updates
+
+Detail = Literal["norms", "standard", "full"]
+FULL_EVERY = 5
+"""Most steps between two measured ones with ``full``."""
+
+
+def checked(detail: object) -> Detail:
+    """``detail`` as given.
+
+    Raises:
+        ValueError: it is not one of the accepted words.
+    """
+    if isinstance(detail, str) and detail in get_args(Detail):
+        return detail  # type: ignore[return-value]
+    raise ValueError(
+        f"detail is {detail!r:.60}; accepted are 'norms' (gradient norms only), 'standard', and 'full' "
+        f"(everything at least every {FULL_EVERY} steps)"
+    )
+
+
+def default_probes(detail: Detail, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> list[Probe]:
+    """The probes of one monitor, none with ``norms``. They are in the order in which they measure."""
+    if detail == "norms":
+        return []
+    full = detail == "full"
+    table = layer_table(model)
+    probes: list[Probe] = [
+        Updates(table),
+    ]
+    if full:
+        for probe in probes:
+            probe.every = min(probe.every, FULL_EVERY)
+    return probes

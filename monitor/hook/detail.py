@@ -8,6 +8,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
+from monitor.hook.adam import AdamFloor, AdamRms, leading_rows
 from monitor.hook.layers import layer_table
 from monitor.hook.probe import Probe
 from monitor.hook.updates import Updates
@@ -39,6 +40,8 @@ def default_probes(detail: Detail, model: nn.Module, optimizers: Sequence[torch.
     table = layer_table(model)
     probes: list[Probe] = [
         Updates(table),
+        AdamRms(table, leading_rows(model, table)),
+        AdamFloor(table),
     ]
     if full:
         for probe in probes:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from monitor.hook.adam import AdamFloor, AdamRms, leading_rows
+from monitor.hook.gradient_values import GradientValues
 from monitor.hook.layers import layer_table
 from monitor.hook.probe import Probe
 from monitor.hook.updates import Updates
@@ -39,6 +40,7 @@ def default_probes(detail: Detail, model: nn.Module, optimizers: Sequence[torch.
     full = detail == "full"
     table = layer_table(model)
     probes: list[Probe] = [
+        GradientValues(table, optimizers, count_nonfinite=full),
         Updates(table),
         AdamRms(table, leading_rows(model, table)),
         AdamFloor(table),

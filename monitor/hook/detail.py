@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from monitor.hook.adam import AdamFloor, AdamRms, leading_rows
+from monitor.hook.directions import Directions
 from monitor.hook.gradient_values import GradientValues
 from monitor.hook.layers import layer_table
 from monitor.hook.probe import Probe
+from monitor.hook.unmoved import Gradientless, Unmoved
 from monitor.hook.updates import Updates
 
 Detail = Literal["norms", "standard", "full"]
@@ -39,8 +41,12 @@ def default_probes(detail: Detail, model: nn.Module, optimizers: Sequence[torch.
         return []
     full = detail == "full"
     table = layer_table(model)
+    unmoved = Unmoved(table)
     probes: list[Probe] = [
         GradientValues(table, optimizers, count_nonfinite=full),
+        Gradientless(table, optimizers),
+        Directions(table, unmoved),
+        unmoved,
         Updates(table),
         AdamRms(table, leading_rows(model, table)),
         AdamFloor(table),

@@ -1,0 +1,194 @@
+"""Where the gradient points: beside the one of the step before, and beside the step that the optimizer made of it.
+
+Measured on a fixed random sample of coordinates, so that keeping a gradient from one step to the next costs kilobytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from monitor.hook.adam import FAMILY
+from monitor.hook.estimates import learning_rate
+from monitor.hook.layers import LayerTable
+from monitor.hook.passes import entries, owned_by, real
+from monitor.hook.probe import Decoded, Probe, Reading
+from monitor.hook.unmoved import Unmoved
+
+SAMPLED = 16384
+"""Coordinates of all layers together, the same number of each: a layer's cosine is known to about 1/√n of its n."""
+MOST_OF_A_LAYER = 256
+LEAST_OF_A_LAYER = 8
+SEED = 0
+ADAM_STEP = 0.1
+"""Of the learning rate: what an entry with a gradient moves by at least under Adam, as a rule. Our judgement."""
+
+
+class Sample:
+    """A fixed random sample of every layer's coordinates, drawn by a generator of its own."""
+
+    def __init__(self, table: LayerTable) -> None:
+        generator = torch.Generator().manual_seed(SEED)
+        self.count = min(MOST_OF_A_LAYER, max(LEAST_OF_A_LAYER, SAMPLED // max(len(table), 1)))
+        self.sizes = entries(table)
+        self._drawn = [
+            torch.randint(int(size), (self.count,), generator=generator) if size else None for size in self.sizes
+        ]
+        """With repetition: every layer has the same number, and every one of them the same weight."""
+        self._at: dict[tuple[int, torch.device], Tensor] = {}
+
+    def of(self, tensors: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
+        """[n, count] sampled entries of n tensors, on the device of the first."""
+        device = tensors[0].device
+        pairs = zip(rows, real(tensors), strict=True)
+        picked = [torch.take(tensor, self._index(row, tensor.device)) for row, tensor in pairs]
+        if any(tensor.get_device() != picked[0].get_device() for tensor in picked):
+            picked = [tensor.to(device, non_blocking=True) for tensor in picked]
+        return torch.cat(picked).view(len(picked), self.count)
+
+    def _index(self, row: int, device: torch.device) -> Tensor:
+        key = (row, device)
+        if key not in self._at:
+            drawn = self._drawn[row]
+            assert drawn is not None
+            self._at[key] = drawn.to(device)
+        return self._at[key]
+
+
+@dataclass(slots=True)
+class _Seen:
+    """One optimizer's step on the sample."""
+
+    rows: list[int]
+    gradient: Tensor
+    weights: Tensor | None
+    """From before the step; None in a step that is measured for the sake of the next one."""
+    rates: list[float]
+    """Learning rate of each row; NaN where it is on a device."""
+    adam: bool
+    change: Tensor | None = None
+    void: Tensor | None = None
+    done: bool = False
+
+
+class Directions(Probe):
+    """Cosines of the gradient that the optimizer uses, in all and per layer.
+
+    ``grad_cosine`` with the gradient of the step before: near 1 when gradients are not zeroed, negative when steps
+    overshoot; for it the gradient of the step before is kept too. ``update_cosine`` with minus the update: how much of
+    the update is descent. In all: every layer's sample weighs as much as the layer has entries. A
+    sample that is all zero, or a layer without a gradient in one of both steps, has no cosine.
+    """
+
+    name = "directions of gradients and updates"
+    every = 20
+    first_steps = 10
+
+    def __init__(self, table: LayerTable, unmoved: Unmoved | None = None) -> None:
+        super().__init__()
+        self._table = table
+        self._sample = Sample(table)
+        self._unmoved = unmoved
+        self._seen: dict[int, _Seen] = {}
+        self._whole = True
+        self._before: tuple[int, np.ndarray, np.ndarray] | None = None
+        """Step, gradient sample [L, n] and which rows have one; on the host, of the last reading decoded."""
+
+    def due(self, step: int, since_start: int) -> bool:
+        return super().due(step, since_start) or super().due(step + 1, since_start + 1)
+
+    def begin(self) -> None:
+        self._seen = {}
+        self._whole = self.watch.armed or super().due(self.watch.step, self.watch.since_start)
+
+    @torch.no_grad()
+    def before_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        rows: list[int] = []
+        gradients: list[Tensor] = []
+        rates: list[float] = []
+        for owned in owned_by(optimizer, self._table):
+            lr = learning_rate(owned.group)
+            rate = np.nan if isinstance(lr, Tensor) else lr
+            for row, parameter in zip(owned.rows, owned.parameters, strict=True):
+                if parameter.grad is not None and parameter.grad.layout == torch.strided:
+                    rows.append(row)
+                    gradients.append(parameter.grad)
+                    rates.append(rate)
+        if rows:
+            weights = self._sample.of(self._parameters(rows), rows) if self._whole else None
+            adam = type(optimizer) in FAMILY
+            self._seen[id(optimizer)] = _Seen(rows, self._sample.of(gradients, rows), weights, rates, adam)
+
+    @torch.no_grad()
+    def after_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        seen = self._seen.get(id(optimizer))
+        if seen is not None:
+            seen.done = True
+            if seen.weights is not None:
+                # Of neighbouring floats: exact, also in half precision.
+                seen.change = self._sample.of(self._parameters(seen.rows), seen.rows) - seen.weights
+            seen.void = getattr(optimizer, "found_inf", None)
+
+    def _parameters(self, rows: Sequence[int]) -> list[Tensor]:
+        return [self._table.parameters[row] for row in rows]
+
+    def end_step(self) -> Reading | None:
+        seen = [one for one in self._seen.values() if one.done]
+        self._seen = {}
+        if not seen:
+            return None
+        step, whole = self.watch.step, self._whole
+        kept = [(one.rows, one.rates, one.adam, one.void is not None) for one in seen]
+
+        def decode(arrays: list[np.ndarray]) -> Decoded:
+            return self._decode(step, whole, kept, arrays)
+
+        tensors = [t for one in seen for t in (one.gradient, one.weights, one.change, one.void) if t is not None]
+        return Reading(tensors, decode)
+
+    def _decode(
+        self,
+        step: int,
+        whole: bool,
+        seen: list[tuple[list[int], list[float], bool, bool]],
+        arrays: list[np.ndarray],
+    ) -> Decoded:
+        layers = len(self._table)
+        gradient, change = np.zeros((layers, self._sample.count)), np.zeros((layers, self._sample.count))
+        taken = np.zeros(layers, bool)
+        ought = np.zeros((layers, self._sample.count))
+        weights = np.zeros((layers, self._sample.count))
+        supply = iter(arrays)
+        for own, rates, adam, void in seen:
+            of_gradient = next(supply)
+            of_weights, of_change = (next(supply), next(supply)) if whole else (0.0, 0.0)
+            if void and next(supply).item():
+                continue
+            gradient[own], weights[own], change[own], taken[own] = of_gradient, of_weights, of_change, True
+            ought[own] = np.array(rates)[:, None] * (ADAM_STEP if adam else np.abs(of_gradient))
+        if whole and self._unmoved is not None:
+            self._unmoved.looked_at(gradient, weights, ought, change)
+        decoded = Decoded({}, {})
+        before, self._before = self._before, (step, gradient, taken)
+        if whole:
+            self._add(decoded, "update_cosine", gradient, -change, taken)
+        if whole and before is not None and before[0] == step - 1:
+            self._add(decoded, "grad_cosine", gradient, before[1], taken & before[2])
+        return decoded
+
+    def _add(self, decoded: Decoded, name: str, a: np.ndarray, b: np.ndarray, both: np.ndarray) -> None:
+        """The cosines of the rows of ``a`` and ``b`` in ``both``, and that of the whole vectors that they sample."""
+        with np.errstate(invalid="ignore", over="ignore"):
+            products = np.stack([(a * b).sum(axis=1), (a * a).sum(axis=1), (b * b).sum(axis=1)])
+            lengths = np.sqrt(products[1]) * np.sqrt(products[2])
+            present = both & (lengths != 0)
+            if present.any():
+                cosine = np.divide(products[0], lengths, out=np.zeros(len(lengths)), where=present)
+                decoded.layers[name] = (cosine.astype(np.float32), present)  # type: ignore[index]
+            dot, first, second = (products * self._sample.sizes)[:, both].sum(axis=1)
+            if first * second != 0:
+                decoded.scalars[name] = float(dot / (np.sqrt(first) * np.sqrt(second)))  # type: ignore[index]

@@ -1,0 +1,209 @@
+"""Trainable parameters that do not train: without a gradient, in no optimizer, or never changed by the step.
+
+Exact, not statistical: a layer is named when the same thing held in several measured steps in a row and no other
+reading is left. What is frozen on purpose (``requires_grad=False``, a learning rate of 0) is not named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from monitor.hook.layers import LayerTable
+from monitor.hook.passes import LOW_PRECISION, owned_by
+from monitor.hook.probe import Decoded, Probe, Reading
+
+HALF_PATIENCE = 10
+VISIBLE = 8.0
+NEGLIGIBLE = 1e-3
+"""Beside the root mean square of all layers' gradients. All three our judgement."""
+PATIENCE = 3
+"""Measured steps in a row. Amazon SageMaker Debugger's UnchangedTensor rule looks at as many."""
+NAMED = 8
+"""Layers that a message names; the event has up to ``LISTED`` of them in its field ``layers``."""
+LISTED = 200
+
+
+class Gradientless(Probe):
+    """Warns of trainable parameters of an optimizer that never had a gradient, and of those with one in no optimizer.
+
+    Counted from the start of the attempt, or from when the parameter was unfrozen. One that had a gradient before and
+    has none now is not named: experts, alternating losses and early exits do that on purpose.
+    """
+
+    name = "parameters without gradients"
+    every = 10
+    first_steps = PATIENCE
+
+    def __init__(self, table: LayerTable, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        super().__init__()
+        self._table = table
+        self._optimizers = tuple(optimizers)
+        self._missing = [0] * len(table)
+        """Measured steps without a gradient since it could have one; -1 when it had one, or has been told of."""
+        self._loose = [0] * len(table)
+        """Measured steps with a gradient and no optimizer; -1 when told of."""
+        self._stepped: dict[int, None] = {}
+
+    def begin(self) -> None:
+        self._stepped = {}
+
+    def before_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        if id(optimizer) in self._stepped:
+            return
+        self._stepped[id(optimizer)] = None
+        silent: list[int] = []
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                row = self._table.index.get(id(parameter))
+                if row is not None and _counted(self._missing, row, parameter.requires_grad, parameter.grad is None):
+                    silent.append(row)
+        if silent:
+            self._tell(
+                silent, "missing_gradients",
+                f"trainable parameters without a gradient in {PATIENCE} measured steps: not in the graph of the loss "
+                "(detached, unused, or under no_grad)",
+            )  # fmt: skip
+
+    def end_step(self) -> Reading | None:
+        if not self._stepped:
+            return None
+        owned = {id(p) for o in self._optimizers for group in o.param_groups for p in group["params"]}
+        loose = [
+            row for row, parameter in enumerate(self._table.parameters)
+            if id(parameter) not in owned
+            and _counted(self._loose, row, parameter.requires_grad and parameter.grad is not None, True)
+        ]  # fmt: skip
+        if loose:
+            strangers = len(owned - self._table.index.keys())
+            replaced = (
+                f" (which has {strangers} that the model has not: it was built before the model was changed)"
+                if strangers else ""
+            )  # fmt: skip
+            self._tell(
+                loose, "not_in_optimizer",
+                f"trainable parameters with gradients, but in no optimizer given to attach{replaced}",
+                strangers=strangers,
+            )  # fmt: skip
+        return None
+
+    def _tell(self, rows: list[int], about: str, text: str, **fields: int) -> None:
+        tell(self, self._table, rows, about, text, step=self.watch.step, **fields)
+
+
+def _counted(counts: list[int], row: int, eligible: bool, holds: bool) -> bool:
+    """Count one measured step of ``row``; whether it is to be told of now."""
+    if not eligible:
+        counts[row] = 0
+    elif not holds:
+        counts[row] = -1
+    elif counts[row] >= 0:
+        counts[row] += 1
+        if counts[row] == PATIENCE:
+            counts[row] = -1
+            return True
+    return False
+
+
+class Unmoved(Probe):
+    """Warns of parameters that stay bit for bit what they were through steps that ought to have changed them.
+
+    ``Directions`` hands in samples of every step that it measures. A layer is suspect when no sampled entry moved in
+    ``PATIENCE`` such steps in a row, though some had a gradient and a learning rate large enough to show: in float32
+    by ``VISIBLE`` roundings of the weight, so that the bias in front of a batch normalisation, whose gradient is
+    rounding, is not meant. In half precision updates that are rounded away are the finding, so there it takes a
+    gradient that is not negligible beside the others', and ``HALF_PATIENCE`` steps. The whole tensors of suspects are
+    compared across the next step; no other layer is copied. A learning rate on a device is not waited for: its layers
+    are not judged.
+    """
+
+    name = "parameters that never move"
+
+    def __init__(self, table: LayerTable) -> None:
+        super().__init__()
+        self._table = table
+        self._half = np.array([parameter.dtype in LOW_PRECISION for parameter in table.parameters], bool)
+        self._epsilon = np.array([torch.finfo(parameter.dtype).eps for parameter in table.parameters])
+        self._patience = np.where(self._half, HALF_PATIENCE, PATIENCE)
+        self._still = np.zeros(len(table), np.int64)
+        self._told = np.zeros(len(table), bool)
+        self._suspects: frozenset[int] = frozenset()
+        self._copies: dict[int, Tensor] = {}
+        self._equal: list[tuple[int, Tensor]] = []
+
+    def due(self, step: int, since_start: int) -> bool:
+        return bool(self._suspects)
+
+    def looked_at(self, gradient: np.ndarray, weights: np.ndarray, ought: np.ndarray, change: np.ndarray) -> None:
+        """Samples of one step, [L, n] each, steps in order, when they have arrived on the host.
+
+        Args:
+            ought: what each entry's update is expected to be, at least; NaN where that is not known.
+        """
+        with np.errstate(invalid="ignore", over="ignore"):
+            size = np.sqrt((gradient * gradient).mean(axis=1))
+            shows = (gradient != 0) & (ought > VISIBLE * self._epsilon[:, None] * np.abs(weights))
+            counts = size > NEGLIGIBLE * np.sqrt((size * size).mean())
+        moved = (change != 0).any(axis=1)
+        still = ~moved & ~self._told & np.where(self._half, counts & (ought > 0).any(axis=1), shows.any(axis=1))
+        self._still[moved] = 0
+        self._still[still] += 1
+        self._suspects = frozenset(np.flatnonzero(self._still >= self._patience).tolist())
+
+    def begin(self) -> None:
+        self._copies, self._equal = {}, []
+
+    @torch.no_grad()
+    def before_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        if self._suspects:
+            for owned in owned_by(optimizer, self._table, only=self._suspects):
+                rows = zip(owned.rows, owned.parameters, strict=True)
+                self._copies.update((row, parameter.detach().clone()) for row, parameter in rows)
+
+    @torch.no_grad()
+    def after_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        parameters = self._table.parameters
+        self._equal += [(row, torch.eq(parameters[row], copy).all()) for row, copy in self._copies.items()]
+        self._copies = {}
+
+    def end_step(self) -> Reading | None:
+        suspects, self._suspects = self._suspects, frozenset()
+        self._still[list(suspects)] = 0
+        equal, self._equal, self._copies = self._equal, [], {}
+        if not equal:
+            return None
+        step = self.watch.step
+
+        def decode(arrays: list[np.ndarray]) -> Decoded:
+            rows = [row for (row, _), same in zip(equal, arrays, strict=True) if same.item()]
+            if rows:
+                self._told[rows] = True
+                tell(
+                    self, self._table, rows, "unmoved",
+                    "parameters with gradients and a learning rate that an optimizer step did not change by a bit, nor "
+                    f"where sampled in {self._patience[rows].max()} measured steps before ({self._why(rows)})",
+                    step=step,
+                )  # fmt: skip
+            return Decoded()
+
+        return Reading([same for _, same in equal], decode)
+
+    def _why(self, rows: list[int]) -> str:
+        kinds = {self._table.parameters[row].dtype for row in rows}
+        if kinds <= LOW_PRECISION:
+            names = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
+            return f"their updates are below the resolution of {names}; keep the weights in float32"
+        return "what the optimizer changes is not what the model uses, or the updates are lost in rounding"
+
+
+def tell(probe: Probe, table: LayerTable, rows: list[int], about: str, text: str, *, step: int, **fields: int) -> None:
+    """A warning in the run that names layers."""
+    names = [table.names[row] for row in rows]
+    shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    probe.watch.warn(
+        f"{text}: {shown}",
+        step=step, about=about, layers=names[:LISTED], **fields,
+    )  # fmt: skip

@@ -1,12 +1,20 @@
 """What the monitor adds to a training step, beside clipping alone and a bare step.
 
-    python tests/bench/hook_cost.py [1M] [10M] [--rounds N] [--threads N]
+    python tests/bench/hook_cost.py [1M] [10M] [--rounds N] [--threads N] [--only norms | default]
 
-Two views, both interleaved so that a busy machine hits all alike, both medians:
+Gradient norms alone (``detail="norms"``), two views, both interleaved so that a busy machine hits all alike, both
+medians:
 
     in call   every call the monitor makes in one step (hooks, norms with clipping, the row), gradients present, without
               the model's own arithmetic; beside torch's clip_grad_norm_ on the same gradients
     step      the whole training step: bare, with torch's clipping, with the monitor doing the clipping
+
+The whole default set (``detail="standard"``) at its own cadences, which repeat every ``CYCLE`` steps, so the figures
+are means over whole cycles and medians of those:
+
+    in call   CPU time of one thread of everything that the monitor does, by probe; the share is of the bare step's
+              CPU time, also of one thread
+    step      the whole step beside a bare one and one with torch's clipping
 
 On a shared machine trust the in-call difference; a step ratio within the noise of its own repeats says nothing.
 """
@@ -24,7 +32,12 @@ from torch import nn
 from torch.nn import functional
 
 import monitor
+from monitor.hook.detail import Detail
 
+CYCLE = 20
+"""Steps after which the cadences of the default set repeat, but for what comes every 50 or 100."""
+WHOLE_GOALS = {"1M": 1.03, "10M": 1.01}
+"""Step ratio of the whole default set over bare; from the same table."""
 GOALS = {"1M": (0.1, 1.03), "10M": (0.3, 1.01)}
 """Milliseconds added to clipping, and step ratio over clipping; from the design's performance table."""
 
@@ -64,13 +77,17 @@ SIZES = {"1M": (9, 96, 64), "10M": (6, 384, 256)}
 class Subject:
     """One model with its optimizer, and a monitor if it has one."""
 
-    def __init__(self, size: str, monitored: bool) -> None:
+    def __init__(self, size: str, detail: Detail | None) -> None:
         torch.manual_seed(0)
         blocks, width, context = SIZES[size]
         self.model = GPT(blocks, width, context)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, foreach=True)
         self.tokens = torch.randint(0, 256, (4, context))
-        self.monitor = monitor.attach(self.model, self.optimizer, run=tempfile.mkdtemp()) if monitored else None
+        self.monitor = None
+        if detail is not None:
+            self.monitor = monitor.attach(self.model, self.optimizer, run=tempfile.mkdtemp(), detail=detail)
+            for probe in self.monitor._probes.probes:
+                probe.first_steps = 0  # dense for a moment, which no training of any length notices
 
     def step(self, clip: Callable[[], object] | None) -> None:
         logits = self.model(self.tokens)
@@ -91,7 +108,7 @@ def in_call(size: str, repeats: int) -> tuple[list[float], list[float]]:
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    subject = Subject(size, monitored=True)
+    subject = Subject(size, "norms")
     mon, optimizer = subject.monitor, subject.optimizer
     assert mon is not None
     parameters = list(subject.model.parameters())
@@ -136,13 +153,13 @@ def monitor_free_clip() -> Callable[..., torch.Tensor]:
 def whole_step(size: str, rounds: int, steps: int) -> dict[str, list[float]]:
     """Median step milliseconds of each round: bare, clip, monitor, and clip again as the noise floor."""
     results: dict[str, list[float]] = {"bare": [], "clip": [], "monitor": [], "clip again": []}
-    subjects = {name: Subject(size, False) for name in results if name != "monitor"}
+    subjects = {name: Subject(size, None) for name in results if name != "monitor"}
     torch_clip = monitor_free_clip()
     for number in range(rounds + 1):
         names = list(results)
         for name in names[number % 4 :] + names[: number % 4]:
             # Attached for its own rounds only: while it is, torch's functions are wrapped for everybody.
-            subject = subjects.get(name) or Subject(size, True)
+            subject = subjects.get(name) or Subject(size, "norms")
             mon = subject.monitor
             parameters = list(subject.model.parameters())
             clips: dict[str, Callable[[], object] | None] = {
@@ -162,32 +179,128 @@ def whole_step(size: str, rounds: int, steps: int) -> dict[str, list[float]]:
     return results
 
 
+def default_in_call(size: str, cycles: int) -> tuple[float, dict[str, float], float]:
+    """Milliseconds a step in CPU time of one thread: the monitor without clipping, its probes, and the bare step."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    bare = Subject(size, None)
+    bare_ms = []
+    for _ in range(4):
+        began = time.thread_time()
+        bare.step(None)
+        bare_ms.append((time.thread_time() - began) * 1e3)
+    subject = Subject(size, "standard")
+    mon, optimizer = subject.monitor, subject.optimizer
+    assert mon is not None
+    for _ in range(2):
+        subject.step(None)
+    logits = subject.model(subject.tokens)
+    loss = functional.cross_entropy(logits.flatten(0, 1), subject.tokens.flatten())
+    loss.backward()
+    loop, probes = mon._loop, list(mon._probes.probes)
+    wall = dict.fromkeys((probe.name for probe in probes), 0.0)
+    totals = []
+    for cycle in range(cycles + 1):
+        spent = 0.0
+        for _ in range(CYCLE):
+            began = time.thread_time()
+            loop.forward_begins(subject.model)
+            loop.backward_begins()
+            loop.backward_ended()
+            loop._optimizer_begins(optimizer, (optimizer,), {})
+            spent += time.thread_time() - began
+            with mon.phase("bare"):  # the hooks rest: the optimizer's own time is not the monitor's
+                optimizer.step()
+            began = time.thread_time()
+            loop._optimizer_ended(optimizer, (optimizer,), {})
+            active = list(mon._probes._active)
+            mon.step(loss=loss, tokens=1024, batch_id=7)
+            spent += time.thread_time() - began
+            for probe in active:
+                wall[probe.name] += probe.spent_ns * 1e-6 if cycle else 0.0
+        if cycle:
+            totals.append(spent / CYCLE * 1e3)
+    mon.close()
+    torch.set_num_threads(threads)
+    by_probe = {name: spent / (cycles * CYCLE) for name, spent in wall.items()}
+    return statistics.median(totals), by_probe, statistics.median(bare_ms[1:])
+
+
+def default_step(size: str, rounds: int) -> dict[str, list[float]]:
+    """Mean step milliseconds of each round of one cycle: bare, clip, the default set, and bare again as the noise."""
+    results: dict[str, list[float]] = {"bare": [], "clip": [], "default set": [], "bare again": []}
+    subjects = {name: Subject(size, None) for name in results if name != "default set"}
+    torch_clip = monitor_free_clip()
+    for number in range(rounds + 1):
+        names = list(results)
+        for name in names[number % 4 :] + names[: number % 4]:
+            subject = subjects.get(name) or Subject(size, "standard")
+            mon, parameters = subject.monitor, list(subject.model.parameters())
+            clip = (lambda parameters=parameters: torch_clip(parameters, 1.0)) if name == "clip" else None
+            for _ in range(2):
+                subject.step(clip)
+            began = time.perf_counter()
+            for _ in range(CYCLE):
+                subject.step(clip)
+            spent = (time.perf_counter() - began) / CYCLE * 1e3
+            if mon is not None:
+                mon.close()
+            if number:
+                results[name].append(spent)
+    return results
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("sizes", nargs="*", default=["1M", "10M"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=["norms", "default"])
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     for size in options.sizes:
         model = GPT(*SIZES[size])
         count, tensors = sum(p.numel() for p in model.parameters()), len(list(model.parameters()))
-        goal_ms, goal_ratio = GOALS[size]
         print(f"{size}: {count / 1e6:.2f} M parameters in {tensors} tensors, {options.threads} threads")
-        clip_ms, ours_ms = in_call(size, 300 if size == "1M" else 60)
-        for word, share in (("median", 0.5), ("tenth", 0.1)):  # the fastest tenth: what a quiet machine would show
-            alone, with_monitor = (values[int(share * len(values))] for values in (clip_ms, ours_ms))
-            print(
-                f"  in call   {word}: clip alone {alone:.3f} ms, monitor with clip {with_monitor:.3f} ms, "
-                f"added {with_monitor - alone:+.3f} ms (goal <= {goal_ms})"
-            )
-        results = whole_step(size, options.rounds, 24 if size == "1M" else 4)
-        middle = {name: statistics.median(values) for name, values in results.items()}
-        for name, values in results.items():
-            print(f"  step      {name:10} {middle[name]:8.2f} ms  ({min(values):.2f} to {max(values):.2f})")
-        print(f"  ratio     monitor / clip {middle['monitor'] / middle['clip']:.3f} (goal <= {goal_ratio}), "
-              f"monitor / bare {middle['monitor'] / middle['bare']:.3f}, "
-              f"clip again / clip {middle['clip again'] / middle['clip']:.3f} (noise)", flush=True)  # fmt: skip
+        if options.only != "default":
+            print_norms(size, options.rounds)
+        if options.only != "norms":
+            print_default(size, options.rounds)
+
+
+def print_norms(size: str, rounds: int) -> None:
+    """Both views of the gradient norms."""
+    goal_ms, goal_ratio = GOALS[size]
+    clip_ms, ours_ms = in_call(size, 300 if size == "1M" else 60)
+    for word, share in (("median", 0.5), ("tenth", 0.1)):  # the fastest tenth: what a quiet machine would show
+        alone, with_monitor = (values[int(share * len(values))] for values in (clip_ms, ours_ms))
+        print(
+            f"  in call   {word}: clip alone {alone:.3f} ms, monitor with clip {with_monitor:.3f} ms, "
+            f"added {with_monitor - alone:+.3f} ms (goal <= {goal_ms})"
+        )
+    results = whole_step(size, rounds, 24 if size == "1M" else 4)
+    middle = {name: statistics.median(values) for name, values in results.items()}
+    for name, values in results.items():
+        print(f"  step      {name:10} {middle[name]:8.2f} ms  ({min(values):.2f} to {max(values):.2f})")
+    print(f"  ratio     monitor / clip {middle['monitor'] / middle['clip']:.3f} (goal <= {goal_ratio}), "
+          f"monitor / bare {middle['monitor'] / middle['bare']:.3f}, "
+          f"clip again / clip {middle['clip again'] / middle['clip']:.3f} (noise)", flush=True)  # fmt: skip
+
+
+def print_default(size: str, rounds: int) -> None:
+    """Both views of the default set."""
+    spent, by_probe, bare = default_in_call(size, 12 if size == "1M" else 3)
+    goal = WHOLE_GOALS[size]
+    print(f"  default   in call {spent:.3f} ms of CPU a step, {spent / bare:.2%} of a bare step's {bare:.1f} ms")
+    for name, milliseconds in by_probe.items():
+        print(f"            {milliseconds:8.4f} ms  {name}")
+    results = default_step(size, rounds)
+    middle = {name: statistics.median(values) for name, values in results.items()}
+    for name, values in results.items():
+        print(f"  step      {name:12} {middle[name]:8.2f} ms  ({min(values):.2f} to {max(values):.2f})")
+    print(f"  ratio     default set / bare {middle['default set'] / middle['bare']:.3f} (goal <= {goal}), "
+          f"clip / bare {middle['clip'] / middle['bare']:.3f}, "
+          f"bare again / bare {middle['bare again'] / middle['bare']:.3f} (noise)", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

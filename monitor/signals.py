@@ -160,7 +160,7 @@ LAYER_CATALOGUE: dict[str, SignalSpec] = _table(
      "Norm of the change over the norm of the weights, about 1e-3 in many healthy trainings.", "layers", _TWENTY),
     ("adam_rms", "1", "after the optimizer step; the gradient unscaled and clipped",
      "Root of the mean of g²/v̂: how far the gradient has outgrown Adam's second moment; about 1 while that is up to date.",
-     "layers", "every 10 steps; embeddings, first and last matrix every 2; the first 10"),
+     "layers", "every 10 steps; embeddings, first and last matrix every 4; the first 10"),
     ("adam_floor_share", "1", "after the optimizer step",
      "Share of entries whose √v̂ is below 10 ε, so that ε shortens their updates.", "layers", "every 100 steps, and the first"),
     ("grad_abs_max", "1", "unscaled, before clipping, reduced over ranks, end of backward",

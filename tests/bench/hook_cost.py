@@ -26,6 +26,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from unittest import mock
 
 import torch
 from torch import nn
@@ -179,32 +180,27 @@ def whole_step(size: str, rounds: int, steps: int) -> dict[str, list[float]]:
     return results
 
 
-def default_in_call(size: str, cycles: int) -> tuple[float, dict[str, float], float]:
-    """Milliseconds a step in CPU time of one thread: the monitor without clipping, its probes, and the bare step."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    bare = Subject(size, None)
-    bare_ms = []
-    for _ in range(4):
-        began = time.thread_time()
-        bare.step(None)
-        bare_ms.append((time.thread_time() - began) * 1e3)
-    subject = Subject(size, "standard")
-    mon, optimizer = subject.monitor, subject.optimizer
-    assert mon is not None
-    for _ in range(2):
-        subject.step(None)
-    logits = subject.model(subject.tokens)
-    loss = functional.cross_entropy(logits.flatten(0, 1), subject.tokens.flatten())
-    loss.backward()
-    loop, probes = mon._loop, list(mon._probes.probes)
-    wall = dict.fromkeys((probe.name for probe in probes), 0.0)
-    totals = []
-    for cycle in range(cycles + 1):
+class Calls:
+    """Makes the monitor's calls of whole steps by hand, around a real optimizer step, and adds up their CPU time."""
+
+    def __init__(self, size: str, detail: Detail) -> None:
+        self.subject = subject = Subject(size, detail)
+        for _ in range(2):
+            subject.step(None)
+        logits = subject.model(subject.tokens)
+        self.loss = functional.cross_entropy(logits.flatten(0, 1), subject.tokens.flatten())
+        self.loss.backward()
+        assert subject.monitor is not None
+        self.monitor = subject.monitor
+        self.by_probe = dict.fromkeys((probe.name for probe in self.monitor._probes.probes), 0.0)
+
+    def cycle(self) -> float:
+        """Milliseconds a step."""
+        mon, optimizer, loop = self.monitor, self.subject.optimizer, self.monitor._loop
         spent = 0.0
         for _ in range(CYCLE):
             began = time.thread_time()
-            loop.forward_begins(subject.model)
+            loop.forward_begins(self.subject.model)
             loop.backward_begins()
             loop.backward_ended()
             loop._optimizer_begins(optimizer, (optimizer,), {})
@@ -213,17 +209,37 @@ def default_in_call(size: str, cycles: int) -> tuple[float, dict[str, float], fl
                 optimizer.step()
             began = time.thread_time()
             loop._optimizer_ended(optimizer, (optimizer,), {})
-            active = list(mon._probes._active)
-            mon.step(loss=loss, tokens=1024, batch_id=7)
+            measuring = list(mon._probes._active)
+            mon.step(loss=self.loss, tokens=1024, batch_id=7)
             spent += time.thread_time() - began
-            for probe in active:
-                wall[probe.name] += probe.spent_ns * 1e-6 if cycle else 0.0
-        if cycle:
-            totals.append(spent / CYCLE * 1e3)
-    mon.close()
+            for probe in measuring:
+                self.by_probe[probe.name] += probe.spent_ns * 1e-6
+        return spent / CYCLE * 1e3
+
+
+def default_in_call(size: str, cycles: int) -> tuple[float, float, dict[str, float], float]:
+    """Milliseconds a step in CPU time of one thread: the bare step, the monitor with norms alone, its probes beside
+    them, the monitor with the default set. Nobody clips, so the norms are all the monitor's."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with mock.patch("monitor.hook.probe.time.perf_counter_ns", time.thread_time_ns):
+        bare, norms, default = Subject(size, None), Calls(size, "norms"), Calls(size, "standard")
+        bare.step(None)
+        default.cycle()
+        default.by_probe = dict.fromkeys(default.by_probe, 0.0)
+        of_bare, of_norms, of_default = [], [], []
+        for _ in range(cycles):
+            with norms.monitor.phase("bare"), default.monitor.phase("bare"):
+                began = time.thread_time()
+                bare.step(None)
+                of_bare.append((time.thread_time() - began) * 1e3)
+            of_norms.append(norms.cycle())
+            of_default.append(default.cycle())
+        norms.monitor.close()
+        default.monitor.close()
     torch.set_num_threads(threads)
-    by_probe = {name: spent / (cycles * CYCLE) for name, spent in wall.items()}
-    return statistics.median(totals), by_probe, statistics.median(bare_ms[1:])
+    by_probe = {name: spent / (cycles * CYCLE) for name, spent in default.by_probe.items()}
+    return statistics.median(of_bare), statistics.median(of_norms), by_probe, statistics.median(of_default)
 
 
 def default_step(size: str, rounds: int) -> dict[str, list[float]]:
@@ -289,9 +305,10 @@ def print_norms(size: str, rounds: int) -> None:
 
 def print_default(size: str, rounds: int) -> None:
     """Both views of the default set."""
-    spent, by_probe, bare = default_in_call(size, 12 if size == "1M" else 3)
+    bare, norms, by_probe, default = default_in_call(size, 12 if size == "1M" else 3)
     goal = WHOLE_GOALS[size]
-    print(f"  default   in call {spent:.3f} ms of CPU a step, {spent / bare:.2%} of a bare step's {bare:.1f} ms")
+    print(f"  in call   bare step {bare:.1f} ms of CPU, norms alone {norms:.3f} ms, default set {default:.3f} ms: "
+          f"added to norms {(default - norms) / bare:.2%} of the step")  # fmt: skip
     for name, milliseconds in by_probe.items():
         print(f"            {milliseconds:8.4f} ms  {name}")
     results = default_step(size, rounds)

@@ -112,7 +112,7 @@ def test_the_embedding_and_both_ends_are_looked_at_more_often(tmp_path: Path) ->
             optimizer.step()
             mon.step()
     rms = recorded.layers(mon.run_dir, stat="adam_rms")
-    assert list(rms) == [*range(1, 11), 12, 14, 16, 18, 20]
+    assert list(rms) == [*range(1, 11), 12, 16, 20]
     names = recorded.layer_names(mon.run_dir)
     often = [name for name, value in zip(names, rms[12], strict=True) if value is not None]
     assert often == ["place", "token.weight", "blocks.1.mlp.2.weight"]  # the head is the embedding's own weight
@@ -131,7 +131,7 @@ def test_leading_rows_are_few(problem):
     class Wide(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.token = nn.Embedding(1 << 12, 1 << 10)  # 4 M entries: not every second step on a CPU
+            self.token = nn.Embedding(1 << 12, 1 << 10)  # 4 M entries: not every few steps on a CPU
             self.out = nn.Linear(3, 3)
 
         def forward(self, x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tests.bench.hook_cost import in_call
+from tests.bench.hook_cost import default_in_call, in_call
 
 
 def test_the_script_measures_both():
@@ -14,3 +14,10 @@ def test_the_script_measures_both():
     assert len(clip_ms) == len(monitor_ms) == 3
     assert min(clip_ms) > 0
     assert min(monitor_ms) > 0
+
+
+def test_the_script_measures_the_default_set():
+    bare, norms, by_probe, default = default_in_call("1M", cycles=1)
+    assert min(bare, norms, default) > 0
+    assert len(by_probe) >= 7
+    assert sum(by_probe.values()) > 0

@@ -212,7 +212,17 @@ def layer_curve(matrix: LayerMatrix, layer: str) -> Signal | None:
 
 def stat_title(stat: str) -> str:
     """Words for a per-layer statistic."""
-    known = {"grad_norm_preclip": "Gradient norm before clipping", "grad_norm_postclip": "Gradient norm after clipping"}
+    known = {
+        "grad_norm_preclip": "Gradient norm before clipping",
+        "grad_norm_postclip": "Gradient norm after clipping",
+        "grad_abs_max": "Largest gradient entry",
+        "grad_zero_share": "Share of zero gradient entries",
+        "grad_nonfinite_share": "Share of non-finite gradient entries",
+        "grad_cosine": "Cosine with the gradient of the step before",
+        "update_cosine": "Cosine of update and descent",
+        "adam_rms": "Adam's RMS of g²/v",
+        "adam_floor_share": "Share of entries held back by Adam's ε",
+    }
     return known.get(stat, stat.replace("_", " ").capitalize())
 
 

@@ -38,8 +38,10 @@ import torch
 from torch import nn
 
 from monitor.errors import RunError
+from monitor.guard import contained
 from monitor.hook.detail import Detail, checked, default_probes
 from monitor.hook.handle import Monitor
+from monitor.hook.probe import Probe
 from monitor.hook.ranks import agree, environment, rank_and_world, stages, together
 from monitor.runfile import format as fmt
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run
@@ -123,13 +125,16 @@ def attach(
 
         run_dir, attempt = agree(begin, rank)
         writer = RankWriter(run_dir, attempt, rank, layer_budget_bytes=layer_budget_bytes)
+    probes: list[Probe] = []
+    with contained("what is measured beside the gradient norms"):
+        probes = default_probes(detail, model, optimizers)
     if start_tokens is None:
         start_tokens = start_step * (tokens_per_step or 0)
     monitor = Monitor(
         model, optimizers, writer, Path(run_dir), attempt,
         rank=rank, world_size=world_size, scaler=scaler, planned_steps=planned_steps, tokens_per_step=tokens_per_step,
         start_step=start_step, start_tokens=start_tokens, landscape_every=landscape_every, budget=budget,
-        probes=default_probes(detail, model, optimizers),
+        probes=probes,
     )  # fmt: skip
     sentence = stages(model, world_size)
     if sentence is not None:

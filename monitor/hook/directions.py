@@ -114,24 +114,36 @@ class Directions(Probe):
             lr = learning_rate(owned.group)
             rate = np.nan if isinstance(lr, Tensor) else lr
             for row, parameter in zip(owned.rows, owned.parameters, strict=True):
-                if parameter.grad is not None and parameter.grad.layout == torch.strided:
+                grad = parameter.grad
+                if grad is not None and self._fits(row, parameter) and self._fits(row, grad):
                     rows.append(row)
-                    gradients.append(parameter.grad)
+                    gradients.append(grad)
                     rates.append(rate)
         if rows:
             weights = self._sample.of(self._parameters(rows), rows) if self._whole else None
             adam = type(optimizer) in FAMILY
-            self._seen[id(optimizer)] = _Seen(rows, self._sample.of(gradients, rows), weights, rates, adam)
+            gradient = self._sample.of(gradients, rows)
+            scale = getattr(optimizer, "grad_scale", None)  # fused: the step itself will unscale
+            if isinstance(scale, Tensor):
+                gradient = gradient / scale.to(gradient.device, non_blocking=True)
+            self._seen[id(optimizer)] = _Seen(rows, gradient, weights, rates, adam)
 
     @torch.no_grad()
     def after_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         seen = self._seen.get(id(optimizer))
-        if seen is not None:
+        if seen is not None and all(map(self._fits, seen.rows, self._parameters(seen.rows))):
             seen.done = True
             if seen.weights is not None:
                 # Of neighbouring floats: exact, also in half precision.
                 seen.change = self._sample.of(self._parameters(seen.rows), seen.rows) - seen.weights
             seen.void = getattr(optimizer, "found_inf", None)
+
+    def _fits(self, row: int, tensor: Tensor) -> bool:
+        """Whether the coordinates drawn at the start exist: an index beyond the end is fatal on a device, and sharding
+        resizes parameters."""
+        if tensor.layout != torch.strided:
+            return False
+        return tensor.numel() * (2 if tensor.is_complex() else 1) == self._sample.sizes[row]
 
     def _parameters(self, rows: Sequence[int]) -> list[Tensor]:
         return [self._table.parameters[row] for row in rows]

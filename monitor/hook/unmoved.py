@@ -59,7 +59,9 @@ class Gradientless(Probe):
         for group in optimizer.param_groups:
             for parameter in group["params"]:
                 row = self._table.index.get(id(parameter))
-                if row is not None and _counted(self._missing, row, parameter.requires_grad, parameter.grad is None):
+                # Sharded by FSDP, a tensor may have nothing on this rank.
+                trained = parameter.requires_grad and parameter.numel() > 0
+                if row is not None and _counted(self._missing, row, trained, parameter.grad is None):
                     silent.append(row)
         if silent:
             self._tell(
@@ -126,7 +128,7 @@ class Unmoved(Probe):
         super().__init__()
         self._table = table
         self._half = np.array([parameter.dtype in LOW_PRECISION for parameter in table.parameters], bool)
-        self._epsilon = np.array([torch.finfo(parameter.dtype).eps for parameter in table.parameters])
+        self._epsilon = np.array([_epsilon(parameter.dtype) for parameter in table.parameters])
         self._patience = np.where(self._half, HALF_PATIENCE, PATIENCE)
         self._still = np.zeros(len(table), np.int64)
         self._told = np.zeros(len(table), bool)
@@ -197,6 +199,10 @@ class Unmoved(Probe):
             names = " and ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
             return f"their updates are below the resolution of {names}; keep the weights in float32"
         return "what the optimizer changes is not what the model uses, or the updates are lost in rounding"
+
+
+def _epsilon(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps if dtype.is_floating_point or dtype.is_complex else np.nan
 
 
 def tell(probe: Probe, table: LayerTable, rows: list[int], about: str, text: str, *, step: int, **fields: int) -> None:

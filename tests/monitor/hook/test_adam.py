@@ -92,6 +92,31 @@ def test_an_entry_without_a_gradient_so_far_is_no_nan(tmp_path: Path) -> None:
     np.testing.assert_allclose([rms[step][0] for step in (1, 2, 3)], expected, rtol=1e-5)
 
 
+def test_a_fused_step_unscales_the_gradient_itself(tmp_path: Path) -> None:
+    model = MLP.made()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True, eps=1e-12)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    twin = Twin(model, 0.999, 1e-12)
+    truth = {}
+    with monitor.attach(model, optimizer, run=tmp_path, scaler=scaler) as mon:
+        for step in range(1, 5):
+            optimizer.zero_grad()
+            scaler.scale(MLP.loss(model, *MLP.batch(step)) * (1e38 if step == 3 else 1.0)).backward()
+            if step != 3:
+                for parameter in model.parameters():
+                    parameter.grad /= scaler.get_scale()
+                truth[step], _ = twin.step()
+                for parameter in model.parameters():
+                    parameter.grad *= scaler.get_scale()  # a power of two: the same bits again
+            scaler.step(optimizer)
+            scaler.update()
+            mon.step()
+    rms = recorded.layers(mon.run_dir, stat="adam_rms")
+    assert list(rms) == [1, 2, 4]
+    for step, values in rms.items():
+        np.testing.assert_allclose(values, truth[step], rtol=1e-4)
+
+
 def test_sgd_has_none(tmp_path: Path) -> None:
     model = MLP.made()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

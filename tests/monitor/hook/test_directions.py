@@ -89,6 +89,24 @@ def test_two_steps_in_a_row_are_kept_for_one_cosine(tmp_path: Path) -> None:
     assert list(recorded.layers(mon.run_dir, stat="update_cosine")) == [*range(1, 11), 20, 40]
 
 
+def test_a_parameter_that_has_changed_its_size_is_left_out(tmp_path: Path) -> None:
+    """As sharding does: the coordinates drawn at the start are not there any more."""
+    model = MLP.made()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with monitor.attach(model, optimizer, run=tmp_path) as mon:
+        for step in (1, 2):
+            optimizer.zero_grad()
+            MLP.loss(model, *MLP.batch(step)).backward()
+            if step == 2:
+                model[0].bias.grad = None
+                model[0].bias.data = torch.zeros(3)
+                model[0].bias.grad = torch.ones(3)
+            optimizer.step()
+            mon.step()
+    found = recorded.layers(mon.run_dir, stat="update_cosine")[2]
+    assert [value is None for value in found] == [False, True, False, False, False, False]
+
+
 def test_the_sample_is_fixed_bounded_and_its_own() -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()

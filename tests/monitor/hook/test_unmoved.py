@@ -126,6 +126,12 @@ def test_what_is_still_on_purpose_is_not_named(tmp_path: Path) -> None:
     assert _run(tmp_path, model, torch.optim.SGD(groups, lr=0.1), 60) == []
 
 
+def test_whole_numbers_among_the_parameters_are_no_reason_to_stop(tmp_path: Path) -> None:
+    model = MLP.made()
+    model[2].codes = nn.Parameter(torch.ones(4, dtype=torch.int8), requires_grad=False)
+    assert _run(tmp_path, model, torch.optim.SGD(model.parameters(), lr=0.1)) == []
+
+
 def test_the_first_steps_of_a_long_warm_up_are_not_named(tmp_path: Path) -> None:
     model = nn.Sequential(nn.Linear(10, 32), nn.LayerNorm(32), nn.Linear(32, 5))
     start = model[1].weight.detach().clone()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from monitor.hook.estimates import Moments, moments_of
 from monitor.hook.layers import LayerTable
-from monitor.hook.passes import Owned, RowNorms, bites, entries, on_host, owned_by, real, sums_of
+from monitor.hook.passes import LOW_PRECISION, Owned, RowNorms, bites, entries, on_host, owned_by, real, sums_of
 from monitor.hook.probe import Decoded, Probe, Reading
 
 FAMILY = frozenset((torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.RAdam))
@@ -19,8 +19,8 @@ FAMILY = frozenset((torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torc
 FLOOR = 10.0
 """An entry is counted as held by ε when √v̂ < 10 ε: ε then takes more than a tenth off its update."""
 LEADING_EVERY = 4
-"""In every step it would be 1.4 % of the step of a 1 M parameter model, measured with ``tests/bench/hook_cost.py``:
-nearly all of it waiting for memory, because the optimizer has just pushed everything out of the caches."""
+"""In every step it would be 1 % of the step of a 1 M parameter model (``tests/bench/hook_cost.py``); nearly
+all of it is waiting for memory, because the optimizer has just pushed everything out of the caches."""
 MOST_LEADING = 1 << 21
 """Elements on a CPU that are looked at so often; 2 ms. Our judgement."""
 
@@ -92,13 +92,18 @@ def _rms_norms(moments: Moments) -> RowNorms:
     owned = moments.owned
     group = owned.group
     grads, v = _gradients(owned), moments.v
-    tiny = torch.finfo(v[0].dtype).tiny  # with ε = 0, an entry that never had a gradient must not become 0/0
+    half = v[0].dtype in LOW_PRECISION
+    tiny = torch.finfo(
+        torch.float32 if half else v[0].dtype
+    ).tiny  # with ε = 0, an entry that never had a gradient must not become 0/0
     least = [(root * group["eps"]) ** 2 + tiny for root in moments.bias2_root]
     taken = bites(v, grads)
     parts: list[Tensor] = []
     for bite in taken:
-        used = bite.of(grads)
-        raised = _at_least(bite.of(v), bite.each(least, used))
+        used, moment = bite.of(grads), bite.of(v)
+        if half:
+            used, moment = [grad.float() for grad in used], [one.float() for one in moment]
+        raised = _at_least(moment, bite.each(least, used))
         share = torch._foreach_div(used, raised)
         torch._foreach_mul_(share, used)
         parts += sums_of(share)
@@ -148,7 +153,7 @@ class AdamFloor(Probe):
             if moments is not None:
                 limit = FLOOR * owned.group["eps"]
                 below = [
-                    torch.count_nonzero(v < (limit * root) ** 2)
+                    torch.count_nonzero((v.float() if v.dtype in LOW_PRECISION else v) < (limit * root) ** 2)
                     for v, root in zip(moments.v_used, moments.bias2_root, strict=True)
                 ]
                 self._counts.append((moments.owned.rows, torch.stack(below)))

@@ -76,6 +76,22 @@ def test_they_are_what_their_definition_says(tmp_path: Path, kind, options) -> N
             np.testing.assert_allclose(floor[step], truth[step][1], atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_rounds_no_more_than_the_state_does(tmp_path: Path, dtype: torch.dtype) -> None:
+    model = nn.Linear(500, 300, bias=False).to(dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    gradient = torch.randn(1, 500, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with monitor.attach(model, optimizer, run=tmp_path) as mon:
+        model(gradient).sum().backward()
+        optimizer.step()
+        mon.step()
+    g, v = gradient.double(), optimizer.state[model.weight]["exp_avg_sq"].double() / (1 - 0.999)
+    expected = float((g * g / v.clamp(min=1e-16)).mean().sqrt())
+    assert recorded.layers(mon.run_dir, stat="adam_rms")[1][0] == pytest.approx(expected, rel=1e-4)
+    below = float((v.sqrt() < 1e-7).double().mean())
+    assert recorded.layers(mon.run_dir, stat="adam_floor_share")[1][0] == pytest.approx(below, abs=1e-6)
+
+
 def test_an_entry_without_a_gradient_so_far_is_no_nan(tmp_path: Path) -> None:
     model = nn.Embedding(50, 4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, eps=0.0)

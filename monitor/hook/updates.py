@@ -38,6 +38,8 @@ class _Step:
     pending: list[Owned] = field(default_factory=list)
     """Adam's, to be read from its state."""
     copies: list[tuple[Owned, list[Tensor]]] = field(default_factory=list)
+    unknown: set[int] = field(default_factory=set)
+    """Rows that change and whose update is not measured."""
     updates: list[RowNorms] = field(default_factory=list)
     weights: list[RowNorms] = field(default_factory=list)
     done: bool = False
@@ -59,6 +61,7 @@ class Updates(Probe):
         super().__init__()
         self._table = table
         self._steps: dict[int, _Step] = {}
+        self._told = False
 
     def begin(self) -> None:
         self._steps = {}
@@ -75,6 +78,9 @@ class Updates(Probe):
                 norms = sgd_update(optimizer, owned)
                 norms.void = void
                 step.updates.append(norms)
+            elif not _room_for(owned.parameters):
+                step.unknown.update(owned.rows)
+                self._say_no_room()
             else:
                 step.copies.append((owned, [parameter.detach().clone() for parameter in owned.parameters]))
 
@@ -106,7 +112,8 @@ class Updates(Probe):
         weights += self._other_weights({row for norms in weights for row in norms.rows})
         if not weights:
             return None
-        still = self._still(updates) if steps else []
+        unknown = {row for step in steps for row in step.unknown}
+        still = self._still(updates, unknown) if steps else []
         layers = len(self._table)
 
         def decode(arrays: list[np.ndarray]) -> Decoded:
@@ -117,6 +124,15 @@ class Updates(Probe):
             return _decoded(weight, has_weight, update, moved & has_weight)
 
         return Reading([tensor for norms in (*weights, *updates) for tensor in norms.tensors()], decode)
+
+    def _say_no_room(self) -> None:
+        if not self._told:
+            self._told = True
+            self.watch.warn(
+                "update norms are absent: this optimizer or half precision needs a copy of the weights for a step, and "
+                "the device has not the memory for it to spare",
+                step=self.watch.step,
+            )
 
     def _other_weights(self, done: set[int]) -> list[RowNorms]:
         """Norms of the weights that have not been measured with their update."""
@@ -132,13 +148,24 @@ class Updates(Probe):
             found.append(measured(rows, [norm for bite in taken for norm in norms_of(bite.of(tensors))], taken))
         return found
 
-    def _still(self, updates: Sequence[RowNorms]) -> list[int]:
+    def _still(self, updates: Sequence[RowNorms], unknown: set[int]) -> list[int]:
         """Rows that no optimizer changes in this step."""
-        changed = {row for norms in updates for row in norms.rows}
+        changed = unknown | {row for norms in updates for row in norms.rows}
         return [
             row for row, parameter in enumerate(self._table.parameters)
             if row not in changed and parameter.requires_grad and type(parameter) in PLAIN
         ]  # fmt: skip
+
+
+def _room_for(parameters: Sequence[Tensor]) -> bool:
+    """Whether a copy takes less than half of a CUDA device's memory that is free or only reserved; elsewhere, yes."""
+    device = parameters[0].device
+    if device.type != "cuda":
+        return True
+    needed = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    free, _ = torch.cuda.mem_get_info(device)  # asks the driver; does not wait for kernels
+    spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return needed < (free + spare) / 2
 
 
 def _difference(owned: Owned, copies: list[Tensor]) -> RowNorms:

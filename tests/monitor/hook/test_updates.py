@@ -282,6 +282,22 @@ def test_frozen_layers_are_absent_and_unowned_ones_stand_still(tmp_path: Path) -
     assert update[2] > 0 and update[3] > 0 and weight[1] > 0
 
 
+def test_without_room_for_a_copy_updates_are_absent_and_it_is_said(tmp_path: Path, monkeypatch) -> None:
+    """The room is asked of a CUDA device's allocator, so the answer is given here."""
+    monkeypatch.setattr("monitor.hook.updates._room_for", lambda parameters: False)
+    model = MLP.made()
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=0.01)
+    with monitor.attach(model, optimizer, run=tmp_path) as mon:
+        for step in (1, 2):
+            MLP.loss(model, *MLP.batch(step)).backward()
+            optimizer.step()
+            mon.step()
+    assert recorded.layers(mon.run_dir, stat="update_norm") == {}
+    assert list(recorded.layers(mon.run_dir, stat="weight_norm")) == [1, 2]
+    (event,) = recorded.events(mon.run_dir, "warning")
+    assert event["text"].startswith("update norms are absent")
+
+
 def test_two_optimizers_are_measured_when_each_steps(tmp_path: Path) -> None:
     model = MLP.made()
     first, second = SGD(model[0].parameters(), lr=0.1), ADAMW(model[3:].parameters(), lr=0.01)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import monitor
-from monitor.hook.adam import leading_rows
+from monitor.hook.adam import AdamRms, leading_rows
 from monitor.hook.layers import layer_table
 from tests.monitor.hook import recorded
 from tests.monitor.hook.problems import GPT, MLP, PROBLEMS
@@ -158,6 +158,16 @@ def test_the_embedding_and_both_ends_are_looked_at_more_often(tmp_path: Path) ->
     often = [name for name, value in zip(names, rms[12], strict=True) if value is not None]
     assert often == ["place", "token.weight", "blocks.1.mlp.2.weight"]  # the head is the embedding's own weight
     assert None not in rms[20]
+
+
+def test_slowed_down_the_embedding_is_looked_at_less_often_too():
+    model = GPT.made()
+    table = layer_table(model)
+    probe = AdamRms(table, leading_rows(model, table))
+    due = [step for step in range(11, 81) if probe.due(step, step)]
+    probe.every = 40  # as the budget does
+    assert [step for step in range(11, 81) if probe.due(step, step)] == [16, 32, 40, 48, 64, 80]
+    assert due == sorted({*range(20, 81, 10), *range(12, 81, 4)})
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)

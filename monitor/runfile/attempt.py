@@ -130,13 +130,13 @@ class RankData:
         return changed
 
     def _scalars(self, rows: Rows, tail: Tail) -> int:
-        return self.scalars.append(rows)
+        return self.scalars.append(rows, defer=rows.mapped)
 
     def _layers(self, rows: Rows, tail: Tail) -> int:
-        return self.layers.append(rows, tail.layers)
+        return self.layers.append(rows, tail.layers, defer=rows.mapped)
 
     def _modules(self, rows: Rows, tail: Tail) -> int:
-        return self.modules.append(rows, tail.layers)
+        return self.modules.append(rows, tail.layers, defer=rows.mapped)
 
     def _dense(self, rows: Rows, tail: Tail) -> int:
         return self.dense.append(rows, tail.layers)
@@ -145,7 +145,7 @@ class RankData:
         return self.dense_modules.append(rows, tail.layers)
 
     def _system(self, rows: Rows, tail: Tail) -> int:
-        return self.system.append(rows)
+        return self.system.append(rows, defer=rows.mapped)
 
     def _event(self, line: bytes) -> None:
         if not line.strip():

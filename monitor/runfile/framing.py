@@ -273,7 +273,9 @@ class Scan:
     """Bytes from ``end`` that the next message needs, as far as known; 0 when nothing is begun."""
 
 
-def scan(data: bytes | mmap.mmap, seed: int, final: bool, begin: int = 0, check_bodies: bool = True) -> Scan:
+def scan(
+    data: bytes | mmap.mmap, seed: int, final: bool, begin: int = 0, check_bodies: bool = True, checked: bool = False
+) -> Scan:
     """Find the whole batches in ``data``, which begins where a message begins.
 
     A message that is not complete is left for later. A broken one is skipped as soon as a whole one is found behind it;
@@ -285,6 +287,7 @@ def scan(data: bytes | mmap.mmap, seed: int, final: bool, begin: int = 0, check_
         final: the segment will not grow any more.
         begin: where to begin, behind the schema or behind a batch.
         check_bodies: without, the bodies are not touched.
+        checked: all of ``data`` has been held against a checksum already; the batches' structure is still looked at.
     """
     result = Scan(good=[], end=begin, problems=[], ended=False, needed=0)
     while result.end < len(data):
@@ -298,7 +301,10 @@ def scan(data: bytes | mmap.mmap, seed: int, final: bool, begin: int = 0, check_
                 raise BadMessage("a second schema")
             if not head_is_whole(data, message, seed):
                 raise BadMessage("the batch's header or the segment's schema is damaged (head32 differs)")
-            _take_alike(data, message, seed, result, check_bodies)
+            if checked:
+                _take_all_alike(data, message, result)
+            else:
+                _take_alike(data, message, seed, result, check_bodies)
             continue
         except Incomplete as torn:
             following = _resync(data, at + 4, seed) if final else -1
@@ -336,6 +342,12 @@ def _take_alike(data: bytes | mmap.mmap, message: Message, seed: int, result: Sc
             whole = at + size
     if result.end > whole:
         result.good.append(Stretch(whole, (result.end - whole) // size, size, message))
+
+
+def _take_all_alike(data: bytes | mmap.mmap, message: Message, result: Scan) -> None:
+    count, size = _count_alike(data, message), message.end - message.start
+    result.good.append(Stretch(message.start, count, size, message))
+    result.end = message.start + count * size
 
 
 def _crc32(data: Bytes, start: int, stop: int) -> bytes:

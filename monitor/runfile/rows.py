@@ -78,6 +78,11 @@ class Rows:
         return self._stretch.rows
 
     @property
+    def mapped(self) -> bool:
+        """Whether the rows lie in a mapped file, so that what is not asked for need not be read."""
+        return isinstance(self._data, mmap.mmap)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Column names in the schema's order."""
         return tuple(self._places)

@@ -79,23 +79,42 @@ class Joined:
 
 
 class Deferred:
-    """A column whose values may wait in the file until somebody asks for them."""
+    """A column whose values may wait in the file until somebody asks for them.
+
+    What is appended meanwhile lies behind, small as it is: it must not keep what it was read from, nor load the rest.
+    """
 
     def __init__(self) -> None:
         self._waiting: list[Callable[[], None]] = []
+        self._behind: list[Growing] = []
+        """Steps, values and so on of rows that come after those that wait."""
 
     def take(self, add: Callable[[], None], defer: bool) -> None:
         """Call ``add``, which appends to this column: now, or with ``defer`` when :meth:`settle` is called."""
-        if defer or self._waiting:
+        if defer and not self._behind:
             self._waiting.append(add)
         else:
             add()
 
-    def settle(self) -> None:
-        """Append what waits."""
+    @property
+    def waits(self) -> bool:
+        """Whether there are values that have not been read yet."""
+        return bool(self._waiting)
+
+    def lay_behind(self, *arrays: np.ndarray) -> None:
+        """Keep the arrays ([n] or [n, L]) of some rows until :meth:`settle`."""
+        if not self._behind:
+            self._behind = [Growing(array.dtype, array.shape[-1] if array.ndim > 1 else None) for array in arrays]
+        for kept, array in zip(self._behind, arrays, strict=True):
+            kept.append(array)
+
+    def settle(self) -> list[np.ndarray]:
+        """Append what waits; returns the arrays of what lay behind it."""
         waiting, self._waiting = self._waiting, []
         for add in waiting:
             add()
+        behind, self._behind = self._behind, []
+        return [array.view() for array in behind]
 
 
 class Column(Deferred):
@@ -121,13 +140,28 @@ class Column(Deferred):
             present: bool[n]; None when all are.
         """
         whole = present is None or bool(present.all())
-        if self._own_step is None and not (whole and self.start + len(self.value) == before):
-            self._own_step = Growing(np.int64)
-            self._own_step.append(table_step.view(self.start, self.start + len(self.value)))
         steps = table_step.view(before, stop)
         if not whole:
             assert present is not None
             values, steps = values.reshape(-1)[present], steps[present]
+        if self.waits:
+            self.lay_behind(steps, values.reshape(-1))
+        else:
+            self._put(table_step, steps, values, whole and self.start + len(self.value) == before)
+
+    def load(self, table_step: Growing) -> None:
+        """Append what waits in the file."""
+        behind = self.settle()
+        if behind:
+            steps, values = behind
+            at = self.start + len(self.value)
+            self._put(table_step, steps, values, np.array_equal(steps, table_step.view(at, at + len(steps))))
+
+    def _put(self, table_step: Growing, steps: np.ndarray, values: np.ndarray, gapless: bool) -> None:
+        """Append; ``gapless``: the steps are those of the table's rows right behind the column's last one."""
+        if self._own_step is None and not gapless:
+            self._own_step = Growing(np.int64)
+            self._own_step.append(table_step.view(self.start, self.start + len(self.value)))
         self.value.append(values)
         if self._own_step is not None:
             self._own_step.append(steps)
@@ -161,7 +195,7 @@ class ScalarTable:
         column = self._columns.get(name)
         if column is None:
             return np.empty(0, np.int64), np.empty(0, np.float64)
-        column.settle()
+        column.load(self.step)
         return column.steps(self.step), column.value.view()
 
     def append(self, rows: Rows, defer: bool = False) -> int:
@@ -237,7 +271,7 @@ class LayerBlock:
         """The rows of one statistic; None when it was not recorded."""
         column = self._stats.get(stat)
         if column is not None:
-            column.settle()
+            column.load()
         return column
 
     def take(self, rows: Rows, steps: np.ndarray, keep: np.ndarray | None, defer: bool) -> None:
@@ -274,6 +308,20 @@ class LayerColumn(Deferred):
             kept = kept if keep is None else kept & keep
             steps = rows.values("step").reshape(-1)[kept]
             values, present = _kept(values, kept), None if present is None else present[kept]
+        if self.waits:
+            shape = (len(steps), self.width)
+            self.lay_behind(steps, values.reshape(shape), np.ones(shape, bool) if present is None else present)
+        else:
+            self._put(steps, values, present)
+
+    def load(self) -> None:
+        """Append what waits in the file."""
+        behind = self.settle()
+        if behind:
+            steps, values, present = behind
+            self._put(steps, values, None if present.all() else present)
+
+    def _put(self, steps: np.ndarray, values: np.ndarray, present: np.ndarray | None) -> None:
         if present is not None and self._present is None:
             self._present = Growing(np.bool_, self.width)
             self._present.append(np.ones((len(self.step), self.width), bool))

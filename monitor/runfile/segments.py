@@ -179,7 +179,7 @@ def _poll_segment(tail: Tail, final: bool, report: Report) -> Iterator[tuple[byt
             and size > tail.offset
             and (tail.schema is not None or _read_schema(tail, fd, size, report))
         ):
-            sealed = _map_sealed(tail, fd, size) if final else None
+            sealed = _map_sealed(tail, fd, size)
             if sealed is None:
                 yield from _read_batches(tail, fd, size, final, report)
             else:

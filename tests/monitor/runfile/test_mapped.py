@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from monitor.runfile import format as fmt
 from monitor.runfile import segments
 from monitor.runfile.reader import Run, open_run
-from monitor.runfile.writer import RankWriter, begin_attempt, create_run
+from monitor.runfile.writer import RankWriter, begin_attempt, create_run, write_exit
 from tests.monitor.runfile.conftest import LAYERS, SHAPES, START, write_run, write_steps
 
 PARTS = ("train_loss", "val_loss", "late", "norm", "rare", "rss_gib")
@@ -80,6 +80,7 @@ def test_a_column_asked_for_at_any_time_is_whole(
 
 def test_damage_in_a_sealed_segment_costs_what_it_costs_in_an_open_one(tmp_path: Path) -> None:
     whole = write_run(tmp_path, 40, rows_per_batch=8)
+    write_exit(whole, 0, outcome="finished", step=40, reason="done")
     random = np.random.default_rng(3)
     messages: list[str] = []
     for number in range(60):

@@ -265,7 +265,6 @@ def _mapped_batches(
     for stretch in found.good:
         if stretch.rows:
             yield data, stretch, stretch.start
-    data.madvise(mmap.MADV_DONTNEED)  # what was touched so far is not what will be asked for
 
 
 def _read_batches(tail: Tail, fd: int, size: int, final: bool, report: Report) -> Iterator[tuple[bytes, Stretch, int]]:

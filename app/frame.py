@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from app.charts.describe import Chart, Mark, Trace
-from monitor.runfile.downsample import Reduced, heat, min_max
+from monitor.runfile.downsample import HeatReduced, heat
+from monitor.runfile.zoom import LongMatrix, LongSignal, Zoomed, zoom_rows
 from monitor.signals import LayerMatrix, Signal
 
 NAN, POSITIVE, NEGATIVE = 0, 1, 2
-"""What a non-finite mark is."""
+"""What a non-finite mark is: an index into ``monitor.runfile.zoom.KINDS``."""
 
 HEAT_STEPS = 250
 """Codes 0..250 of a heat cell are a logarithmic scale; the rest have meanings of their own."""
@@ -98,8 +99,8 @@ def chart_version(chart: Chart, window: Window, marks: Sequence[Mark]) -> str:
     parts: list[object] = [chart.id, chart.title, chart.unit, chart.log, window]
     low, high = _bounds(chart, window)
     for trace in chart.traces:
-        inside = trace.signal.between(low, high)
-        parts += [trace.name, trace.role, len(inside), *_ends(inside.step)]
+        inside = trace.signal.step[slice(*_slice(trace.signal.step, low, high))]
+        parts += [trace.name, trace.role, len(inside), *_ends(inside)]
     if chart.kind == "heat" and chart.matrix is not None:
         matrix = chart.matrix()
         at = slice(*_slice(matrix.step, low, _told_until(matrix, high)))
@@ -108,7 +109,7 @@ def chart_version(chart: Chart, window: Window, marks: Sequence[Mark]) -> str:
             matrix.names,
             len(matrix.step[at]),
             *_ends(matrix.step[at]),
-            *_heat_scale(matrix.value, matrix.present),
+            *_heat_scale(matrix),
         ]
     if chart.kind == "events":
         parts += [mark for mark in marks if (low is None or mark.step >= low) and (high is None or mark.step <= high)]
@@ -218,30 +219,51 @@ def _body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
 
 def _trace_body(trace: Trace, chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
     low, high = _bounds(chart, window)
-    inside = trace.signal.between(low, high)
-    reduced = min_max(inside.step, inside.value, window.buckets)
-    step, value = _with_gaps(reduced)
+    seen = _zoom(trace.signal, low, high, window.buckets)
+    step, value = _with_gaps(seen)
     step, value = _with_neighbours(step, value, trace.signal, low, high)
+    nan, posinf, neginf = seen.nonfinite
     body: dict[str, Any] = {
         "name": trace.name,
         "colour": trace.colour,
         "role": trace.role,
         "x": blob.add(_x(step, chart.x_per_unit)),
         "y": blob.add(narrow(value)),
-        "ratio": round(reduced.ratio, 2),
-        "nan": reduced.nan_count,
-        "posinf": reduced.posinf_count,
-        "neginf": reduced.neginf_count,
-        "nonpositive": int((inside.value <= 0).sum() - reduced.neginf_count),
-        "count": len(inside),
+        "ratio": round(seen.ratio, 2),
+        "nan": nan,
+        "posinf": posinf,
+        "neginf": neginf,
+        "nonpositive": seen.nonpositive,
+        "count": seen.count,
     }
-    if len(reduced.nonfinite_step):
-        at, kind, count = thin_nonfinite(reduced, window.buckets)
-        body["marks"] = {"x": blob.add(_x(at, chart.x_per_unit)), "kind": blob.add(kind), "count": blob.add(count)}
+    if not seen.nonpositive_exact:
+        body["at_least"] = True
+    if len(seen.mark_step):
+        at, kind, count = _x(seen.mark_step, chart.x_per_unit), seen.mark_kind, seen.mark_count
+        body["marks"] = {"x": blob.add(at), "kind": blob.add(kind), "count": blob.add(count)}
     if len(trace.signal):
-        body["last"] = _json_number(trace.signal.value[-1])
+        last = len(trace.signal) - 1
+        body["last"] = _json_number(_values(trace.signal, last, last + 1)[0])
         body["last_x"] = float(trace.signal.step[-1]) / chart.x_per_unit
     return body
+
+
+def _zoom(signal: Signal | LongSignal, low: int | None, high: int | None, buckets: int) -> Zoomed:
+    if isinstance(signal, LongSignal):
+        return signal.zoom(low, high, buckets)
+    inside = signal.between(low, high)
+    return zoom_rows(inside.step, inside.value, buckets)
+
+
+def _read(signal: Signal | LongSignal) -> Signal:
+    return signal.whole() if isinstance(signal, LongSignal) else signal
+
+
+def _values(signal: Signal | LongSignal, start: int, stop: int) -> np.ndarray:
+    """A few of the values, without reading the others."""
+    if isinstance(signal, LongSignal):
+        return np.array([signal.at(row) for row in range(start, stop)])
+    return signal.value[start:stop]
 
 
 def _json_number(value: float) -> float | str:
@@ -266,65 +288,47 @@ def narrow(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float32)
 
 
-def _with_gaps(reduced: Reduced) -> tuple[np.ndarray, np.ndarray]:
+def _with_gaps(seen: Zoomed) -> tuple[np.ndarray, np.ndarray]:
     """The samples to draw, with a NaN between two neighbours that a non-finite sample lies between: the line breaks."""
-    if not len(reduced.nonfinite_step) or not len(reduced.step):
-        return reduced.step, reduced.value
-    position = np.searchsorted(reduced.step, reduced.nonfinite_step)
+    if not len(seen.gap_step) or not len(seen.step):
+        return seen.step, seen.value
+    position = np.searchsorted(seen.step, seen.gap_step)
     first_of_gap = np.concatenate(([True], position[1:] != position[:-1]))
-    gap_step, position = reduced.nonfinite_step[first_of_gap], position[first_of_gap]
-    return np.insert(reduced.step, position, gap_step), np.insert(reduced.value, position, np.nan)
+    gap_step, position = seen.gap_step[first_of_gap], position[first_of_gap]
+    return np.insert(seen.step, position, gap_step), np.insert(seen.value, position, np.nan)
 
 
 def _with_neighbours(
-    step: np.ndarray, value: np.ndarray, signal: Signal, low: int | None, high: int | None
+    step: np.ndarray, value: np.ndarray, signal: Signal | LongSignal, low: int | None, high: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """One more sample on each side of the window, so that lines reach its edges."""
     start, stop = _slice(signal.step, low, high)
-    before = slice(max(0, start - 1), start) if low is not None else slice(0, 0)
-    after = slice(stop, min(len(signal), stop + 1)) if high is not None else slice(0, 0)
-    pieces = (_gapped(signal.value[before]), value, _gapped(signal.value[after]))
-    return np.concatenate((signal.step[before], step, signal.step[after])), np.concatenate(pieces)
+    before = (max(0, start - 1), start) if low is not None else (0, 0)
+    after = (stop, min(len(signal), stop + 1)) if high is not None else (0, 0)
+    pieces = (_gapped(_values(signal, *before)), value, _gapped(_values(signal, *after)))
+    return np.concatenate((signal.step[slice(*before)], step, signal.step[slice(*after)])), np.concatenate(pieces)
 
 
 def _gapped(value: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(value), value, np.nan)
 
 
-def thin_nonfinite(reduced: Reduced, buckets: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One mark per kind and pixel column, with how many samples it stands for.
-
-    Returns:
-        step of the first sample of each mark int64[M], kind uint8[M], count uint32[M].
-    """
-    step, value = reduced.nonfinite_step, reduced.nonfinite_value
-    kind = np.where(np.isnan(value), NAN, np.where(value > 0, POSITIVE, NEGATIVE)).astype(np.uint8)
-    first = min(step[0], reduced.step[0]) if len(reduced.step) else step[0]
-    last = max(step[-1], reduced.step[-1]) if len(reduced.step) else step[-1]
-    column = (step - first) * buckets // max(1, last - first + 1)
-    _, at, count = np.unique(column * 3 + kind, return_index=True, return_counts=True)
-    order = np.argsort(step[at], kind="stable")
-    return step[at][order], kind[at][order], count[order].astype(np.uint32)
-
-
 def _parts_body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
     """The whole step as a line with its extremes; the parts as means over equal shares of the window."""
     whole, *parts = chart.traces
     low, high = _bounds(chart, window)
-    inside = whole.signal.between(low, high)
+    inside = _read(whole.signal).between(low, high)
     body: dict[str, Any] = {"traces": [_trace_body(whole, chart, window, blob)]}
     if not len(inside):
         return body
     columns = int(min(window.buckets // 2, max(1, inside.step[-1] - inside.step[0] + 1), max(1, len(inside))))
     edges = np.linspace(inside.step[0], inside.step[-1] + 1, columns + 1)
-    steps, _ = np.histogram(inside.step, edges)
+    steps = np.diff(np.searchsorted(inside.step, np.ceil(edges).astype(np.int64)))
     filled = steps > 0
     centre = ((edges[:-1] + edges[1:] - 1) / 2)[filled] / chart.x_per_unit
     for part in parts:
-        taken = part.signal.between(low, high)
-        finite = np.isfinite(taken.value)
-        total, _ = np.histogram(taken.step[finite], edges, weights=taken.value[finite])
-        mean = total[filled] / steps[filled]
+        taken = _read(part.signal).between(low, high)
+        mean = _sums(taken, edges)[filled] / steps[filled]
         body["traces"].append(
             {
                 "name": part.name,
@@ -332,18 +336,29 @@ def _parts_body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
                 "role": "part",
                 "x": blob.add(centre.astype(np.float64)),
                 "y": blob.add(mean.astype(np.float32)),
-                "last": _json_number(part.signal.value[-1]) if len(part.signal) else None,
+                "last": _json_number(_read(part.signal).value[-1]) if len(part.signal) else None,
             }
         )
     return body
 
 
-def _heat_scale(value: np.ndarray, present: np.ndarray) -> tuple[float, float]:
+def _sums(signal: Signal, edges: np.ndarray) -> np.ndarray:
+    """Sum of the finite values with ``edges[i] <= step < edges[i + 1]``."""
+    bounds = np.searchsorted(signal.step, np.ceil(edges).astype(np.int64))
+    value = signal.value[: bounds[-1]]
+    sums, filled = np.zeros(len(edges) - 1), np.diff(bounds) > 0
+    if filled.any():
+        sums[filled] = np.add.reduceat(np.where(np.isfinite(value), value, 0.0), bounds[:-1][filled])
+    return sums
+
+
+def _heat_scale(matrix: LayerMatrix | LongMatrix) -> tuple[float, float]:
     """Smallest and largest power of ten of the colour scale, over the whole run so that a zoom keeps the colours.
 
     From the 1st percentile to two decades above the 90th, or to the largest value when that is less: an explosion gets
     the last colour, and what came before keeps its contrast. The choice of quantiles is our judgement.
     """
+    value, present = matrix.sample() if isinstance(matrix, LongMatrix) else (matrix.value, matrix.present)
     every = max(1, value.size // SCALE_SAMPLE)
     sample, there = value[::every], present[::every]
     good = sample[there & np.isfinite(sample) & (sample > 0)]
@@ -358,29 +373,42 @@ def _heat_body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
     assert chart.matrix is not None
     matrix = chart.matrix()
     low, high = _bounds(chart, window)
-    high = _told_until(matrix, high)
     columns = int(min(window.buckets * 3 // 5, max(20, RAW_ROWS // max(1, len(matrix.names)))))
-    start, stop = _slice(matrix.step, low, high)
-    picture = heat(matrix, columns, low, high)
-    cells = picture.value, picture.nonfinite, picture.present
-    if matrix.since is not None:
-        cells = _filled(*cells, picture.edges, matrix)
-    bottom, top = _heat_scale(matrix.value, matrix.present)
-    bad = matrix.present[start:stop] & ~np.isfinite(matrix.value[start:stop])
-    if matrix.nonfinite is not None:
-        bad = matrix.nonfinite[start:stop]
+    picture, samples, bad = _picture(matrix, columns, low, high)
+    bottom, top = _heat_scale(matrix)
     return {
         "names": list(picture.names),
         "edges": blob.add(picture.edges.astype(np.float64) - 0.5),
-        "cells": blob.add(quantise(*cells, bottom, top).ravel()),
+        "cells": blob.add(quantise(picture.value, picture.nonfinite, picture.present, bottom, top).ravel()),
         "scale": [bottom, top],
-        "ratio": round((stop - start) / max(1, picture.value.shape[1]), 2),
-        "nonfinite": int(bad.sum()),
+        "ratio": round(samples / max(1, picture.value.shape[1]), 2),
+        "nonfinite": bad,
         "stat": matrix.stat,
     }
 
 
-def _told_until(matrix: LayerMatrix, high: int | None) -> int | None:
+def _picture(
+    matrix: LayerMatrix | LongMatrix, columns: int, low: int | None, high: int | None
+) -> tuple[HeatReduced, int, int]:
+    """The cells of a window, how many steps it holds, and how many values that are not finite."""
+    if isinstance(matrix, LongMatrix):
+        seen = matrix.window(low, high, columns)
+        bad = (seen.nan + seen.posinf + seen.neginf).T
+        edges = np.append(seen.first_step, seen.last_step[-1:] + 1)
+        return HeatReduced(edges, seen.max.T, bad > 0, seen.count.T > 0, seen.names), seen.rows, int(bad.sum())
+    high = _told_until(matrix, high)
+    picture = heat(matrix, columns, low, high)
+    start, stop = _slice(matrix.step, low, high)
+    bad = matrix.present[start:stop] & ~np.isfinite(matrix.value[start:stop])
+    if matrix.nonfinite is not None:
+        bad = matrix.nonfinite[start:stop]
+    if matrix.since is not None:
+        cells = _filled(picture.value, picture.nonfinite, picture.present, picture.edges, matrix)
+        picture = HeatReduced(picture.edges, *cells, picture.names)
+    return picture, stop - start, int(bad.sum())
+
+
+def _told_until(matrix: LayerMatrix | LongMatrix, high: int | None) -> int | None:
     """``high``, or the step of the next row when it stands for steps up to ``high`` too."""
     if high is None or matrix.since is None:
         return high

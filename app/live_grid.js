@@ -610,7 +610,8 @@ function setNote(slot, log) {
   const words = [];
   if (ratio >= 1.05) words.push([`reduced ${ratio >= 10 ? Math.round(ratio) : ratio.toFixed(1)}:1, extremes kept`, false]);
   for (const [name, word] of [['nan', 'NaN'], ['posinf', '∞'], ['neginf', '−∞']]) if (sum(name)) words.push([`${formatCount(sum(name))} ${word}`, true]);
-  if (log && sum('nonpositive')) words.push([`${formatCount(sum('nonpositive'))} values ≤ 0 are not on the log axis`, true]);
+  const least = traces.some((trace) => trace.at_least) ? 'at least ' : '';
+  if (log && sum('nonpositive')) words.push([`${least}${formatCount(sum('nonpositive'))} values ≤ 0 are not on the log axis`, true]);
   if (traces.length && !traces.some((trace) => trace.count)) words.push(['no points in sight', false]);
   else if (traces.length && !traces.some((trace) => trace.y.some(Number.isFinite))) words.push(['no finite value in sight', true]);
   slot.note.replaceChildren(...words.flatMap(([text, bad], i) => [i ? ', ' : '', element('span', bad ? 'gm-bad' : '', text)]));

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from monitor.runfile.zoom import LongMatrix, LongSignal
 from monitor.signals import LayerMatrix, Signal
 
 
@@ -15,7 +16,7 @@ class Trace:
     """One line of a chart."""
 
     name: str
-    signal: Signal
+    signal: Signal | LongSignal
     """``step`` is the x value times ``Chart.x_per_unit``."""
     colour: int = 0
     """Index into the theme's categorical colours."""
@@ -41,7 +42,7 @@ class Chart:
     """Whether a linear value axis must contain zero."""
     height: int = 150
     help: str = ""
-    matrix: Callable[[], LayerMatrix] | None = field(default=None, repr=False)
+    matrix: Callable[[], LayerMatrix | LongMatrix] | None = field(default=None, repr=False)
     """For ``heat``."""
     x_title: str = "optimizer step"
     x_per_unit: float = 1.0

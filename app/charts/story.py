@@ -7,6 +7,7 @@ from typing import Any
 
 from app.charts.describe import Chart, Mark, Trace
 from monitor.runfile.reader import Run
+from monitor.runfile.zoom import LongMatrix, drawn, long_matrix
 from monitor.signals import CATALOGUE, LAYER_CATALOGUE, TIME_PARTS, LayerMatrix, Signal, spec_of, unit_of
 
 OWN_VALUES_SHOWN = 48
@@ -64,7 +65,7 @@ def _traces(run: Run, wanted: list[tuple[str, str, int, str]], names: set[str]) 
             continue
         if role != "limit":
             traces += [Trace(f"{label}, superseded", piece, colour, "faded") for piece in run.superseded(name)]
-        traces.append(Trace(label, run.series(name), colour, role))
+        traces.append(Trace(label, drawn(run, name), colour, role))
     return tuple(traces)
 
 
@@ -177,7 +178,7 @@ def _heat(run: Run, stat: str | None, layer: str | None) -> list[Chart]:
     if not stats:
         return []
     chosen = stat if stat in stats else stats[0]
-    matrix = run.peaks(chosen)
+    matrix = long_matrix(run, chosen) or run.peaks(chosen)
     rows = len(matrix.names)
     title = stat_title(chosen)
     spec = LAYER_CATALOGUE.get(chosen)
@@ -201,10 +202,12 @@ def _heat(run: Run, stat: str | None, layer: str | None) -> list[Chart]:
     return charts
 
 
-def layer_curve(matrix: LayerMatrix, layer: str) -> Signal | None:
+def layer_curve(matrix: LayerMatrix | LongMatrix, layer: str) -> Signal | None:
     """One column of ``matrix`` as a signal, without the steps it was not measured at; None for an unknown layer."""
     if layer not in matrix.names:
         return None
+    if isinstance(matrix, LongMatrix):
+        matrix = matrix.whole()
     column = matrix.names.index(layer)
     measured = matrix.present[:, column]
     return Signal(layer, matrix.step[measured], matrix.value[measured, column].astype(float), matrix.unit)
@@ -254,8 +257,7 @@ def _own_values(run: Run, names: set[str]) -> list[Chart]:
     own = sorted(name for name in names if name not in _SHOWN_ELSEWHERE and not re.fullmatch(r"lr/\d+", name))
     charts = []
     for index, name in enumerate(own[:OWN_VALUES_SHOWN]):
-        series = run.series(name)
-        sparse = len(series) < 200
+        sparse = len(drawn(run, name)) < 200
         spec = spec_of(name)
         traces = _traces(run, [(name, name, index % 10, "points" if sparse else "line")], names)
         charts.append(

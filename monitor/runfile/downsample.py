@@ -77,7 +77,8 @@ def _within(step: np.ndarray, value: np.ndarray, first: int | None, last: int | 
 def bucket_starts(step: np.ndarray, buckets: int) -> np.ndarray:
     """Index of the first sample of every non-empty bucket when the step range is cut into ``buckets`` equal parts."""
     edges = np.linspace(step[0], step[-1] + 1, buckets + 1)[:-1]
-    return np.unique(np.searchsorted(step, np.ceil(edges), side="left"))
+    # As integers: against floats, numpy would convert all the steps.
+    return np.unique(np.searchsorted(step, np.ceil(edges).astype(np.int64), side="left"))
 
 
 def _extremes(step: np.ndarray, value: np.ndarray, buckets: int) -> np.ndarray:

@@ -262,44 +262,55 @@ class Mapped:
         return index
 
 
-class Levels:
-    """The levels of one column of a compacted stream, and its rows as level 0.
+class LevelFiles:
+    """The compact file of a stream and its levels, mapped: what all columns share.
 
     Args:
-        width: number of layers; None for a scalar.
         step: the steps of the stream's rows as the reader has them.
 
     Raises:
         RunError: there are none, or they do not fit the compact file or the rows.
     """
 
-    def __init__(
-        self, run_dir: Path, stream: str, attempt: int, rank: int, name: str, width: int | None, step: np.ndarray
-    ):
+    def __init__(self, run_dir: Path, stream: str, attempt: int, rank: int, step: np.ndarray):
         self.step = step
-        self._rows = Mapped(run_dir, compact_file(run_dir, stream, attempt, rank))
-        self._file = Mapped(run_dir, level_file(run_dir, stream, attempt, rank))
-        seal, factor = self._file.seal, self._file.seal.get("factor")
-        if seal.get("source") != {key: self._rows.seal.get(key) for key in ("file", "bytes", "crc32")}:
-            raise RunError(f"{self._file.path}: made from another compact file.")
+        self.rows = Mapped(run_dir, compact_file(run_dir, stream, attempt, rank))
+        self.cells = Mapped(run_dir, level_file(run_dir, stream, attempt, rank))
+        seal, factor = self.cells.seal, self.cells.seal.get("factor")
+        if seal.get("source") != {key: self.rows.seal.get(key) for key in ("file", "bytes", "crc32")}:
+            raise RunError(f"{self.cells.path}: made from another compact file.")
         if not isinstance(factor, int) or not 2 <= factor <= 1 << 16 or seal.get("rows") != len(step):
-            raise RunError(f"{self._file.path}: not about the rows that are there.")
+            raise RunError(f"{self.cells.path}: not about the rows that are there.")
         self.factor: int = factor
-        self.height = self._file.reader.num_record_batches
-        """Number of levels above the rows."""
+        self.height = self.cells.reader.num_record_batches
         for level in range(1, self.height + 1):
-            if self._file.batch(level - 1).num_rows != -(-len(step) // factor**level):
-                raise RunError(f"{self._file.path}: level {level} has another number of cells.")
+            if self.cells.batch(level - 1).num_rows != -(-len(step) // factor**level):
+                raise RunError(f"{self.cells.path}: level {level} has another number of cells.")
+        counts = [self.rows.batch(index).num_rows for index in range(self.rows.reader.num_record_batches)]
+        if sum(counts) != len(step):
+            raise RunError(f"{self.rows.path}: not about the rows that are there.")
+        self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        """First row of every batch of the compact file, and their number."""
+
+
+class Levels:
+    """The levels of one column of a compacted stream, and its rows as level 0.
+
+    Args:
+        width: number of layers; None for a scalar.
+
+    Raises:
+        RunError: there is no such column.
+    """
+
+    def __init__(self, files: LevelFiles, name: str, width: int | None):
+        self.step, self.factor = files.step, files.factor
+        self.height = files.height
+        """Number of levels above the rows."""
+        self._rows, self._file, self._starts = files.rows, files.cells, files.starts
         self._width = width
         self._row_column = self._rows.field(name, pa.float64() if width is None else pa.list_(pa.float32(), width))
         self._column = self._file.field(name, _cell_type(width))
-        self._starts = self._row_starts()
-
-    def _row_starts(self) -> np.ndarray:
-        counts = [self._rows.batch(index).num_rows for index in range(self._rows.reader.num_record_batches)]
-        if sum(counts) != len(self.step):
-            raise RunError(f"{self._rows.path}: not about the rows that are there.")
-        return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
 
     def values(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Rows ``low..high`` (excluded) and which of their values are there (None: all)."""
@@ -329,6 +340,26 @@ class Levels:
                 for name, (value, present) in found.items()
             }
         )
+
+    def raw(self, level: int, kind: str) -> np.ndarray:
+        """One field of all cells of a level from 1 on, a view: [n] or [n, L]. An extreme or last value that is null
+        means nothing."""
+        column = self._file.batch(level - 1).column(self._column).field(NAMES.index(kind))
+        if self._width is None:
+            return numbers(column, 0, len(column))
+        return numbers(column.values, 0, len(column) * self._width).reshape(len(column), self._width)
+
+    def at(self, rows: np.ndarray) -> np.ndarray:
+        """The values of a scalar at ``rows`` (int64, any shape, not decreasing); where one is null it means nothing."""
+        flat = rows.reshape(-1)
+        found = np.empty(len(flat))
+        bounds = np.searchsorted(flat, self._starts).tolist()
+        for index in range(len(self._starts) - 1):
+            low, high = bounds[index], bounds[index + 1]
+            if low < high:
+                column = self._rows.batch(index).column(self._row_column)
+                found[low:high] = numbers(column, 0, len(column))[flat[low:high] - self._starts[index]]
+        return found.reshape(rows.shape)
 
     def _numpy(self, column: pa.Array, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows ``low..high`` of an array of numbers or lists of numbers, and which are there: [n] or [n, L]."""

@@ -11,13 +11,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from monitor.errors import RunError
 from monitor.runfile.attempt import RankData
 from monitor.runfile.cells import NAMES, Cells, join, merge, reduce_values
-from monitor.runfile.levelfile import Levels
+from monitor.runfile.levelfile import LevelFiles, Levels
 from monitor.runfile.lineage import Piece
 from monitor.runfile.reader import Run
 from monitor.runfile.thinned import Extents
@@ -47,6 +48,8 @@ class Window:
     nan: np.ndarray
     posinf: np.ndarray
     neginf: np.ndarray
+    rows: int
+    """Rows of the stretch, those without a value included."""
     read: int
     """Rows and cells that were looked at, per layer: what the answer cost."""
 
@@ -81,7 +84,7 @@ def window(
         try:
             if name in data.late:
                 raise RunError(f"{name}: some values came as events")
-            source = Levels(run.path, "scalars", piece.attempt, rank, name, None, step)
+            source = Levels(level_files(run, data, "scalars", step), name, None)
         except (RunError, FileNotFoundError):
             signal = run.series(name, attempt=piece.attempt, rank=rank)
             source = Plain(signal.step, signal.value, None)
@@ -120,7 +123,7 @@ def layer_window(
         source: Source
         try:
             step = blocks[0].step.view()
-            source = Levels(run.path, "layers", piece.attempt, rank, stat, len(names), step)
+            source = Levels(level_files(run, data, "layers", step), stat, len(names))
         except (RunError, FileNotFoundError):
             column = blocks[0].column(stat)
             if column is None:
@@ -128,6 +131,33 @@ def layer_window(
             source = Plain(column.step.view(), column.value.view(), column.present())
         sources.append((source, *_within(source.step, piece, first, last)))
     return _window(stat, names or (), sources, points, width=len(names or ()))
+
+
+_FILES: WeakKeyDictionary[RankData, dict[str, LevelFiles | RunError]] = WeakKeyDictionary()
+"""What was found when a rank's levels were first asked for: a run opened before it was compacted stays as it is."""
+
+
+def level_files(run: Run, data: RankData, stream: str, step: np.ndarray) -> LevelFiles:
+    """The mapped files of one stream of one rank, opened once.
+
+    Args:
+        step: the steps of the stream's rows.
+
+    Raises:
+        RunError: it is not compacted, or its levels do not fit.
+    """
+    kept = _FILES.setdefault(data, {})
+    if stream not in kept:
+        try:
+            kept[stream] = LevelFiles(run.path, stream, data.attempt, data.rank, step)
+        except (RunError, FileNotFoundError) as error:
+            kept[stream] = RunError(str(error))
+    found = kept[stream]
+    if isinstance(found, RunError):
+        raise found
+    if len(found.step) != len(step):
+        raise RunError(f"{found.rows.path}: more rows have come since.")
+    return found
 
 
 def _whole_layers(
@@ -226,7 +256,7 @@ def _window(
         nothing = np.empty(0 if width is None else (0, width), np.float64 if width is None else np.float32)
         counts = nothing.astype(np.uint32)
         no_step = np.empty(0, np.int64)
-        return Window(name, names, no_step, no_step, nothing, nothing, nothing, counts, counts, counts, counts, 0)
+        return Window(name, names, no_step, no_step, nothing, nothing, nothing, counts, counts, counts, counts, 0, 0)
     whole = join(cells)
     kept = whole.count > 0 if width is None else (whole.count > 0).any(axis=1)
     return Window(
@@ -234,6 +264,7 @@ def _window(
         names=names,
         first_step=np.concatenate(first)[kept],
         last_step=np.concatenate(last)[kept],
+        rows=rows,
         read=read,
         **{kind: getattr(whole, kind)[kept] for kind in NAMES},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import struct
 from pathlib import Path
 
@@ -12,6 +13,12 @@ import pytest
 
 from app import frame
 from app.charts.describe import Chart, Mark, Trace
+from app.charts.story import story_charts
+from monitor.runfile import zoom
+from monitor.runfile.compact import compact_run
+from monitor.runfile.reader import open_run
+from monitor.runfile.writer import RankWriter, begin_attempt, create_run, write_exit
+from monitor.runfile.zoom import LongMatrix, LongSignal
 from monitor.signals import LayerMatrix, Signal
 from tests.app.conftest import Runs
 
@@ -56,6 +63,83 @@ def test_one_step_of_twenty_thousand_is_in_the_message_fully_zoomed_out(runs: Ru
     assert y.min() == np.float32(value.min())
     assert trace["ratio"] == pytest.approx(len(step) / len(x), abs=0.01)
     assert np.isin(x, step).all()
+
+
+@pytest.fixture(scope="module")
+def compacted(all_runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run with one spike, a NaN, and layers, compacted: its charts come from levels."""
+    run = shutil.copytree(all_runs.folder / all_runs.spike, tmp_path_factory.mktemp("compacted") / all_runs.spike)
+    assert compact_run(run, remove=True)
+    return run
+
+
+def framed(run: Path, **window: float) -> tuple[dict, bytes]:
+    charts = story_charts(open_run(run))
+    assert isinstance(chart_by_id(charts, "loss").traces[0].signal, LongSignal)
+    return frame.unpack(frame.build(charts, frame.Window(200, **window)) or b"")
+
+
+def chart_by_id(charts: list[Chart], name: str) -> Chart:
+    return next(chart for chart in charts if chart.id == name)
+
+
+def test_a_compacted_run_shows_the_same_spike_at_the_same_step(runs: Runs, compacted: Path):
+    header, body = framed(compacted)
+    trace = chart_of(header, "loss")["traces"][0]
+    step, value = scalar_column(runs.folder / runs.spike, "train_loss")
+    x, y = array(body, trace["x"]), array(body, trace["y"])
+    assert len(x) < 450 and np.isin(x, step).all()
+    assert x[y.argmax()] == 12_345 and y.max() == np.float32(97.25) and y.min() == np.float32(value.min())
+    assert trace["count"] == len(step) and trace["ratio"] == pytest.approx(len(step) / len(x), abs=0.01)
+    assert (trace["last"], trace["last_x"]) == (value[-1], step[-1])
+
+
+@pytest.mark.parametrize("window", [{}, {"start": 12_300, "stop": 12_400}, {"start": 500, "stop": 19_000}])
+def test_the_charts_of_a_compacted_run_say_what_those_of_the_segments_say(
+    runs: Runs, compacted: Path, window: dict[str, float]
+):
+    ours, _ = framed(compacted, **window)
+    plain = story_charts(open_run(runs.folder / runs.spike))
+    theirs, _ = frame.unpack(frame.build(plain, frame.Window(200, **window)) or b"")
+    assert ours["layout"] == theirs["layout"] and ours["extent"] == theirs["extent"]
+    for one, other in zip(ours["charts"], theirs["charts"], strict=True):
+        assert one["id"] == other["id"]
+        for a, b in zip(one.get("traces", ()), other.get("traces", ()), strict=True):
+            for word in ("name", "role", "nan", "posinf", "neginf", "nonpositive", "count", "last", "last_x"):
+                assert a.get(word) == b.get(word), word
+            assert a.get("ratio") == pytest.approx(b.get("ratio"), rel=0.05)
+    versions = [{chart["id"]: chart["version"] for chart in header["charts"]} for header in (ours, theirs)]
+    assert versions[0].keys() == versions[1].keys()
+    assert versions[0]["loss"] == versions[1]["loss"]
+
+
+def test_a_heatmap_from_levels_shows_the_largest_of_each_cell(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(zoom, "LONG_ROWS", 100)
+    run = create_run(tmp_path)
+    begin_attempt(run)
+    writer = RankWriter(run, 0)
+    writer.define_layers(["a", "b"], [(1,), (1,)])
+    for step in range(1, 5001):
+        values = np.array([1.0, np.inf if step == 3210 else 5.0 if step == 777 else 0.5], np.float32)
+        writer.layers(step, float(step), {"norm": (values, np.array([step < 4000, True]))})
+    writer.close()
+    write_exit(run, 0, outcome="finished", step=5000, reason="done")
+    compact_run(run, remove=True)
+    chart = chart_by_id(story_charts(open_run(run)), "heat")
+    assert isinstance(chart.matrix() if chart.matrix else None, LongMatrix)
+    header, body = frame.unpack(frame.build([chart], frame.Window(50)) or b"")
+    heat = chart_of(header, "heat")
+    cells, edges = array(body, heat["cells"]).reshape(2, -1), array(body, heat["edges"])
+    assert (np.diff(edges) > 0).all() and (edges[0], edges[-1]) == (0.5, 5000.5)
+    assert heat["nonfinite"] == 1 and heat["ratio"] == pytest.approx(5000 / cells.shape[1], abs=0.01)
+    (column,) = np.flatnonzero(cells[1] == frame.HEAT_NONFINITE)
+    assert edges[column] < 3210 < edges[column + 1]
+    (column,) = np.flatnonzero(cells[1] == cells[1][cells[1] <= frame.HEAT_STEPS].max())
+    assert edges[column] < 777 < edges[column + 1]
+    absent = np.flatnonzero(cells[0] == frame.HEAT_ABSENT)
+    assert len(absent) and edges[absent[0] + 1] > 4000 and absent[-1] == cells.shape[1] - 1
+    narrow, _ = frame.unpack(frame.build([chart], frame.Window(50, 3000, 3300)) or b"")
+    assert narrow["charts"][0]["scale"] == heat["scale"]  # a zoom keeps the colours
 
 
 def test_a_narrow_window_comes_in_full_with_one_neighbour_on_each_side(runs: Runs, http):

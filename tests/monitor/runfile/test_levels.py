@@ -166,7 +166,7 @@ def test_a_window_of_a_layer_statistic_equals_the_direct_reduction(
     for layer, name in enumerate(truth.names):
         assert found.names[layer] == name
         arrays = {kind: getattr(found, kind)[:, layer] for kind in NAMES}
-        one = Window(stat, (), found.first_step, found.last_step, read=found.read, **arrays)
+        one = Window(stat, (), found.first_step, found.last_step, rows=found.rows, read=found.read, **arrays)
         check(one, truth.step[low:high], truth.value[low:high, layer], truth.present[low:high, layer], points)
 
 

@@ -1,0 +1,411 @@
+"""A stretch of a long scalar as few points, read from a compacted run's levels: each extreme at its own step.
+
+The cells of a level say which of them hold the extremes of a pixel column; only those are looked into, level by level,
+down to the rows. So the points are samples that were recorded, as when all rows are read, and the cost follows the
+pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from monitor.errors import RunError
+from monitor.runfile.cells import Cells, join
+from monitor.runfile.downsample import Reduced, min_max
+from monitor.runfile.levelfile import Levels
+from monitor.runfile.levels import Window, layer_window, level_files
+from monitor.runfile.reader import Run
+from monitor.signals import LAYER_CATALOGUE, LayerMatrix, Signal, unit_of
+
+LONG_ROWS = 20_000
+"""Shorter scalars are read whole: that is quick, and no level is gained."""
+EXACT_ROWS = 1 << 18
+"""Rows that are looked into to count the values of cells that lie on both sides of zero."""
+KINDS = ("nan", "posinf", "neginf")
+"""What a non-finite value can be; a mark's kind is an index into these."""
+
+
+@dataclass(frozen=True, slots=True)
+class Zoomed:
+    """A stretch of a scalar, small enough to draw."""
+
+    step: np.ndarray
+    """int64[P], increasing: minimum and maximum of every pixel column, and the first and the last sample if finite."""
+    value: np.ndarray
+    """float64[P], finite."""
+    count: int
+    """Samples in the stretch."""
+    nonfinite: tuple[int, int, int]
+    """How many of them are of each of ``KINDS``."""
+    nonpositive: int
+    """Finite samples that are zero or less."""
+    nonpositive_exact: bool
+    """False: there are that many at least."""
+    mark_step: np.ndarray
+    """int64[M], increasing: first non-finite sample of each kind and pixel column."""
+    mark_kind: np.ndarray
+    """uint8[M]: index into ``KINDS``."""
+    mark_count: np.ndarray
+    """uint32[M]: samples that the mark stands for."""
+    gap_step: np.ndarray
+    """int64[G], increasing: non-finite samples, the first and the last of every pixel column among them."""
+
+    @property
+    def ratio(self) -> float:
+        """Finite samples in the stretch per sample kept."""
+        return (self.count - sum(self.nonfinite)) / len(self.step) if len(self.step) else 1.0
+
+
+class LongSignal:
+    """A scalar of a compacted run along its current line. Its values are read by :meth:`whole`.
+
+    Every row has a value: ``step`` are the rows' steps.
+    """
+
+    def __init__(self, run: Run, name: str, step: np.ndarray, parts: Sequence[tuple[Levels, int, int]]):
+        self.name, self.unit = name, unit_of(name)
+        self.step = step
+        """int64[T]."""
+        self._run, self._parts = run, parts
+
+    def __len__(self) -> int:
+        return len(self.step)
+
+    def whole(self) -> Signal:
+        """All of it, read."""
+        return self._run.series(self.name)
+
+    def at(self, row: int) -> float:
+        """One value; ``row`` counts along ``step``."""
+        for levels, low, high in self._parts:
+            if row < high - low:
+                return float(levels.at(np.array([low + row]))[0])
+            row -= high - low
+        raise IndexError(f"row {row} beyond the last one")
+
+    def zoom(self, first_step: int | None, last_step: int | None, buckets: int) -> Zoomed:
+        """The samples with ``first_step <= step <= last_step`` (None: open), at most about two per bucket.
+
+        A bucket is an equal share of the steps; a cell of a level belongs to the one that its first step is in.
+        """
+        if buckets < 1:
+            raise ValueError(f"buckets is {buckets}; at least 1 is needed.")
+        low = 0 if first_step is None else int(np.searchsorted(self.step, first_step, side="left"))
+        high = len(self.step) if last_step is None else int(np.searchsorted(self.step, last_step, side="right"))
+        if high <= low:
+            return _put_together([], 0)
+        ranges: list[tuple[Levels, int, int]] = []
+        before = 0
+        for levels, start, stop in self._parts:
+            begin, end = (max(0, min(stop - start, at - before)) + start for at in (low, high))
+            if begin < end:
+                ranges.append((levels, begin, end))
+            before += stop - start
+        size = (high - low) // buckets
+        if size < max(levels.factor for levels, _, _ in ranges):
+            value = np.concatenate([levels.values(begin, end)[0] for levels, begin, end in ranges])
+            return zoom_rows(self.step[low:high], value, buckets)
+        edges = np.ceil(np.linspace(self.step[low], self.step[high - 1] + 1, buckets + 1)[:-1]).astype(np.int64)
+        return _put_together([_Part(levels, begin, end, edges, size) for levels, begin, end in ranges], high - low)
+
+
+def zoom_rows(step: np.ndarray, value: np.ndarray, buckets: int) -> Zoomed:
+    """Rows at hand as few points; ``step`` int64[T], ``value`` float64[T]. All of them when they are few enough."""
+    reduced = min_max(step, value, buckets)
+    return Zoomed(
+        reduced.step,
+        reduced.value,
+        len(step),
+        (reduced.nan_count, reduced.posinf_count, reduced.neginf_count),
+        int((value <= 0).sum()) - reduced.neginf_count,
+        True,
+        *_thin(reduced, buckets),
+        reduced.nonfinite_step,
+    )
+
+
+def _thin(reduced: Reduced, buckets: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Step, kind and count of one mark per kind and pixel column."""
+    step, value = reduced.nonfinite_step, reduced.nonfinite_value
+    if not len(step):
+        return step, np.empty(0, np.uint8), np.empty(0, np.uint32)
+    kind = np.where(np.isnan(value), 0, np.where(value > 0, 1, 2)).astype(np.uint8)
+    first = min(step[0], reduced.step[0]) if len(reduced.step) else step[0]
+    last = max(step[-1], reduced.step[-1]) if len(reduced.step) else step[-1]
+    column = (step - first) * buckets // max(1, last - first + 1)
+    _, at, count = np.unique(column * len(KINDS) + kind, return_index=True, return_counts=True)
+    order = np.argsort(step[at], kind="stable")
+    return step[at][order], kind[at][order], count[order].astype(np.uint32)
+
+
+def drawn(run: Run, name: str) -> Signal | LongSignal:
+    """A scalar along the current line, as cheaply as it can be had: long ones of compacted runs are not read."""
+    return _long_signal(run, name) or run.series(name)
+
+
+def _long_signal(run: Run, name: str) -> LongSignal | None:
+    if (run.last_step or 0) < LONG_ROWS:
+        return None
+    step = run.times().step
+    parts: list[tuple[Levels, int, int]] = []
+    for piece in run.line:
+        data = run.ranks(piece.attempt).get(0)
+        if data is None or name in data.late:
+            return None
+        rows = data.scalars.step.view()
+        try:
+            levels = Levels(level_files(run, data, "scalars", rows), name, None)
+        except RunError:
+            return None
+        if int(levels.raw(levels.height, "count").sum()) != len(rows):
+            return None  # rows without a value say nothing about their neighbours
+        low = int(np.searchsorted(rows, piece.after, side="right"))
+        high = len(rows) if piece.upto is None else int(np.searchsorted(rows, piece.upto, side="right"))
+        parts.append((levels, low, max(low, high)))
+    whole = len(step) >= LONG_ROWS and sum(high - low for _, low, high in parts) == len(step)
+    return LongSignal(run, name, step, parts) if whole else None
+
+
+class LongMatrix:
+    """One statistic of every layer of a compacted run. Its values are read by :meth:`whole`."""
+
+    since = None
+    """As of a ``LayerMatrix``: each row is of its own step."""
+
+    def __init__(
+        self,
+        run: Run,
+        stat: str,
+        step: np.ndarray,
+        names: tuple[str, ...],
+        parts: Sequence[tuple[Levels, int, int]],
+    ):
+        spec = LAYER_CATALOGUE.get(stat)
+        self.stat, self.names, self.unit = stat, names, spec.unit if spec else "1"
+        self.step = step
+        """int64[T]: steps of the rows, which may have other statistics."""
+        self._run, self._parts = run, parts
+
+    def whole(self) -> LayerMatrix:
+        """All of it, read."""
+        return self._run.layers(self.stat)
+
+    def window(self, first: int | None, last: int | None, points: int) -> Window:
+        """As :func:`monitor.runfile.levels.layer_window`."""
+        return layer_window(self._run, self.stat, first, last, points)
+
+    def sample(self) -> tuple[np.ndarray, np.ndarray]:
+        """Every 64th row or fewer, evenly: float32[n, L], and which values are there."""
+        values, present = [], []
+        for levels, low, high in self._parts:
+            level, unit = 1, levels.factor
+            while level < levels.height and (high - low) // unit > LONG_ROWS:
+                level, unit = level + 1, unit * levels.factor
+            cells = slice(low // unit, high // unit)  # the last row of each
+            values.append(levels.raw(level, "last")[cells])
+            present.append(levels.raw(level, "count")[cells] > 0)
+        return np.concatenate(values), np.concatenate(present)
+
+
+def long_matrix(run: Run, stat: str) -> LongMatrix | None:
+    """One statistic along the current line, unread; None when it is short, not compacted, or its layers changed."""
+    names: tuple[str, ...] | None = None
+    parts: list[tuple[Levels, int, int]] = []
+    steps: list[np.ndarray] = []
+    for piece in run.line:
+        data = run.ranks(piece.attempt).get(0)
+        blocks = data.layers.blocks if data else []
+        if data is None or len(blocks) != 1 or blocks[0].names != (names or blocks[0].names):
+            return None
+        names, rows = blocks[0].names, blocks[0].step.view()
+        try:
+            levels = Levels(level_files(run, data, "layers", rows), stat, len(names))
+        except RunError:
+            return None
+        low = int(np.searchsorted(rows, piece.after, side="right"))
+        high = len(rows) if piece.upto is None else int(np.searchsorted(rows, piece.upto, side="right"))
+        parts.append((levels, low, max(low, high)))
+        steps.append(rows[low:high])
+    if names is None or sum(map(len, steps)) * len(names) < LONG_ROWS:
+        return None
+    return LongMatrix(run, stat, steps[0] if len(steps) == 1 else np.concatenate(steps), names, parts)
+
+
+# Cells of a stretch, and into them -----------------------------------------------------------------------------------
+
+
+class _Part:
+    """Rows ``low..high`` of one attempt: rows at the ends, cells of one level between them, in groups by bucket."""
+
+    def __init__(self, levels: Levels, low: int, high: int, edges: np.ndarray, size: int):
+        self.levels = levels
+        self.level, unit, begin, end = _split(levels, low, high, size)
+        ends = [(low, high)]
+        if self.level:
+            ends = [(low, begin * unit), (min(high, end * unit), high)]
+        self.head = ends[0][1] - ends[0][0]
+        pieces = [_rows_as_cells(levels, *ends[0])]
+        first = [np.arange(*ends[0])]
+        if self.level:
+            pieces += [levels.cells(self.level, begin, end), _rows_as_cells(levels, *ends[1])]
+            first += [np.arange(begin, end) * unit, np.arange(*ends[1])]
+        self.tail = self.head + (end - begin if self.level else 0)
+        """Cells ``head..tail`` are of the level; those before and behind are rows."""
+        self.unit = unit
+        self.cells, self.first = join(pieces), np.concatenate(first)
+        at = np.searchsorted(levels.step[self.first], edges, side="left")
+        self.starts = np.unique(np.append(at[at < len(self.first)], 0))
+        self.group = np.repeat(np.arange(len(self.starts)), np.diff(np.append(self.starts, len(self.first))))
+
+    def step(self, rows: np.ndarray) -> np.ndarray:
+        return self.levels.step[rows]
+
+    def extremes(self) -> np.ndarray:
+        """Rows of every group's minimum and maximum, and of both ends where they are finite; sorted."""
+        ends = self.first[[0]], self.first[[-1]] + self._size(len(self.first) - 1) - 1
+        finite = [end for end in ends if np.isfinite(self.levels.at(end)).all()]
+        return np.unique(np.concatenate([self._rows_of("min", np.fmin), self._rows_of("max", np.fmax), *finite]))
+
+    def _size(self, cell: int) -> int:
+        if not self.head <= cell < self.tail:
+            return 1
+        return min(self.unit, len(self.levels.step) - int(self.first[cell]))
+
+    def _rows_of(self, name: str, best: np.ufunc) -> np.ndarray:
+        values = getattr(self.cells, name)
+        wanted = best.reduceat(values, self.starts)[self.group]
+        chosen = self._first_of_group(values == wanted)
+        target = wanted[chosen]
+
+        def holds(level: int, index: np.ndarray, targets: np.ndarray) -> np.ndarray:
+            return (self.levels.at(index) if level == 0 else self.levels.raw(level, name)[index]) == targets[:, None]
+
+        return self._descend(chosen, holds, target)
+
+    def of_kind(self, kind: int) -> tuple[np.ndarray, np.ndarray]:
+        """First row of a kind of non-finite value in every group that has one, and how many the group has."""
+        counts = getattr(self.cells, KINDS[kind])
+        if not counts.any():
+            return np.empty(0, np.int64), np.empty(0, np.uint32)
+        sums = np.add.reduceat(counts, self.starts, dtype=np.uint32)
+        chosen = self._first_of_group(counts > 0)
+        return self._descend(chosen, self._has(kind), chosen), sums[self.group[chosen]]
+
+    def last_nonfinite(self) -> np.ndarray:
+        """Last non-finite row of every group that has one, and all of them among the rows at the ends."""
+        bad = (self.cells.nan + self.cells.posinf + self.cells.neginf) > 0
+        if not bad.any():
+            return np.empty(0, np.int64)
+        last = len(bad) - 1 - self._first_of_group(bad[::-1], self.group[::-1])
+        rows = self._descend(np.sort(last), self._has(None), last, backwards=True)
+        plain = np.ones(len(bad), bool)
+        plain[self.head : self.tail] = False
+        return np.concatenate([rows, self.first[bad & plain]])
+
+    def _has(self, kind: int | None) -> Callable[[int, np.ndarray, np.ndarray], np.ndarray]:
+        def holds(level: int, index: np.ndarray, _: np.ndarray) -> np.ndarray:
+            if level == 0:
+                value = self.levels.at(index)
+                test = (np.isnan, np.isposinf, np.isneginf)[kind] if kind is not None else lambda v: ~np.isfinite(v)
+                return np.asarray(test(value))
+            names = KINDS if kind is None else (KINDS[kind],)
+            return np.any([self.levels.raw(level, name)[index] > 0 for name in names], axis=0)
+
+        return holds
+
+    def _first_of_group(self, mask: np.ndarray, group: np.ndarray | None = None) -> np.ndarray:
+        """The first cell of every group that is in ``mask``."""
+        at = np.flatnonzero(mask)
+        own = (self.group if group is None else group)[at]
+        return at[np.append(True, own[1:] != own[:-1])] if len(at) else at
+
+    def _descend(
+        self,
+        chosen: np.ndarray,
+        holds: Callable[[int, np.ndarray, np.ndarray], np.ndarray],
+        targets: np.ndarray,
+        backwards: bool = False,
+    ) -> np.ndarray:
+        """The first (last) row in each of the cells ``chosen`` (increasing) for which ``holds``."""
+        inner = (chosen >= self.head) & (chosen < self.tail)
+        rows = self.first[chosen]
+        index, own = rows[inner] // self.unit, targets[inner]
+        for level in range(self.level - 1, -1, -1):
+            if not len(index):
+                break
+            inside = index[:, None] * self.levels.factor + np.arange(self.levels.factor)
+            size = len(self.levels.step) if level == 0 else len(self.levels.raw(level, "count"))
+            good = holds(level, np.minimum(inside, size - 1), own) & (inside < size)
+            pick = self.levels.factor - 1 - good[:, ::-1].argmax(axis=1) if backwards else good.argmax(axis=1)
+            index = np.minimum(index * self.levels.factor + pick, size - 1)
+        rows[inner] = index
+        return rows
+
+    def nonpositive(self) -> tuple[int, bool]:
+        """Finite values that are zero or less, and whether that is all of them."""
+        cells = self.cells
+        finite = cells.count - cells.nan - cells.posinf - cells.neginf
+        below = int(finite[cells.max <= 0].sum())
+        mixed = np.flatnonzero((cells.min <= 0) & (cells.max > 0))
+        if len(mixed) * self.unit > EXACT_ROWS:
+            return below + len(mixed), False
+        if len(mixed):
+            rows = self.first[mixed][:, None] + np.arange(self.unit)
+            value = self.levels.at(np.minimum(rows, len(self.levels.step) - 1))
+            below += int(((value <= 0) & np.isfinite(value) & (rows < len(self.levels.step))).sum())
+        return below, True
+
+
+def _split(levels: Levels, low: int, high: int, size: int) -> tuple[int, int, int, int]:
+    """Level, rows of its cells, and which of these lie whole within the rows ``low..high``; level 0: none is needed."""
+    level, unit = 0, 1
+    while level < levels.height and unit * levels.factor <= size:
+        level, unit = level + 1, unit * levels.factor
+    while level:
+        begin, end = -(-low // unit), high // unit if high < len(levels.step) else -(-high // unit)
+        if begin < end:
+            return level, unit, begin, end
+        level, unit = level - 1, unit // levels.factor
+    return 0, 1, low, high
+
+
+def _rows_as_cells(levels: Levels, low: int, high: int) -> Cells:
+    value = levels.values(low, high)[0] if high > low else np.empty(0)
+    shown = np.where(np.isfinite(value), value, np.nan)
+    kinds = (test(value).astype(np.uint32) for test in (np.isnan, np.isposinf, np.isneginf))
+    return Cells(shown, shown, value, np.ones(len(value), np.uint32), *kinds)
+
+
+def _put_together(parts: Sequence[_Part], count: int) -> Zoomed:
+    steps, values, gaps = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0, np.int64)]
+    marks = [(np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0, np.uint32))]
+    nonpositive, exact, nonfinite = 0, True, [0, 0, 0]
+    for part in parts:
+        rows = part.extremes()
+        steps.append(part.step(rows))
+        values.append(part.levels.at(rows))
+        for kind in range(len(KINDS)):
+            at, number = part.of_kind(kind)
+            nonfinite[kind] += int(number.sum())
+            marks.append((part.step(at), np.full(len(at), kind, np.uint8), number))
+            gaps.append(part.step(at))
+        gaps.append(part.step(part.last_nonfinite()))
+        below, sure = part.nonpositive()
+        nonpositive, exact = nonpositive + below, exact and sure
+    at, kind_of, number = (np.concatenate(arrays) for arrays in zip(*marks, strict=True))
+    order = np.argsort(at, kind="stable")
+    return Zoomed(
+        np.concatenate(steps),
+        np.concatenate(values),
+        count,
+        (nonfinite[0], nonfinite[1], nonfinite[2]),
+        nonpositive,
+        exact,
+        at[order],
+        kind_of[order],
+        number[order],
+        np.unique(np.concatenate(gaps)),
+    )

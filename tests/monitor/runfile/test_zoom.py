@@ -1,0 +1,178 @@
+"""A long scalar drawn from levels shows what it would show if every row were looked at."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from monitor.runfile import levelfile, zoom
+from monitor.runfile.compact import compact_run
+from monitor.runfile.reader import Run, open_run
+from monitor.runfile.writer import RankWriter, begin_attempt, create_run, write_exit
+from monitor.runfile.zoom import KINDS, LongMatrix, LongSignal, Zoomed, drawn, long_matrix, zoom_rows
+from tests.monitor.runfile.conftest import LAYERS, SHAPES, START
+
+NAMES = ("nasty", "smooth", "bad")
+
+
+def write(runs: Path) -> Path:
+    """Two attempts with uneven steps: a nasty scalar, a smooth one with a spike, one that is nearly all non-finite."""
+    run = create_run(runs)
+    random = np.random.default_rng(11)
+    special = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e300, -1e300)
+    for number, (first, last) in enumerate(((1, 1500), (1001, 2600))):
+        begin_attempt(run, parent=0 if number else None, resume_step=1000 if number else 0)
+        writer = RankWriter(run, number, segment_bytes=30_000, rows_per_batch=100)
+        writer.define_layers(LAYERS, SHAPES)
+        for step in range(first, last + 1):
+            if 300 <= step < 800 and step % 9:
+                continue
+            nasty = random.choice(special) if random.random() < 0.05 else random.normal()
+            bad = random.normal() if step % 97 == 0 else random.choice(special[:3])
+            smooth = 1e6 if step == 1777 else 1.0 / step
+            values = {"nasty": float(nasty), "smooth": smooth, "bad": float(bad)}
+            writer.scalars(step, START + step, values | ({"sparse": 1.0} if step % 5 == 0 else {}))
+            norms = random.lognormal(size=3).astype(np.float32)
+            norms[1] = np.inf if step == 1234 else norms[1]
+            writer.layers(step, START, {"norm": (norms, random.random(3) < 0.9)})
+        writer.close()
+        write_exit(run, number, outcome="stopped", step=last, reason="asked")
+    return run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    folder = tmp_path_factory.mktemp("zoom")
+    plain = write(folder)
+    found = {"plain": open_run(plain)}
+    for name, factor in (("3", 3), ("8", 8)):
+        copy = shutil.copytree(plain, folder / name)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(levelfile, "FACTOR", factor)
+            compact_run(copy, remove=True)
+        found[name] = open_run(copy)
+    return found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_is_long() -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(zoom, "LONG_ROWS", 100)
+        yield
+
+
+def check(seen: Zoomed, step: np.ndarray, value: np.ndarray, reach: float) -> None:
+    """Against all rows of the stretch; ``reach``: steps that a bucket and a cell may span together."""
+    finite = np.isfinite(value)
+    shown = np.searchsorted(step, seen.step)
+    assert np.array_equal(step[shown], seen.step) and (np.diff(seen.step) > 0).all()
+    assert np.array_equal(value[shown], seen.value)  # real samples, none invented
+    for extreme in (np.min, np.max):
+        if finite.any():
+            assert extreme(seen.value) == extreme(value[finite])
+    for at, own in zip(step[finite], value[finite], strict=True):  # nothing sticks out of what is drawn near it
+        near = seen.value[np.abs(seen.step - at) <= reach]
+        assert near.min() <= own <= near.max()
+    truth = [int(np.isnan(value).sum()), int((value == np.inf).sum()), int((value == -np.inf).sum())]
+    assert list(seen.nonfinite) == truth and seen.count == len(value)
+    below = int((value[finite] <= 0).sum())
+    assert seen.nonpositive == below if seen.nonpositive_exact else 0 < seen.nonpositive <= below
+    tests = (np.isnan, np.isposinf, np.isneginf)
+    for kind in range(len(KINDS)):
+        own = seen.mark_step[seen.mark_kind == kind]
+        there = step[tests[kind](value)]
+        assert np.isin(own, there).all()
+        assert seen.mark_count[seen.mark_kind == kind].sum() == len(there)
+        assert all(np.abs(own - at).min() <= reach for at in there)
+    assert np.isin(seen.gap_step, step[~finite]).all()
+    bad = step[~finite]
+    for left, right in zip(seen.step[:-1], seen.step[1:], strict=True):
+        if right - left > reach:  # wider than a pixel column: the line must break if anything is missing between
+            wanted = ((bad > left) & (bad < right)).any()
+            assert ((seen.gap_step > left) & (seen.gap_step < right)).any() == wanted
+
+
+@pytest.mark.parametrize("kind", ["3", "8"])
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from(NAMES),
+    st.one_of(st.none(), st.integers(-5, 2700)),
+    st.one_of(st.none(), st.integers(-5, 2700)),
+    st.integers(1, 400),
+)
+def test_a_zoom_shows_what_all_rows_would_show(
+    runs: dict[str, Run], kind: str, name: str, first: int | None, last: int | None, buckets: int
+) -> None:
+    signal = drawn(runs[kind], name)
+    assert isinstance(signal, LongSignal)
+    truth = runs["plain"].series(name).between(first, last)
+    seen = signal.zoom(first, last, buckets)
+    if not len(truth):
+        assert len(seen.step) == seen.count == len(seen.mark_step) == 0
+        return
+    width = (truth.step[-1] - truth.step[0] + 1) / buckets
+    rows = max(1, len(truth) // buckets)
+    gap = int(np.diff(truth.step).max(initial=1))
+    check(seen, truth.step, truth.value, width + 2 * rows * gap + 1)
+    assert len(seen.step) <= 2 * (buckets + 2) + 4
+
+
+def test_a_stretch_of_few_rows_is_the_same_as_if_it_had_been_read(runs: dict[str, Run]) -> None:
+    for first, buckets in ((900, 300), (1700, 40), (2550, 10)):
+        truth = runs["plain"].series("nasty").between(first, first + 100)
+        wanted = zoom_rows(truth.step, truth.value, buckets)
+        found = drawn(runs["8"], "nasty").zoom(first, first + 100, buckets)
+        for part in ("step", "value", "nonfinite", "nonpositive", "mark_step", "mark_kind", "mark_count", "gap_step"):
+            assert np.array_equal(getattr(found, part), getattr(wanted, part)), part
+
+
+def test_single_values_and_the_whole_are_to_be_had(runs: dict[str, Run]) -> None:
+    signal, truth = drawn(runs["8"], "smooth"), runs["plain"].series("smooth")
+    assert np.array_equal(signal.step, truth.step) and len(signal) == len(truth)
+    assert [signal.at(row) for row in (0, 700, len(truth) - 1)] == truth.value[[0, 700, -1]].tolist()
+    assert np.array_equal(signal.whole().value, truth.value)
+    with pytest.raises(IndexError):
+        signal.at(len(truth))
+
+
+def test_the_column_is_not_read(runs: dict[str, Run]) -> None:
+    run = open_run(runs["8"].path)
+    drawn(run, "smooth").zoom(None, None, 100)
+    assert [len(data.scalars._columns["smooth"].value) for n in (0, 1) for data in [run.ranks(n)[0]]] == [0, 0]
+
+
+def test_scalars_with_gaps_and_runs_without_levels_are_read(runs: dict[str, Run]) -> None:
+    assert not isinstance(drawn(runs["8"], "sparse"), LongSignal)
+    assert not isinstance(drawn(runs["8"], "unknown"), LongSignal)
+    assert not isinstance(drawn(runs["plain"], "smooth"), LongSignal)
+
+
+def test_no_buckets_is_a_mistake_of_the_caller(runs: dict[str, Run]) -> None:
+    with pytest.raises(ValueError, match="buckets is 0"):
+        drawn(runs["8"], "smooth").zoom(None, None, 0)
+
+
+def test_counting_values_at_or_below_zero_is_bounded(runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoom, "EXACT_ROWS", 10)
+    truth = runs["plain"].series("nasty")
+    seen = drawn(runs["8"], "nasty").zoom(None, None, 20)
+    assert not seen.nonpositive_exact
+    check(seen, truth.step, truth.value, 500)
+
+
+def test_a_long_matrix_has_the_values_of_the_matrix(runs: dict[str, Run]) -> None:
+    matrix, truth = long_matrix(runs["3"], "norm"), runs["plain"].layers("norm")
+    assert isinstance(matrix, LongMatrix)
+    assert (matrix.names, matrix.stat, matrix.unit) == (truth.names, truth.stat, truth.unit)
+    assert (matrix.step[0], matrix.step[-1]) == (truth.step[0], truth.step[-1])
+    value, present = matrix.sample()
+    assert np.isin(value[present], truth.value[truth.present]).all() and present.sum() > 100
+    seen = matrix.window(None, None, 50)
+    assert seen.posinf.sum() == 1 and seen.rows == len(truth.step)
+    assert long_matrix(runs["plain"], "norm") is None and long_matrix(runs["3"], "unknown") is None

@@ -25,6 +25,7 @@ from app.charts.describe import Chart, Mark
 from app.charts.story import landscape_charts, story_charts, story_marks, system_charts
 from app.data import DIAGNOSES, READERS, find_run, findings_of
 from app.facts import LIVE_WORDS
+from app.tidy import TIDY
 from monitor.errors import RunError
 from monitor.runfile.reader import Run
 
@@ -61,6 +62,7 @@ def get_frame(request: Request) -> Response:
 def answer(path: Path, query: Mapping[str, str], window: frame.Window) -> bytes | None:
     """The message of ``frame.build`` for the run at ``path``."""
     with READERS.reading(path) as run:
+        TIDY.consider(run)
         charts, marks = _view(run, path, query)
         return frame.build(
             charts,

@@ -7,6 +7,8 @@ uncompressed, so that anybody can open it, and a column that nobody asks for is 
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -56,9 +58,14 @@ def compact_run(run_dir: str | os.PathLike[str], *, remove: bool = False) -> lis
         remove: delete the merged segments once the compact file has been read back and found equal.
 
     Raises:
-        RunError: the run goes on, something in it is damaged (nothing may be merged away then), or the disk is full.
+        RunError: the run goes on, something in it is damaged (nothing may be merged away then), the disk is full, or
+            another process is compacting it.
     """
-    run = open_run(run_dir)
+    with _alone(Path(run_dir)):
+        return _compact(open_run(run_dir), remove)
+
+
+def _compact(run: Run, remove: bool) -> list[Compacted]:
     if not run.state.ended:
         raise RunError(f"{run.path}: the run is {run.state.word}. Compact it when it has ended.")
     if run.problems:
@@ -74,6 +81,38 @@ def compact_run(run_dir: str | os.PathLike[str], *, remove: bool = False) -> lis
     except OSError as error:
         raise RunError(f"{run.path}: cannot be compacted: {error.strerror}. Its segments are as they were.") from None
     return done
+
+
+@contextlib.contextmanager
+def _alone(run_dir: Path) -> Iterator[None]:
+    """Hold the run for this compaction. The lock goes with the process, however that ends."""
+    try:
+        fd = os.open(run_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        yield  # no such folder: opening the run says so
+        return
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{run_dir}: is being compacted by another process. Try again when that is done.") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        os.close(fd)
+
+
+def unmerged_bytes(run: Run) -> int:
+    """Bytes of segments that a compaction would merge: those of streams that have no compact file yet."""
+    total = 0
+    for attempt in run.attempts:
+        for rank in run.ranks(attempt.number):
+            folder = fmt.rank_dir(run.path, attempt.number, rank)
+            for stream in COMPACT_STREAMS:
+                if not covered_segments(run.path, stream, attempt.number, rank):
+                    total += sum(path.stat().st_size for path in _segments(folder, stream))
+    return total
 
 
 def _tables(run: Run) -> Iterator[tuple[int, int, str, ScalarTable | LayerTable]]:

@@ -220,6 +220,8 @@ def long_matrix(run: Run, stat: str) -> LongMatrix | None:
         blocks = data.layers.blocks if data else []
         if data is None or len(blocks) != 1 or blocks[0].names != (names or blocks[0].names):
             return None
+        if any(other.startswith(f"{stat}.") for other in blocks[0].stats):
+            return None  # a row says more than its own value
         names, rows = blocks[0].names, blocks[0].step.view()
         try:
             levels = Levels(level_files(run, data, "layers", rows), stat, len(names))

@@ -204,10 +204,10 @@ def _heat(run: Run, stat: str | None, layer: str | None) -> list[Chart]:
 
 def layer_curve(matrix: LayerMatrix | LongMatrix, layer: str) -> Signal | None:
     """One column of ``matrix`` as a signal, without the steps it was not measured at; None for an unknown layer."""
+    if isinstance(matrix, LongMatrix):
+        return matrix.curve(layer)
     if layer not in matrix.names:
         return None
-    if isinstance(matrix, LongMatrix):
-        matrix = matrix.whole()
     column = matrix.names.index(layer)
     measured = matrix.present[:, column]
     return Signal(layer, matrix.step[measured], matrix.value[measured, column].astype(float), matrix.unit)

@@ -361,6 +361,19 @@ class Levels:
                 found[low:high] = numbers(column, 0, len(column))[flat[low:high] - self._starts[index]]
         return found.reshape(rows.shape)
 
+    def layer(self, index: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+        """Rows ``low..high`` of one layer, float32, and which are there; the other layers are not copied."""
+        value = np.zeros(high - low, np.float32)
+        present = np.zeros(high - low, bool)
+        for batch, (start, stop) in enumerate(zip(self._starts[:-1].tolist(), self._starts[1:].tolist(), strict=True)):
+            first, last = max(low, start), min(high, stop)
+            if first < last:
+                column = self._rows.batch(batch).column(self._row_column)
+                own, there = self._numpy(column, first - start, last - start)
+                value[first - low : last - low] = own[:, index]
+                present[first - low : last - low] = there[:, index]
+        return value, present
+
     def _numpy(self, column: pa.Array, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows ``low..high`` of an array of numbers or lists of numbers, and which are there: [n] or [n, L]."""
         given = valid(column, low, high)
@@ -368,7 +381,9 @@ class Levels:
             return numbers(column, low, high), given
         child, shape = column.values, (high - low, self._width)
         low, high = (column.offset + low) * self._width, (column.offset + high) * self._width
-        return numbers(child, low, high).reshape(shape), valid(child, low, high).reshape(shape) & given[:, None]
+        there = valid(child, low, high).reshape(shape)
+        whole = given.strides == (0,) and there.strides == (0, 0)  # nothing is absent: one True for all
+        return numbers(child, low, high).reshape(shape), there if whole else there & given[:, None]
 
 
 def numbers(array: pa.Array, low: int, high: int) -> np.ndarray:

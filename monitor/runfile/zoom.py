@@ -18,7 +18,7 @@ from monitor.runfile.downsample import Reduced, min_max
 from monitor.runfile.levelfile import Levels
 from monitor.runfile.levels import Window, layer_window, level_files
 from monitor.runfile.reader import Run
-from monitor.signals import LAYER_CATALOGUE, LayerMatrix, Signal, unit_of
+from monitor.signals import LAYER_CATALOGUE, Signal, unit_of
 
 LONG_ROWS = 20_000
 """Shorter scalars are read whole: that is quick, and no level is gained."""
@@ -170,7 +170,7 @@ def _long_signal(run: Run, name: str) -> LongSignal | None:
 
 
 class LongMatrix:
-    """One statistic of every layer of a compacted run. Its values are read by :meth:`whole`."""
+    """One statistic of every layer of a compacted run, of which only what is asked for is read."""
 
     since = None
     """As of a ``LayerMatrix``: each row is of its own step."""
@@ -189,13 +189,18 @@ class LongMatrix:
         """int64[T]: steps of the rows, which may have other statistics."""
         self._run, self._parts = run, parts
 
-    def whole(self) -> LayerMatrix:
-        """All of it, read."""
-        return self._run.layers(self.stat)
-
     def window(self, first: int | None, last: int | None, points: int) -> Window:
         """As :func:`monitor.runfile.levels.layer_window`."""
         return layer_window(self._run, self.stat, first, last, points)
+
+    def curve(self, layer: str) -> Signal | None:
+        """One layer, without the steps it was not measured at; None for an unknown one."""
+        if layer not in self.names:
+            return None
+        column = self.names.index(layer)
+        pieces = [levels.layer(column, low, high) for levels, low, high in self._parts]
+        value, present = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+        return Signal(layer, self.step[present], value[present].astype(float), self.unit)
 
     def sample(self) -> tuple[np.ndarray, np.ndarray]:
         """Every 64th row or fewer, evenly: float32[n, L], and which values are there."""

@@ -176,3 +176,14 @@ def test_a_long_matrix_has_the_values_of_the_matrix(runs: dict[str, Run]) -> Non
     seen = matrix.window(None, None, 50)
     assert seen.posinf.sum() == 1 and seen.rows == len(truth.step)
     assert long_matrix(runs["plain"], "norm") is None and long_matrix(runs["3"], "unknown") is None
+
+
+def test_the_curve_of_one_layer_is_its_column(runs: dict[str, Run]) -> None:
+    truth = runs["plain"].layers("norm")
+    for kind in ("3", "8"):
+        matrix = long_matrix(runs[kind], "norm")
+        assert matrix is not None and matrix.curve("no such layer") is None
+        for index, name in enumerate(truth.names):
+            curve, there = matrix.curve(name), truth.present[:, index]
+            assert curve is not None and np.array_equal(curve.step, truth.step[there])
+            assert np.array_equal(curve.value, truth.value[there, index].astype(float))

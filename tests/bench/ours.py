@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-import numpy.ma  # np.unique imports it at its first call  # noqa: F401
+import numpy.ma  # np.unique imports it at its first call
 
 from monitor.runfile.reader import Run, open_run
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run

@@ -283,6 +283,8 @@ class LevelFiles:
             raise RunError(f"{self.cells.path}: not about the rows that are there.")
         self.factor: int = factor
         self.height = self.cells.reader.num_record_batches
+        if self.height < 1:
+            raise RunError(f"{self.cells.path}: holds no level.")
         for level in range(1, self.height + 1):
             if self.cells.batch(level - 1).num_rows != -(-len(step) // factor**level):
                 raise RunError(f"{self.cells.path}: level {level} has another number of cells.")

@@ -7,10 +7,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from monitor.runfile import format as fmt
 from monitor.runfile import levelfile, zoom
 from monitor.runfile.compact import compact_run
 from monitor.runfile.reader import Run, open_run
@@ -187,3 +189,37 @@ def test_the_curve_of_one_layer_is_its_column(runs: dict[str, Run]) -> None:
             curve, there = matrix.curve(name), truth.present[:, index]
             assert curve is not None and np.array_equal(curve.step, truth.step[there])
             assert np.array_equal(curve.value, truth.value[there, index].astype(float))
+
+
+@pytest.mark.parametrize("damage", ["no levels", "wild numbers"])
+def test_levels_that_lie_cannot_do_worse_than_mislead(runs: dict[str, Run], tmp_path: Path, damage: str) -> None:
+    run_dir = shutil.copytree(runs["8"].path, tmp_path / "run")
+    path = levelfile.level_file(run_dir, "scalars", 1, 0)
+    seal = fmt.load_json(path.with_name(path.name + ".seal"))
+    if damage == "no levels":
+        with pa.ipc.open_file(path.read_bytes()) as file:
+            schema = file.schema
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema):
+            pass
+        fmt.atomic_write_json(path.with_name(path.name + ".seal"), seal | {"bytes": path.stat().st_size})
+        assert not isinstance(drawn(open_run(run_dir), "smooth"), LongSignal)
+        return
+    random = np.random.default_rng(5)
+    with pa.ipc.open_file(path.read_bytes()) as file:
+        batches = [file.get_batch(index) for index in range(file.num_record_batches)]
+    data = bytearray(path.read_bytes())
+    for batch in batches:  # the extremes of every cell, in place
+        for name in NAMES:
+            for kind in ("min", "max"):
+                own = batch.column(batch.schema.get_field_index(name)).field(kind).buffers()[1].to_pybytes()
+                at = data.find(own[: 8 * batch.num_rows])
+                assert at > 0
+                data[at : at + 8 * batch.num_rows] = random.bytes(8 * batch.num_rows)
+    path.write_bytes(data)
+    run = open_run(run_dir)
+    truth = run.series("smooth")
+    for name in NAMES:
+        signal = drawn(run, name)
+        assert isinstance(signal, LongSignal)
+        for window in ((None, None), (1001, 2300)):
+            assert np.isin(signal.zoom(*window, 30).step, truth.step).all()

@@ -46,12 +46,19 @@ def put(writer: RankWriter, names: list[str], data: list[list[float]], first: in
 def write(folder: Path, width: int, steps: int) -> dict[str, float]:
     writer, names = begin(folder, width)
     data, before = rows(width), folder_bytes(folder)
-    began = time.perf_counter()
+    began, own, all_threads = time.perf_counter(), time.thread_time(), time.process_time()
     put(writer, names, data, 1, steps)
+    own = time.thread_time() - own
     writer.close()
     took = time.perf_counter() - began
     assert writer.rows_dropped == 0
-    return {"steps": steps, "seconds": took, "bytes": folder_bytes(folder) - before}
+    return {
+        "steps": steps,
+        "seconds": took,
+        "bytes": folder_bytes(folder) - before,
+        "training_thread_us": own / steps * 1e6,
+        "writer_thread_us": (time.process_time() - all_threads - own) / steps * 1e6,
+    }
 
 
 def memory() -> dict[str, float]:
@@ -130,12 +137,62 @@ def zoom(path: Path, name: str, steps: int) -> dict[str, float]:
     }
 
 
+def page(path: Path) -> dict[str, float]:
+    """Open the run and make the message with all its charts; again after nothing happened."""
+    from app import frame
+    from app.charts.story import story_charts
+
+    began = time.perf_counter()
+    run = open_run(path)
+    window = frame.Window(1000)
+    message = frame.build(story_charts(run), window)
+    first = time.perf_counter() - began
+    assert message is not None
+    header, _ = frame.unpack(message)
+    have = header["versions"] | {chart["id"]: chart["version"] for chart in header["charts"]}
+    again: list[float] = []
+    for _ in range(7):
+        began = time.perf_counter()
+        run.refresh()
+        assert frame.build(story_charts(run), window, have=have) is None
+        again.append(time.perf_counter() - began)
+    return {
+        "first": first,
+        "again": float(np.median(again)),
+        "charts": len(header["charts"]),
+        "kb": len(message) / 1024,
+    }
+
+
+def profile(command: str, path: Path, name: str) -> str:
+    """Where the time of one opening and reading goes: the costliest functions."""
+    import cProfile
+    import io
+    import pstats
+
+    watched = cProfile.Profile()
+    watched.enable()
+    run = open_run(path)
+    if command == "read":
+        series(run, name)
+    else:
+        view(run, name, None, None)
+    watched.disable()
+    text = io.StringIO()
+    pstats.Stats(watched, stream=text).sort_stats("tottime").print_stats(7)
+    return "\n".join(line for line in text.getvalue().splitlines() if line.strip()[:1].isdigit())
+
+
 if __name__ == "__main__":
     command, folder, *given = sys.argv[1:]
     if command == "write":
         result = write(Path(folder), int(given[0]), int(given[1]))
     elif command == "read":
         result = read(Path(folder), given[0])
+    elif command == "page":
+        result = page(Path(folder))
+    elif command == "profile":
+        result = {"text": profile(given[1], Path(folder), given[0])}
     else:
         result = zoom(Path(folder), given[0], int(given[1]))
     print(json.dumps(result), flush=True)

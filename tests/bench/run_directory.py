@@ -135,11 +135,13 @@ def writing(work: Path, width: int, size: Size) -> tuple[list[Line], dict[str, f
     kind = "layers" if width > 100 else "scalars"
     goal = width > 100
     mine = rates["run directory"]
+    us = {who: found.median("ours", f"{who}_thread_us") for who in ("training", "writer")}
+    costs = f"processor time a step: training thread {us['training']:.1f} us, writer thread {us['writer']:.1f} us"
     others = ", ".join(f"{name} {number(mine / rate)}x" for name, rate in rates.items() if name != "run directory")
     heavier = ", ".join(f"{name} {number(weight)}" for name, weight in weights.items() if name != "run directory")
     lines = [
         Line(f"write {width} {kind} a step, of the raw append's steps/s", mine / rates["raw"], "x",
-             0.8 if goal else None, True, f"{mine:,.0f} steps/s, which is {others}"),
+             0.8 if goal else None, True, f"{mine:,.0f} steps/s, {costs}; it is {others}"),
         Line(f"write {width} {kind} a step, bytes a value", weights["run directory"], "B", 4.2 if goal else None,
              beside=heavier),
     ]  # fmt: skip
@@ -223,6 +225,7 @@ def reading(
                         drop_from_cache(path)
                     given = (steps,) if command == "zoom" else ()
                     found.add(f"{command} {state} {warmth}", ours(command, path, NAME, *given))
+            found.add(f"page {state}", ours("page", path))
         if width == 20:
             others_read(work, steps, found, size)
     lines = read_lines(width, steps, found)
@@ -275,6 +278,12 @@ def read_lines(width: int, steps: int, found: Rounds) -> list[Line]:
         lines.append(
             Line(f"zoom to 2,000 points of {of}, {state}", found.median(key, "zoom") * 1e3, "ms", 5.0, beside=beside)
         )
+    for state in STATES:
+        again = f"again without news {number(found.median(f'page {state}', 'again') * 1e3)} ms"
+        beside = f"{found.median(f'page {state}', 'charts'):.0f} charts, "
+        beside += f"{found.median(f'page {state}', 'kb'):.0f} kB; {again}"
+        what = f"open and all charts of the page of {of}, {state}"
+        lines.append(Line(what, found.median(f"page {state}", "first"), "s", beside=beside))
     return lines
 
 
@@ -292,19 +301,12 @@ class Size:
         self.marks = (1_000, 50_000) if quick else (1_000, 100_000, 1_000_000)
 
 
-def profile_of(line: Line, states: dict[str, Path], steps: int) -> str | None:
-    """What took the time of a missed line about reading; None for others."""
+def bound(line: Line, states: dict[str, Path]) -> str:
+    """What bounds a missed line: a profile, where it is about one opening and reading."""
     state = line.what.rsplit(", ", 1)[-1]
-    if state not in states or not line.what.startswith(("one series", "zoom")):
-        return None
-    command = "read" if line.what.startswith("one series") else "zoom"
-    words = [sys.executable, "-m", "cProfile", "-s", "tottime", "-m", "tests.bench.ours", command]
-    given = [str(states[state]), NAME, str(steps)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    text = subprocess.run(words + given, capture_output=True, text=True, env=environment, check=False).stdout
-    shown = [row for row in text.splitlines() if row.strip()[:1].isdigit() and "import" not in row]
-    shown = [row for row in shown if "frozen" not in row and "marshal" not in row and "dlopen" not in row]
-    return "\n".join(["  profile of: " + line.what, *shown[1:7]])
+    if state not in states:
+        return ""
+    return ours("profile", states[state], NAME, "read" if "whole" in line.what else "zoom").get("text", "")
 
 
 def main(quick: bool | None = None) -> None:
@@ -318,7 +320,7 @@ def main(quick: bool | None = None) -> None:
     lines: list[Line] = []
     charts: list[list[str]] = []
     more: dict[str, Any] = {"rounds": size.rounds, "quick": options.quick or bool(quick), "cpus": os.cpu_count()}
-    states: dict[int, tuple[dict[str, Path], int]] = {}
+    states: dict[int, dict[str, Path]] = {}
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         work = Path(folder)
         for width in (200, 20):
@@ -330,7 +332,7 @@ def main(quick: bool | None = None) -> None:
         for width, steps in ((20, size.long), (200, size.wide)):
             print(f"making a run of {steps:,} steps x {width}", flush=True)
             made, poll, took = make_states(work, width, steps, size.marks if width == 20 else ())
-            states[width] = made, steps
+            states[width] = made
             if poll:
                 lines += following(poll)
             found, times = reading(work, width, steps, made, size)
@@ -343,8 +345,8 @@ def main(quick: bool | None = None) -> None:
         print(table("\nrun directory: goals are those of the design, for a machine of two cores", lines))
         for line in lines:
             if line.ratio is not None and line.ratio > 1:
-                made, steps = states[200 if "x 200" in line.what else 20]
-                print(f"  missed by {line.ratio:.2f}x: {line.what}", profile_of(line, made, steps) or "", sep="\n")
+                print(f"  missed by {line.ratio:.2f}x: {line.what}")
+                print(bound(line, states[200 if "x 200" in line.what else 20]), end="\n")
     print("  written:", *(str(path.relative_to(ROOT)) for path in save("run_directory", lines, more, charts)))
 
 

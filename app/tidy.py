@@ -28,6 +28,8 @@ LEAST_BYTES = 32 << 20
 """A smaller run opens within a tenth of a second as it is."""
 MEMORY_SHARE = 0.25
 """Compaction holds the columns of a run in memory; of what is free it may take this much (our judgement)."""
+MOST_RANKS = 32
+"""Ranks of all attempts together. A mapped file keeps a descriptor, and a process has a thousand by default."""
 DISK_FACTOR = 4
 """Free space on the disk, in sizes of what is merged, below which nothing is written that need not be."""
 
@@ -35,6 +37,8 @@ DISK_FACTOR = 4
 def worth_it(run: Run) -> bool:
     """Whether the run has ended, would open noticeably faster, and can be compacted without harm."""
     if os.environ.get("GRADIOMETER_COMPACT") == "0" or not run.state.ended or run.problems or is_sample(run.path):
+        return False
+    if sum(len(run.ranks(attempt.number)) for attempt in run.attempts) > MOST_RANKS:
         return False
     size = unmerged_bytes(run)
     if size < LEAST_BYTES or size > MEMORY_SHARE * psutil.virtual_memory().available:

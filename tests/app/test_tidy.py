@@ -72,6 +72,8 @@ def unwanted(ended: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mo
         monkeypatch.setenv("GRADIOMETER_COMPACT", "0")
     elif request.param == "short":
         monkeypatch.setattr(tidy, "LEAST_BYTES", 1 << 40)
+    elif request.param == "many ranks":
+        monkeypatch.setattr(tidy, "MOST_RANKS", 0)
     elif request.param == "too large":
         monkeypatch.setattr(tidy, "MEMORY_SHARE", 0.0)
     elif request.param == "disk full":
@@ -85,7 +87,7 @@ def unwanted(ended: Path, request: pytest.FixtureRequest, monkeypatch: pytest.Mo
         writer.close()
 
 
-KINDS = ["live", "damaged", "off", "short", "too large", "disk full", "another's", "sample"]
+KINDS = ["live", "damaged", "off", "short", "many ranks", "too large", "disk full", "another's", "sample"]
 
 
 @pytest.mark.parametrize("unwanted", KINDS, indirect=True)

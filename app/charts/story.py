@@ -7,7 +7,7 @@ from typing import Any
 
 from app.charts.describe import Chart, Mark, Trace
 from monitor.runfile.reader import Run
-from monitor.runfile.zoom import LongMatrix, drawn, long_matrix
+from monitor.runfile.zoom import LongMatrix, LongSignal, drawn, long_matrix
 from monitor.signals import CATALOGUE, LAYER_CATALOGUE, TIME_PARTS, LayerMatrix, Signal, spec_of, unit_of
 
 OWN_VALUES_SHOWN = 48
@@ -202,7 +202,7 @@ def _heat(run: Run, stat: str | None, layer: str | None) -> list[Chart]:
     return charts
 
 
-def layer_curve(matrix: LayerMatrix | LongMatrix, layer: str) -> Signal | None:
+def layer_curve(matrix: LayerMatrix | LongMatrix, layer: str) -> Signal | LongSignal | None:
     """One column of ``matrix`` as a signal, without the steps it was not measured at; None for an unknown layer."""
     if isinstance(matrix, LongMatrix):
         return matrix.curve(layer)

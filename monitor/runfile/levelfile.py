@@ -351,8 +351,11 @@ class Levels:
             return numbers(column, 0, len(column))
         return numbers(column.values, 0, len(column) * self._width).reshape(len(column), self._width)
 
-    def at(self, rows: np.ndarray) -> np.ndarray:
-        """The values of a scalar at ``rows`` (int64, any shape, not decreasing); where one is null it means nothing."""
+    def at(self, rows: np.ndarray, layer: int = 0) -> np.ndarray:
+        """The values of a scalar or of one layer at ``rows`` (int64, any shape, not decreasing), float64.
+
+        Where one is null it means nothing.
+        """
         flat = rows.reshape(-1)
         found = np.empty(len(flat))
         bounds = np.searchsorted(flat, self._starts).tolist()
@@ -360,7 +363,10 @@ class Levels:
             low, high = bounds[index], bounds[index + 1]
             if low < high:
                 column = self._rows.batch(index).column(self._row_column)
-                found[low:high] = numbers(column, 0, len(column))[flat[low:high] - self._starts[index]]
+                places = flat[low:high] - self._starts[index]
+                if self._width is not None:
+                    places, column = (column.offset + places) * self._width + layer, column.values
+                found[low:high] = numbers(column, 0, len(column))[places]
         return found.reshape(rows.shape)
 
     def layer(self, index: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
@@ -386,6 +392,28 @@ class Levels:
         there = valid(child, low, high).reshape(shape)
         whole = given.strides == (0,) and there.strides == (0, 0)  # nothing is absent: one True for all
         return numbers(child, low, high).reshape(shape), there if whole else there & given[:, None]
+
+
+class LayerLevels:
+    """One layer of a statistic's levels, as if it were a scalar's."""
+
+    def __init__(self, levels: Levels, layer: int):
+        self.step, self.factor, self.height = levels.step, levels.factor, levels.height
+        self._levels, self._layer = levels, layer
+
+    def raw(self, level: int, kind: str) -> np.ndarray:
+        return self._levels.raw(level, kind)[:, self._layer]
+
+    def at(self, rows: np.ndarray) -> np.ndarray:
+        return self._levels.at(rows, self._layer)
+
+    def values(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray | None]:
+        value, present = self._levels.layer(self._layer, low, high)
+        return value.astype(np.float64), None if present.all() else present
+
+    def cells(self, level: int, low: int, high: int) -> Cells:
+        every = self._levels.cells(level, low, high)
+        return Cells(**{name: getattr(every, name)[:, self._layer] for name in NAMES})
 
 
 def numbers(array: pa.Array, low: int, high: int) -> np.ndarray:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from monitor.errors import RunError
 from monitor.runfile.cells import Cells, join
 from monitor.runfile.downsample import Reduced, min_max
-from monitor.runfile.levelfile import Levels
+from monitor.runfile.levelfile import LayerLevels, Levels
 from monitor.runfile.levels import Window, layer_window, level_files
 from monitor.runfile.reader import Run
 from monitor.signals import LAYER_CATALOGUE, Signal, unit_of
@@ -59,24 +60,28 @@ class Zoomed:
         return (self.count - sum(self.nonfinite)) / len(self.step) if len(self.step) else 1.0
 
 
+Part = tuple[Levels | LayerLevels, int, int]
+"""Levels of one attempt, and which of its rows are meant."""
+
+
 class LongSignal:
-    """A scalar of a compacted run along its current line. Its values are read by :meth:`whole`.
+    """A scalar, or one layer, of a compacted run along its current line. Its values are read by :meth:`whole`.
 
     Every row has a value: ``step`` are the rows' steps.
     """
 
-    def __init__(self, run: Run, name: str, step: np.ndarray, parts: Sequence[tuple[Levels, int, int]]):
-        self.name, self.unit = name, unit_of(name)
+    def __init__(self, name: str, unit: str, step: np.ndarray, parts: Sequence[Part], read: Callable[[], Signal]):
+        self.name, self.unit = name, unit
         self.step = step
         """int64[T]."""
-        self._run, self._parts = run, parts
+        self._parts, self._read = parts, read
 
     def __len__(self) -> int:
         return len(self.step)
 
     def whole(self) -> Signal:
         """All of it, read."""
-        return self._run.series(self.name)
+        return self._read()
 
     def at(self, row: int) -> float:
         """One value; ``row`` counts along ``step``."""
@@ -97,7 +102,7 @@ class LongSignal:
         high = len(self.step) if last_step is None else int(np.searchsorted(self.step, last_step, side="right"))
         if high <= low:
             return _put_together([], 0)
-        ranges: list[tuple[Levels, int, int]] = []
+        ranges: list[Part] = []
         before = 0
         for levels, start, stop in self._parts:
             begin, end = (max(0, min(stop - start, at - before)) + start for at in (low, high))
@@ -150,7 +155,7 @@ def _long_signal(run: Run, name: str) -> LongSignal | None:
     if (run.last_step or 0) < LONG_ROWS:
         return None
     step = run.times().step
-    parts: list[tuple[Levels, int, int]] = []
+    parts: list[Part] = []
     for piece in run.line:
         data = run.ranks(piece.attempt).get(0)
         if data is None or name in data.late:
@@ -166,7 +171,7 @@ def _long_signal(run: Run, name: str) -> LongSignal | None:
         high = len(rows) if piece.upto is None else int(np.searchsorted(rows, piece.upto, side="right"))
         parts.append((levels, low, max(low, high)))
     whole = len(step) >= LONG_ROWS and sum(high - low for _, low, high in parts) == len(step)
-    return LongSignal(run, name, step, parts) if whole else None
+    return LongSignal(name, unit_of(name), step, parts, partial(run.series, name)) if whole else None
 
 
 class LongMatrix:
@@ -193,11 +198,17 @@ class LongMatrix:
         """As :func:`monitor.runfile.levels.layer_window`."""
         return layer_window(self._run, self.stat, first, last, points)
 
-    def curve(self, layer: str) -> Signal | None:
+    def curve(self, layer: str) -> Signal | LongSignal | None:
         """One layer, without the steps it was not measured at; None for an unknown one."""
         if layer not in self.names:
             return None
         column = self.names.index(layer)
+        parts = [(LayerLevels(levels, column), low, high) for levels, low, high in self._parts]
+        if all(int(own.raw(own.height, "count").sum()) == len(own.step) for own, _, _ in parts):
+            return LongSignal(layer, self.unit, self.step, parts, partial(self._read, layer, column))
+        return self._read(layer, column)
+
+    def _read(self, layer: str, column: int) -> Signal:
         pieces = [levels.layer(column, low, high) for levels, low, high in self._parts]
         value, present = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
         return Signal(layer, self.step[present], value[present].astype(float), self.unit)
@@ -247,7 +258,7 @@ def long_matrix(run: Run, stat: str) -> LongMatrix | None:
 class _Part:
     """Rows ``low..high`` of one attempt: rows at the ends, cells of one level between them, in groups by bucket."""
 
-    def __init__(self, levels: Levels, low: int, high: int, edges: np.ndarray, size: int):
+    def __init__(self, levels: Levels | LayerLevels, low: int, high: int, edges: np.ndarray, size: int):
         self.levels = levels
         self.level, unit, begin, end = _split(levels, low, high, size)
         ends = [(low, high)]
@@ -366,7 +377,7 @@ class _Part:
         return below, True
 
 
-def _split(levels: Levels, low: int, high: int, size: int) -> tuple[int, int, int, int]:
+def _split(levels: Levels | LayerLevels, low: int, high: int, size: int) -> tuple[int, int, int, int]:
     """Level, rows of its cells, and which of these lie whole within the rows ``low..high``; level 0: none is needed."""
     level, unit = 0, 1
     while level < levels.height and unit * levels.factor <= size:
@@ -379,7 +390,7 @@ def _split(levels: Levels, low: int, high: int, size: int) -> tuple[int, int, in
     return 0, 1, low, high
 
 
-def _rows_as_cells(levels: Levels, low: int, high: int) -> Cells:
+def _rows_as_cells(levels: Levels | LayerLevels, low: int, high: int) -> Cells:
     value = levels.values(low, high)[0] if high > low else np.empty(0)
     shown = np.where(np.isfinite(value), value, np.nan)
     kinds = (test(value).astype(np.uint32) for test in (np.isnan, np.isposinf, np.isneginf))

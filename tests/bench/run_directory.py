@@ -40,6 +40,8 @@ from tests.bench.report import Line, bars, number, save, table
 ROOT = Path(__file__).resolve().parents[2]
 PEERS = os.environ.get("GRADIOMETER_PEERS", sys.executable)
 NAME = "layer.3.weight"
+RAW_S = 0.029
+"""What the column of a mapped file of 1M x 20 took on the machine of the design's goals."""
 STATES = ("live", "sealed", "compacted")
 
 Measured = dict[str, float]
@@ -261,10 +263,15 @@ def read_lines(width: int, steps: int, found: Rounds) -> list[Line]:
         key = f"read {state} warm"
         beside = f"{found.range(key, 'seconds')} s; cold {number(found.median(f'read {state} cold', 'seconds'))} s; "
         beside += f"memory {found.median(key, 'own'):.0f} MB own, {found.median(key, 'peak'):.0f} MB with mapped files"
-        if width == 20 and "raw" in found.found:
-            beside += f"; {found.median(key, 'seconds') / found.median('raw', 'seconds'):.1f}x a mapped raw file"
         goal = goals[state] if width == 20 else None
-        lines.append(Line(f"one series whole of {of}, {state}", found.median(key, "seconds"), "s", goal, beside=beside))
+        what = f"one series whole of {of}, {state}"
+        lines.append(Line(what, found.median(key, "seconds"), "s", goal, beside=beside))
+        if goal is not None and "raw" in found.found:  # what a busy machine does not change
+            ratio = found.median(key, "seconds") / found.median("raw", "seconds")
+            beside = f"the file took {number(found.median('raw', 'seconds'))} s"
+            lines.append(
+                Line(f"the same, of a mapped raw file's time, {state}", ratio, "x", goal / RAW_S, beside=beside)
+            )
     for state in STATES:
         key = f"zoom {state} warm"
         beside = f"cold {number(found.median(f'zoom {state} cold', 'first'))} s; "

@@ -42,7 +42,7 @@ def write(runs: Path) -> Path:
             writer.scalars(step, START + step, values | ({"sparse": 1.0} if step % 5 == 0 else {}))
             norms = random.lognormal(size=3).astype(np.float32)
             norms[1] = np.inf if step == 1234 else norms[1]
-            writer.layers(step, START, {"norm": (norms, random.random(3) < 0.9)})
+            writer.layers(step, START, {"norm": (norms, random.random(3) < 0.9), "whole": norms})
         writer.close()
         write_exit(run, number, outcome="stopped", step=last, reason="asked")
     return run
@@ -223,3 +223,19 @@ def test_levels_that_lie_cannot_do_worse_than_mislead(runs: dict[str, Run], tmp_
         assert isinstance(signal, LongSignal)
         for window in ((None, None), (1001, 2300)):
             assert np.isin(signal.zoom(*window, 30).step, truth.step).all()
+
+
+@pytest.mark.parametrize("kind", ["3", "8"])
+@pytest.mark.parametrize("window", [(None, None), (5, 2500), (900, 1300), (1200, 1240)])
+def test_a_layer_that_was_always_measured_is_zoomed_like_a_scalar(
+    runs: dict[str, Run], kind: str, window: tuple[int | None, int | None]
+) -> None:
+    truth, matrix = runs["plain"].layers("whole"), long_matrix(runs[kind], "whole")
+    for index, name in enumerate(truth.names):
+        curve = matrix.curve(name) if matrix else None
+        assert isinstance(curve, LongSignal)
+        value = truth.value[:, index].astype(float)
+        assert np.array_equal(curve.whole().value, value) and curve.at(700) == value[700]
+        low = 0 if window[0] is None else int(np.searchsorted(truth.step, window[0]))
+        high = len(value) if window[1] is None else int(np.searchsorted(truth.step, window[1], side="right"))
+        check(curve.zoom(*window, 40), truth.step[low:high], value[low:high], 250)

@@ -106,7 +106,7 @@ def check(seen: Zoomed, step: np.ndarray, value: np.ndarray, reach: float) -> No
     st.sampled_from(NAMES),
     st.one_of(st.none(), st.integers(-5, 2700)),
     st.one_of(st.none(), st.integers(-5, 2700)),
-    st.integers(1, 400),
+    st.one_of(st.integers(1, 60), st.integers(1, 400)),
 )
 def test_a_zoom_shows_what_all_rows_would_show(
     runs: dict[str, Run], kind: str, name: str, first: int | None, last: int | None, buckets: int

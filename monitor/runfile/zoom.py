@@ -19,6 +19,7 @@ from monitor.runfile.downsample import Reduced, min_max
 from monitor.runfile.levelfile import LayerLevels, Levels
 from monitor.runfile.levels import Window, layer_window, level_files
 from monitor.runfile.reader import Run
+from monitor.runfile.thinned import is_thinned
 from monitor.signals import LAYER_CATALOGUE, Signal, unit_of
 
 LONG_ROWS = 20_000
@@ -238,8 +239,8 @@ def long_matrix(run: Run, stat: str) -> LongMatrix | None:
         blocks = data.layers.blocks if data else []
         if data is None or len(blocks) != 1 or blocks[0].names != (names or blocks[0].names):
             return None
-        if any(other.startswith(f"{stat}.") for other in blocks[0].stats):
-            return None  # a row says more than its own value
+        if is_thinned(data.layers, data.dense, stat):
+            return None  # a row stands for more steps than its own
         names, rows = blocks[0].names, blocks[0].step.view()
         try:
             levels = Levels(level_files(run, data, "layers", rows), stat, len(names))

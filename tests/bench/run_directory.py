@@ -263,7 +263,7 @@ def read_lines(width: int, steps: int, found: Rounds) -> list[Line]:
         key = f"read {state} warm"
         beside = f"{found.range(key, 'seconds')} s; cold {number(found.median(f'read {state} cold', 'seconds'))} s; "
         beside += f"memory {found.median(key, 'own'):.0f} MB own, {found.median(key, 'peak'):.0f} MB with mapped files"
-        goal = goals[state] if width == 20 else None
+        goal = goals[state] if width == 20 and steps >= 1_000_000 else None
         what = f"one series whole of {of}, {state}"
         lines.append(Line(what, found.median(key, "seconds"), "s", goal, beside=beside))
         if goal is not None and "raw" in found.found:  # what a busy machine does not change

@@ -91,6 +91,7 @@ class Monitor:
         self._probes = Probes(probes, self._clock, start_step)
         self._recorder = FlightRecorder(self.event)
         self._probes.warn = self._warn_in_run
+        self._probes.tell = self.event
         self._values: dict[str, float] = {}
         self._device_values: dict[str, Tensor] = {}
         self._skipped = 0
@@ -383,6 +384,7 @@ class Monitor:
             self._last_lrs[name] = lr
             if _jumps(before, lr):
                 self._writer.event("lr_change", row.step, name=name, before=before, after=lr)
+        self._probes.row_written(row.step, values, row.layers)
 
     def _warn_in_run(self, text: str, **fields: Any) -> None:
         self.event("warning", **{"step": self.step_number + 1, "text": text, **fields})

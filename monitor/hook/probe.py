@@ -88,6 +88,10 @@ class Probe:
         """What was measured in the step that ends; None for nothing."""
         return None
 
+    def row_written(self, step: int, values: Mapping[str, float], layers: Mapping[str, Stat]) -> None:
+        """Every value of ``step`` is known; called for every step in order, measured by this probe or not, after its
+        own reading has been decoded. Maybe steps later, in another thread, or after ``remove``."""
+
     def remove(self) -> None:
         """Take every hook out of the model. Called once."""
 
@@ -118,6 +122,9 @@ class Probes:
         """What the gradients at the end of this step's backward are multiplied by. Set by the loop."""
         self.warn: Callable[..., None] = lambda text, **fields: None
         """Tell the run's readers once: ``warn(text, step=..., about="...", layers=[...])``. Set by the monitor."""
+        self.tell: Callable[..., None] = lambda kind, **fields: None
+        """Record an event. Set by the monitor."""
+        self._readers = [probe for probe in probes if type(probe).row_written is not Probe.row_written]
         for probe in self.probes:
             probe.watch = self
 
@@ -188,6 +195,12 @@ class Probes:
         self._active = []
         return readings
 
+    def row_written(self, step: int, values: Mapping[str, float], layers: Mapping[str, Stat]) -> None:
+        """Every value of ``step`` is known."""
+        for probe in self._readers:
+            with contained(probe.name):
+                probe.row_written(step, values, layers)
+
     def remove(self) -> None:
         """Take every hook of every probe out."""
         for probe in self.probes:
@@ -229,5 +242,6 @@ class Probes:
         probe.measuring = False
         self.probes = [other for other in self.probes if other is not probe]
         self._active = [other for other in self._active if other is not probe]
+        self._readers = [other for other in self._readers if other is not probe]
         with contained(probe.name):
             probe.remove()

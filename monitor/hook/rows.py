@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from monitor.guard import contained
-from monitor.hook.probe import Reading
+from monitor.hook.probe import Reading, Stat
 from monitor.hook.transfer import HostRead
 
 LINGER_S = 0.5
@@ -58,6 +58,8 @@ class Row:
     """The learning rates among the values."""
     scaled: bool = False
     """The loop uses a GradScaler: ``skipped_steps`` is 1 when this step was certainly skipped."""
+    layers: dict[str, Stat] = field(default_factory=dict)
+    """Statistics per layer, once they have arrived."""
 
     def ready(self) -> bool:
         return all(arriving.read.ready() for arriving in self.arriving)
@@ -137,8 +139,8 @@ class Rows:
                 self._write(waiting.popleft())
 
     def _write(self, row: Row) -> None:
-        layers: dict[str, Any] = {}
-        modules: dict[str, Any] = {}
+        layers = row.layers
+        modules: dict[str, Stat] = {}
         for arriving in row.arriving:
             arrays = arriving.read.arrays()
             at = 0

@@ -97,6 +97,13 @@ def _table(*rows: tuple[str, str, str, str, str, str]) -> dict[str, SignalSpec]:
 _EVERY = "every step"
 _TEN = "every 10 steps, and the first 10"
 _TWENTY = "every 20 steps, and the first 10"
+_EVERY_10 = "every 10 steps, and when armed"
+_EVERY_50 = "the first 10 steps, every 50, and when armed"
+_EVERY_100 = "the first step, the tenth, every 100, and when armed"
+_INPUT = "forward, first input of the model, first micro-step"
+_OUTPUT = "forward, output of the model, first micro-step"
+_FORWARD = "forward, module's output, first 8 calls of the step pooled"
+_ATTENTION = "forward, attention called by the module, first 8 calls of the step"
 
 CATALOGUE: dict[str, SignalSpec] = _table(
     # name, unit, stage, meaning, stream, cadence
@@ -114,6 +121,15 @@ CATALOGUE: dict[str, SignalSpec] = _table(
     ("tokens", "tokens", "step, over all ranks", "Tokens seen since the start of the run.", "scalars", _EVERY),
     ("tokens_per_s", "tokens/s", "step, over all ranks", "Tokens of the step divided by its wall time.", "scalars", _EVERY),
     ("batch_id", "1", "data", "Identity of the step's batch: the integer given, or a 52-bit hash of the string given.", "scalars", _EVERY),
+    ("input_mean", "1", _INPUT, "Mean of the step's first input, over at most 4096 of its values.", "scalars", _EVERY),
+    ("input_std", "1", _INPUT, "Standard deviation of these values.", "scalars", _EVERY),
+    ("input_absmax", "1", _INPUT, "Largest magnitude of these values.", "scalars", _EVERY),
+    ("input_unique_share", "1", _INPUT, "Share of these values that are different from each other.", "scalars", _EVERY),
+    ("input_hash", "1", _INPUT, "52-bit hash of these values: equal for equal batches.", "scalars", _EVERY),
+    ("log_z_mean", "nats", _OUTPUT, "Mean of log Σ exp of the output logits, over at most 256 rows.", "scalars", _EVERY_10),
+    ("log_classes", "nats", _OUTPUT, "Loss of a uniform guess: the logarithm of the number of output logits.", "scalars", _EVERY_10),
+    ("output_softmax_share", "1", _OUTPUT,
+     "Share of these rows that are probabilities already: a loss that takes logits must not get them.", "scalars", _EVERY_10),
     ("step_time_s", "s", "wall clock", "From the end of the step before to the end of this one.", "scalars", _EVERY),
     ("data_wait_s", "s", "wall clock", "Waiting for the next batch: end of the step before to the first forward.", "scalars", _EVERY),
     ("forward_s", "s", "wall clock", "Forward passes and loss.", "scalars", _EVERY),
@@ -175,7 +191,28 @@ LAYER_CATALOGUE: dict[str, SignalSpec] = _table(
      "Cosine between minus the gradient and the change the optimizer made.", "layers", _TWENTY),
 )  # fmt: skip
 
-MODULE_CATALOGUE: dict[str, SignalSpec] = _table()
+MODULE_CATALOGUE: dict[str, SignalSpec] = _table(
+    ("activation_mean", "1", _FORWARD, "Mean of a module's output.", "modules", _EVERY_50),
+    ("activation_rms", "1", _FORWARD, "Root mean square of a module's output.", "modules", _EVERY_50),
+    ("activation_absmax", "1", _FORWARD, "Largest magnitude in a module's output.", "modules", _EVERY_50),
+    ("activation_zero_share", "1", _FORWARD, "Share of a module's output that is exactly zero.", "modules", _EVERY_50),
+    ("activation_nonfinite", "1", _FORWARD, "Number of values in a module's output that are NaN or infinite.", "modules", _EVERY_50),
+    ("dead_units_share", "1", _FORWARD,
+     "Share of the units (channels, features) of a rectifying activation that stayed within 1e-6 of zero for the whole step.",
+     "modules", _EVERY_50),
+    ("saturated_units_share", "1", _FORWARD,
+     "Share of the units of a tanh or sigmoid whose mean distance from the middle is above 0.85 of the way to the bound.",
+     "modules", _EVERY_50),
+    ("attention_logit_bound", "1", _ATTENTION,
+     "Upper bound of the attention logits: largest ‖q‖ times largest ‖k‖ times the scale, over sequences and heads.",
+     "modules", _EVERY_10),
+    ("attention_logit_max", "1", _ATTENTION + ", first sequence",
+     "Largest magnitude of the attention logits, over heads.", "modules", _EVERY_100),
+    ("attention_entropy_min", "1", _ATTENTION + ", first sequence",
+     "Entropy of the attention weights as a share of that of equal weights; the most concentrated head.", "modules", _EVERY_100),
+    ("attention_entropy_mean", "1", _ATTENTION + ", first sequence",
+     "Entropy of the attention weights as a share of that of equal weights; mean over heads.", "modules", _EVERY_100),
+)  # fmt: skip
 
 TIME_PARTS: tuple[str, ...] = (
     "data_wait_s", "forward_s", "backward_s", "optimizer_s", "monitor_s", "eval_s", "checkpoint_s", "other_s",

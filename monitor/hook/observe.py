@@ -1,4 +1,4 @@
-"""Calls of torch that are watched while a monitor is attached: backward, clipping, and the steps of a GradScaler.
+"""Calls of torch watched while a monitor is attached: backward, clipping, the steps of a GradScaler, attention.
 
 A training loop says what it is doing by calling ``loss.backward()``, ``torch.nn.utils.clip_grad_norm_`` and
 ``scaler.unscale_ / step``. These functions are wrapped once per process while at least one monitor is attached, and put
@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+import torch.jit._builtins
+from torch.nn import functional
 from torch.optim import Optimizer
 
 
@@ -74,6 +76,38 @@ def unwatch(listener: Listener) -> None:
         _unwrap_all()
 
 
+AttentionCalled = Callable[[tuple[Any, ...], dict[str, Any]], None]
+"""Called with the arguments of one ``torch.nn.functional.scaled_dot_product_attention``, after it has returned."""
+
+_attention_watchers: tuple[AttentionCalled, ...] = ()
+_wrapped_attention: list[tuple[Any, Any]] = []
+"""(original, ours) while attention is wrapped."""
+
+
+def watch_attention(called: AttentionCalled) -> None:
+    """Tell ``called`` of every ``scaled_dot_product_attention`` from now on.
+
+    A loop whose attention is compiled already compiles it once more, because the function has become another one.
+    """
+    global _attention_watchers
+    _attention_watchers = (*_attention_watchers, called)
+    if not _wrapped_attention:
+        original = functional.scaled_dot_product_attention
+        ours = _watched_attention(original)
+        _wrapped_attention.append((original, ours))
+        functional.scaled_dot_product_attention = ours
+
+
+def unwatch_attention(called: AttentionCalled) -> None:
+    """Stop telling ``called``; with the last one gone torch is as it was before."""
+    global _attention_watchers
+    _attention_watchers = tuple(other for other in _attention_watchers if other != called)
+    if not _attention_watchers and _wrapped_attention:
+        original, ours = _wrapped_attention.pop()
+        if functional.scaled_dot_product_attention is ours:  # else somebody wrapped ours: see _unwrap_all
+            functional.scaled_dot_product_attention = original
+
+
 def original_clip() -> Callable[..., torch.Tensor]:
     """torch's own ``clip_grad_norm_``, past our wrapper."""
     for _, attribute, original, _ in _wrapped:
@@ -107,10 +141,10 @@ def _unwrap_all() -> None:
 
 def _forget_in_child() -> None:
     """A forked child (a DataLoader worker) is not the training: nothing it does is told to the parent's monitors."""
-    global _listeners
+    global _listeners, _attention_watchers
     for listener in _listeners:
         listener.forget()
-    _listeners = ()
+    _listeners, _attention_watchers = (), ()
 
 
 if hasattr(os, "register_at_fork"):
@@ -132,6 +166,22 @@ def _watched_backward(original: Callable[..., None]) -> Callable[..., None]:
                 listener.backward_ended()
 
     return backward
+
+
+@functools.cache  # the same one at every attach: what torch.compile and torch.jit know of it stays true
+def _watched_attention(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(original)
+    def scaled_dot_product_attention(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if torch.compiler.is_compiling() or not _attention_watchers:
+            return original(*args, **kwargs)
+        mixed = original(*args, **kwargs)
+        for called in _attention_watchers:
+            called(args, kwargs)
+        return mixed
+
+    if register := getattr(torch.jit._builtins, "_register_builtin", None):  # else torch.jit.script would compile ours
+        register(scaled_dot_product_attention, "aten::scaled_dot_product_attention")
+    return scaled_dot_product_attention
 
 
 def _watched_clip(original: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

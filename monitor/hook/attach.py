@@ -86,10 +86,11 @@ def attach(
         writer: write through this one instead of making one; ``run`` and ``attempt`` are then its own.
         budget: share of the step that the monitor may cost.
         detail: what is measured beside the gradient norms of every step. ``standard``: weights, updates, Adam's second
-            moment, largest and zero gradients, directions, each every 10 to 100 steps, and parameters that do not
-            train; 0.4 % of a step of a 10 M parameter GPT, some 3 % of one of 1 M. With half-precision weights, and
-            with optimizers other than torch's SGD, Adam and AdamW, weights are copied for each step in which updates
-            are measured. ``full``: the same at least every 5 steps, non-finite entries counted too. ``norms``: nothing.
+            moment, largest and zero gradients, directions, activations, attention and output logits, each every 10 to
+            100 steps, fingerprints of the input, parameters that do not train, modules in the wrong mode, and where a
+            NaN began; within 1 % of a step of a 10 M parameter GPT, some 4 % of one of 1 M. Half-precision weights, and
+            optimizers other than torch's SGD, Adam and AdamW, are copied for each step in which updates are measured.
+            ``full``: the same at least every 5 steps, non-finite entries counted too. ``norms``: nothing.
         start_step: optimizer steps done before (resume): the first step recorded is the next one.
         start_tokens: tokens seen before; by default ``start_step * tokens_per_step``.
         layer_budget_bytes: bytes of per-layer statistics of this attempt and rank up to which every step is kept, 256

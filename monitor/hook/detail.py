@@ -12,6 +12,7 @@ from monitor.hook.adam import AdamFloor, AdamRms, leading_rows
 from monitor.hook.directions import Directions
 from monitor.hook.gradient_values import GradientValues
 from monitor.hook.layers import layer_table
+from monitor.hook.modules import module_probes
 from monitor.hook.probe import Probe
 from monitor.hook.unmoved import Gradientless, Unmoved
 from monitor.hook.updates import Updates
@@ -50,6 +51,7 @@ def default_probes(detail: Detail, model: nn.Module, optimizers: Sequence[torch.
         Updates(table),
         AdamRms(table, leading_rows(model, table)),
         AdamFloor(table),
+        *module_probes(model),
     ]
     if full:
         for probe in probes:

@@ -24,8 +24,10 @@ from monitor.hook.layers import layer_table, named_modules
 from monitor.hook.outputs import Hooks, Watchable, first_float, measurable, stacked
 from monitor.hook.probe import Decoded, Probe, Reading, Stat
 
-BLOCKS = 4
-"""Modules watched in every step, beside the model itself: a hook that sums costs 10 to 30 µs."""
+BLOCKS = 8
+"""Most modules watched in every step, beside the model itself."""
+PARAMETERS_PER_BLOCK = 500_000
+"""A small model has fewer: a hook that sums costs 10 to 60 µs, and its step is short."""
 MOST_CALLS = 512
 """Calls watched in one step."""
 MOST_EVENTS = 20
@@ -48,14 +50,20 @@ class Origin:
 
 
 class NonFinite(Probe):
-    """Finds the origin of non-finite values and records it as an event ``nonfinite``."""
+    """Finds the origin of non-finite values and records it as an event ``nonfinite``.
+
+    Args:
+        blocks: modules to watch in every step; by default by the size of the model.
+    """
 
     name = "the origin of non-finite values"
     every = 1
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, blocks: int | None = None) -> None:
         super().__init__()
         self._model = model
+        size = sum(weight.numel() for weight in model.parameters())
+        self._most = min(BLOCKS, size // PARAMETERS_PER_BLOCK) if blocks is None else blocks
         self._table = layer_table(model)
         self._names = list(named_modules(model))
         self._watched = Watchable(model)
@@ -79,7 +87,7 @@ class NonFinite(Probe):
         self._all = self.watch.armed
         modules = self._watched.at(self.watch.step)
         if modules is not self._modules:
-            blocks = _blocks(self._model)
+            blocks = _blocks(self._model, self._most)
             self._modules = modules
             self._blocks = [(index, module) for index, module in modules if id(module) in blocks]
         seen = modules if self._all else self._blocks
@@ -192,7 +200,7 @@ class NonFinite(Probe):
             before = self._name(evidence.order[first - 1]) if first else None
             since = f"; {before}, watched before it, returned finite ones" if before else ""
             text = f"{module} is the first watched module that returned values that are not finite{since}"
-            return Origin("forward", module, False, text)
+            return Origin("forward", None if evidence.order[first] == _MODEL else module, False, text)
         _, given, own = np.isfinite(evidence.sums[first])
         if not own:
             return Origin("weights", module, True, f"the weights of {module} are not finite")
@@ -245,21 +253,21 @@ def _not_finite(stat: Stat | None) -> Sequence[int]:
     return np.flatnonzero(~np.isfinite(values) & present).tolist()
 
 
-def _blocks(model: nn.Module) -> set[int]:
-    """``id`` of at most ``BLOCKS`` modules that cut the model into pieces of its order of execution."""
+def _blocks(model: nn.Module, most: int) -> set[int]:
+    """``id`` of at most ``most`` modules that cut the model into pieces of its order of execution."""
     parts: list[nn.Module] = [model]
-    while True:
-        sizes = [_weight(part, len(parts)) for part in parts]
+    while most:
+        sizes = [_gain(part, len(parts) < most) for part in parts]
         at = int(np.argmax(sizes))
         if not sizes[at]:
             break
         parts[at : at + 1] = parts[at].children()
-    picked = np.unique(np.linspace(0, len(parts) - 1, min(len(parts), BLOCKS)).round().astype(int))
+    picked = np.unique(np.linspace(0, len(parts) - 1, min(len(parts), most)).round().astype(int))
     return {id(parts[at]) for at in picked}
 
 
-def _weight(part: nn.Module, parts: int) -> int:
+def _gain(part: nn.Module, few: bool) -> int:
     """How much there is to gain by cutting ``part``; 0 when it is to stay whole."""
     inside = sum(1 for _ in part.modules()) - 1
     never_called = isinstance(part, nn.ModuleList | nn.ModuleDict)
-    return inside if never_called or parts < BLOCKS else 0
+    return inside if never_called or few else 0

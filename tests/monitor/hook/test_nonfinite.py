@@ -35,7 +35,7 @@ class Breaks(nn.Module):
 def _train(folder: Path, model: nn.Module, problem: Problem, change, steps: int, *, skip=False, loss_given=True):
     """Train, with ``change(step)`` before each step; ``skip``: leave out the optimizer step when it would harm."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    with watched(folder, model, optimizer, [Inputs(model), NonFinite(model)]) as mon:
+    with watched(folder, model, optimizer, [Inputs(model), NonFinite(model, blocks=4)]) as mon:
         for step in range(1, steps + 1):
             x, y = problem.batch(step)
             changed = change(step, x)
@@ -164,10 +164,25 @@ def test_few_modules_are_watched_in_every_step() -> None:
             return self.model(x)
 
     for model in (Nested(), CNN.made(), GPT.made(), nn.Linear(2, 2), nn.Sequential(nn.Sequential(nn.Linear(2, 2)))):
-        chosen = [name for name, module in model.named_modules() if id(module) in _blocks(model)]
-        assert 1 <= len(chosen) <= BLOCKS
-        assert not any(a != b and b.startswith(f"{a}.") for a in chosen for b in chosen)
+        for most in (1, 4, BLOCKS):
+            chosen = [name for name, module in model.named_modules() if id(module) in _blocks(model, most)]
+            assert 1 <= len(chosen) <= most
+            assert not any(a != b and b.startswith(f"{a}.") for a in chosen for b in chosen)
+        assert _blocks(model, 0) == set()
     nested = Nested()
-    chosen = [name for name, module in nested.named_modules() if id(module) in _blocks(nested)]
+    chosen = [name for name, module in nested.named_modules() if id(module) in _blocks(nested, BLOCKS)]
     assert {"model.token", "model.head"} <= set(chosen)
     assert len(chosen) == BLOCKS
+
+
+def test_a_small_model_has_only_its_own_output_watched(tmp_path: Path) -> None:
+    model, broken = _gpt()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with watched(tmp_path, model, optimizer, [NonFinite(model)]) as mon:
+        broken.forward_at = torch.nan
+        for step in (1, 2):
+            loss = GPT.loss(model, *GPT.batch(step))
+            loss.backward()
+            mon.step(loss=loss)
+    told = [(event["where"], event["exact"]) for event in recorded.events(mon.run_dir, "nonfinite")]
+    assert told == [(None, False), ("blocks.1.mlp.2", True)]

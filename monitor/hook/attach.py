@@ -88,7 +88,7 @@ def attach(
         detail: what is measured beside the gradient norms of every step. ``standard``: weights, updates, Adam's second
             moment, largest and zero gradients, directions, activations, attention and output logits, each every 10 to
             100 steps, fingerprints of the input, parameters that do not train, modules in the wrong mode, and where a
-            NaN began; within 1 % of a step of a 10 M parameter GPT, some 4 % of one of 1 M. Half-precision weights, and
+            NaN began; 0.5 % of a step of a 10 M parameter GPT, some 3 % of one of 1 M. Half-precision weights, and
             optimizers other than torch's SGD, Adam and AdamW, are copied for each step in which updates are measured.
             ``full``: the same at least every 5 steps, non-finite entries counted too. ``norms``: nothing.
         start_step: optimizer steps done before (resume): the first step recorded is the next one.

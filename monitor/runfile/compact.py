@@ -22,6 +22,7 @@ from monitor.runfile.compacted import (
     COMPACT_STREAMS,
     compact_file,
     covered_segments,
+    file_blocks,
     file_crc,
     load_compact,
     write_batches,
@@ -113,6 +114,7 @@ def _compact_stream(
             "segments": len(segments),
             "bytes": size,
             "crc32": f"{file_crc(temporary):08x}",
+            "blocks": file_blocks(temporary),
         }
         target.with_name(target.name + fmt.SEAL_SUFFIX).unlink(missing_ok=True)
         temporary.replace(target)

@@ -145,6 +145,8 @@ def _parse_batch(data: Bytes, message: Message, header: int) -> None:
     message.buffers = tuple(zip(numbers[::2], numbers[1::2], strict=True))
     if any(offset < 0 or length < 0 or offset + length > body for offset, length in message.buffers):
         raise BadMessage(f"a buffer lies outside the body of {body} bytes")
+    if sum(numbers[1::2]) > body:  # thousands of columns over the same bytes would be thousands of times the memory
+        raise BadMessage(f"its buffers overlap: together they are larger than the body of {body} bytes")
 
 
 def _pairs(data: Bytes, at: int, end: int) -> tuple[int, int]:
@@ -301,11 +303,14 @@ def scan(data: bytes | mmap.mmap, seed: int, final: bool, begin: int = 0, check_
             _take_alike(data, message, seed, result, check_bodies)
             continue
         except Incomplete as torn:
-            following = _resync(data, at + 4, seed) if final else -1
-            if following < 0:  # a torn tail: normal after a kill, and what a live file looks like in mid-write
+            # A damaged size may ask for bytes that never come; what is whole behind it must not wait for them.
+            following = _resync(data, at + 4, seed)
+            if following < 0 and not (final and data[-len(END_OF_STREAM) :] == END_OF_STREAM):
+                # A torn tail: normal after a kill, and what a live file looks like in mid-write.
                 result.end = len(data) if final else at
                 result.needed = 0 if final else torn.needed
                 return result
+            following = len(data) if following < 0 else following
             what = "a batch is cut short"
         except BadMessage as bad:
             following = _resync(data, at + 4, seed)

@@ -227,7 +227,7 @@ class Run:
     def _find_attempts(self) -> bool:
         folder = self.path / fmt.ATTEMPTS_DIR
         if folder.is_symlink():
-            self._problem_once(f"{folder}: a symbolic link, which is not followed.")
+            self.say_problem(f"{folder}: a symbolic link, which is not followed.")
             return False
         new = [number for number in attempt_numbers(self.path) if number not in self._attempts]
         for number in new:
@@ -241,7 +241,8 @@ class Run:
         if len(self._problems) < MAX_PROBLEMS:
             self._problems.append(text)
 
-    def _problem_once(self, text: str) -> None:
+    def say_problem(self, text: str) -> None:
+        """Add a message to :attr:`problems`, unless it is there already; for code of this package."""
         if text not in self._problems:
             self._problem(text)
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from monitor.errors import RunError
 from monitor.runfile import format as fmt
-from monitor.runfile.framing import BadMessage, Incomplete, Stretch, parse_schema, scan
+from monitor.runfile.framing import CONTINUATION, BadMessage, Incomplete, Stretch, parse_schema, scan
 from monitor.runfile.rows import Place, Rows, places
 from monitor.runfile.tables import Layer
 
@@ -23,6 +23,9 @@ CHUNK = 32 << 20
 
 SCHEMA_GUESS = 64 << 10
 """Bytes read first for a schema; more only when it says that it is longer."""
+
+MAX_LAYER_MARKS = 20 * fmt.MAX_LAYERS
+"""Brackets and commas in the JSON of the layers: bounds what it becomes in memory."""
 
 _SEGMENT = re.compile(rf"({'|'.join((*fmt.STREAMS, 'events'))})-([0-9]{{6}})\.(?:arrows|jsonl)")
 
@@ -150,6 +153,8 @@ def _check_seal(tail: Tail, report: Report) -> None:
         return
     if isinstance(seal.get("bytes"), int) and seal["bytes"] != size:
         report(tail.path, size, f"the file has {size} bytes; it had {seal['bytes']} when it was finished")
+    elif tail.offset < size:
+        report(tail.path, tail.offset, f"the last {size - tail.offset} bytes of the finished file are no whole line")
 
 
 def _poll_segment(tail: Tail, final: bool, report: Report) -> Iterator[tuple[bytes, Stretch, int]]:
@@ -195,7 +200,9 @@ def _read_schema(tail: Tail, fd: int, size: int, report: Report) -> bool:
             message = parse_schema(data)
         except Incomplete as more:
             if more.needed > size:
-                return False
+                if data[:size].find(CONTINUATION, 4) < 0:
+                    return False  # still being written, or torn
+                raise BadMessage("its schema's declared size goes beyond the batches behind it") from None
             data = os.pread(fd, more.needed, 0)
             message = parse_schema(data)
         head = data[: message.end]
@@ -272,8 +279,11 @@ def check_schema(schema: pa.Schema, stream: str) -> str | None:
 
 def layers_of(schema: pa.Schema) -> tuple[Layer, ...] | None:
     """The layers in the metadata of a layers segment; None when they do not fit its columns."""
+    text = (schema.metadata or {}).get(fmt.METADATA_KEY, b"{}")
+    if sum(text.count(mark) for mark in (b"{", b"[", b",")) > MAX_LAYER_MARKS:
+        return None
     try:
-        record = json.loads((schema.metadata or {}).get(fmt.METADATA_KEY, b"{}"))
+        record = json.loads(text)
         layers = tuple(
             Layer(str(layer["name"]), tuple(int(size) for size in layer.get("shape", ())), depth)
             for depth, layer in enumerate(record["layers"])

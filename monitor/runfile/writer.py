@@ -349,7 +349,7 @@ class RankWriter:
         """Queue one event; a reader sees it within 0.1 s."""
         record = {"step": None if step is None else int(step), "time": self._clock(), "kind": kind}
         record.update((key, value) for key, value in fields.items() if key not in record)
-        line = (fmt.dump_json(record) + "\n").encode("utf-8", "replace")
+        line = fmt.event_line(record)
         if len(line) > fmt.MAX_EVENT_BYTES:
             self._warn(
                 "event", f"an event of kind {kind!r} has {len(line)} bytes; at most {fmt.MAX_EVENT_BYTES}. Dropped."
@@ -818,7 +818,9 @@ class RankWriter:
     def _disk_is_back(self) -> None:
         if self._disk_full:
             self._disk_full = False
-            self.event("warning", self._last_step, text="the disk was full and has space again; rows are written again")
+            if not self._closed:  # closing: nothing more is accepted, and this must not count as lost
+                text = "the disk was full and has space again; rows are written again"
+                self.event("warning", self._last_step, text=text)
 
     def _summarise(self, rows: Sequence[Row]) -> None:
         """Keep last and best loss for the list of runs, so that listing need not read the rows."""

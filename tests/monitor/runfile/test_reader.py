@@ -255,23 +255,6 @@ def test_a_poll_without_news_reads_nothing(tmp_path: Path) -> None:
 # Damage ------------------------------------------------------------------------------------------------------------
 
 
-def test_every_truncation_of_a_segment_gives_exactly_the_complete_batches(tmp_path: Path) -> None:
-    run_dir = write_run(tmp_path, 12, rows_per_batch=4)
-    for path in fmt.rank_dir(run_dir, 0).glob("*"):
-        if not path.name.startswith(("scalars", "heartbeat")):
-            path.unlink()
-    whole = segment(run_dir).read_bytes()
-    seen = set()
-    for length in range(len(whole) + 1):
-        segment(run_dir).write_bytes(whole[:length])
-        run = open_run(run_dir)
-        steps = run.series("train_loss").step.tolist()
-        assert steps == list(range(1, len(steps) + 1))
-        assert run.problems == ()
-        seen.add((len(steps), run.last_step))
-    assert seen == {(0, None), (4, 4), (8, 8), (12, 12)}
-
-
 def test_a_flipped_byte_is_named_with_its_file_and_place_and_the_rest_is_shown(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path, 12, rows_per_batch=4)
     path = segment(run_dir)

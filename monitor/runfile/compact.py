@@ -73,7 +73,9 @@ def compact_run(run_dir: str | os.PathLike[str], *, remove: bool = False) -> lis
             if stream in LEVEL_STREAMS:
                 write_levels(run.path, stream, attempt, rank, table)
     except OSError as error:
-        raise RunError(f"{run.path}: cannot be compacted: {error.strerror}. Its segments are as they were.") from None
+        raise RunError(
+            f"{run.path}: cannot be compacted: {error.strerror or error}. Its segments are as they were."
+        ) from None
     return done
 
 

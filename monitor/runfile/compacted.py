@@ -35,9 +35,8 @@ def write_batches(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatc
         for batch in batches:
             writer.write_batch(batch, custom_metadata={"crc32": "00000000", "head32": "00000000"})
             count += 1
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
-        stamp(data, len(MAGIC))
-        data.flush()
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+        stamp(file.fileno(), data, len(MAGIC))
         os.fsync(file.fileno())
     return count
 

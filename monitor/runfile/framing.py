@@ -10,6 +10,7 @@ but it neither says where it stopped in a torn one nor notices changed bytes. So
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -218,23 +219,23 @@ def encode_batch(batch: pa.RecordBatch, schema_size: int, seed: int) -> bytearra
     data = bytearray(memoryview(sink.getvalue())[schema_size : -len(END_OF_STREAM)])
     message = parse_message(data, 0)
     assert message is not None and message.head32_at > 0
-    _write_checksums(data, message, seed)
+    data[message.crc32_at : message.crc32_at + 8] = _crc32(data, message.metadata_end, message.end)
+    data[message.head32_at : message.head32_at + 8] = _head32(data, message, seed).encode()
     return data
 
 
-def stamp(data: mmap.mmap, begin: int) -> None:
-    """Write the checksums of every batch of a stream that begins at ``begin`` and was written with eight zeros each."""
+def stamp(fd: int, data: mmap.mmap, begin: int) -> None:
+    """Write the checksums of every batch of a stream that begins at ``begin`` and was written with eight zeros each.
+
+    Through the descriptor, where a full disk is an error; through the mapping ``data`` it would be a signal.
+    """
     schema = parse_schema(data, begin)
     seed = zlib.crc32(data[begin : schema.end])
     at = schema.end
     while (message := parse_message(data, at)) is not None:
-        _write_checksums(data, message, seed)
+        os.pwrite(fd, _crc32(data, message.metadata_end, message.end), message.crc32_at)
+        os.pwrite(fd, _head32(data, message, seed).encode(), message.head32_at)
         at = message.end
-
-
-def _write_checksums(data: bytearray | mmap.mmap, message: Message, seed: int) -> None:
-    data[message.crc32_at : message.crc32_at + 8] = _crc32(data, message.metadata_end, message.end)
-    data[message.head32_at : message.head32_at + 8] = _head32(data, message, seed).encode()
 
 
 # Scanning ----------------------------------------------------------------------------------------------------------

@@ -26,9 +26,6 @@ from monitor.runfile.reader import open_run
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run, write_exit
 from tests.monitor.runfile.conftest import LAYERS, SHAPES, START, write_steps
 
-KILLS = int(os.environ.get("GRADIOMETER_KILLS", "25"))
-"""More of them: GRADIOMETER_KILLS=500 pytest -k kill."""
-
 
 def segments(run_dir: Path, stream: str, attempt: int = 0) -> list[str]:
     return sorted(path.name for path in fmt.rank_dir(run_dir, attempt).glob(f"{stream}-*.arrows"))
@@ -348,53 +345,6 @@ def test_an_error_of_the_thread_is_one_warning_in_the_caller(run_dir: Path) -> N
     assert open_run(run_dir).series("a").step.tolist() == [1]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> object:
-    """A file system of half a megabyte."""
-    place = tmp_path / "small"
-    place.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=512k", "none", str(place)], capture_output=True, text=True
-    )
-    if done.returncode:
-        pytest.skip(f"a small tmpfs cannot be mounted here: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-def test_a_full_disk_costs_no_row_and_tears_nothing(small_disk: Path) -> None:
-    run = create_run(small_disk, run_id="one")
-    begin_attempt(run)
-    writer = RankWriter(run, 0, seconds_per_batch=0.1)
-    write_steps(writer, 1, 200)
-    assert writer.flush()
-    ballast = small_disk / "ballast"
-    with ballast.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
-        while True:
-            file.write(b"x" * 1024)
-
-    write_steps(writer, 201, 3000)
-    assert not writer.flush(timeout=0.5)
-    assert writer.error is None
-    assert any("disk full" in text for text in heartbeat(run)["warnings"])  # type: ignore[attr-defined]
-    before = open_run(run)
-    assert before.problems == ()
-    seen = len(before.series("train_loss"))
-    assert 200 <= seen < 3000
-
-    ballast.unlink()
-    assert writer.flush(timeout=10)
-    before.refresh()
-    after = open_run(run)
-    for reading in (before, after):
-        assert reading.series("train_loss").step.tolist() == list(range(1, 3001))
-        assert reading.layers("grad_norm_preclip").step.tolist() == list(range(1, 3001))
-        assert reading.problems == ()
-    assert writer.rows_dropped == 0
-    assert not any("disk full" in text for text in heartbeat(run)["warnings"])  # type: ignore[attr-defined]
-    writer.close()
-
-
 # Ends --------------------------------------------------------------------------------------------------------------
 
 
@@ -471,62 +421,6 @@ def test_a_fork_does_not_write_twice(run_dir: Path) -> None:
     assert run.series("a").value.tolist() == list(range(1, 21))
     assert [event.fields["text"] for event in run.events("note")] == ["parent"]
     assert run.problems == ()
-
-
-NURSERY = """
-import os, random, signal, sys, time
-from pathlib import Path
-import numpy as np
-from monitor.runfile.writer import RankWriter, begin_attempt, create_run
-
-runs, kills = Path(sys.argv[1]), int(sys.argv[2])
-for kill in range(kills):
-    chance = random.Random(kill)
-    run = create_run(runs, run_id=f"run-{kill:03d}")
-    begin_attempt(run)
-    acknowledged = os.open(runs / f"run-{kill:03d}.txt", os.O_WRONLY | os.O_CREAT)
-    pid = os.fork()
-    if pid == 0:
-        rows = chance.choice([1, 10, 64])
-        writer = RankWriter(run, 0, rows_per_batch=rows, segment_bytes=chance.choice([5_000, 50_000, 16 << 20]))
-        width = chance.choice([2, 40])
-        writer.define_layers([f"w{i}" for i in range(width)], [(1,)] * width)
-        step = 0
-        while True:
-            for _ in range(chance.randint(1, 2 * rows)):
-                step += 1
-                writer.scalars(step, float(step), {f"s{i}": step + i / 100 for i in range(width)})
-                writer.layers(step, float(step), {"norm": np.full(width, step, np.float32)})
-                if step % 7 == 0:
-                    writer.event("note", step)
-            if writer.flush():
-                os.pwrite(acknowledged, b"%09d" % step, 0)
-    time.sleep(chance.uniform(0.0, 0.15))
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    os.close(acknowledged)
-"""
-
-
-def test_kill_9_loses_no_acknowledged_row(tmp_path: Path) -> None:
-    done = run_python(NURSERY, tmp_path, KILLS)
-    assert done.returncode == 0, done.stderr
-    written = 0
-    for kill in range(KILLS):
-        acknowledged = int((tmp_path / f"run-{kill:03d}.txt").read_text() or 0)
-        run = open_run(tmp_path / f"run-{kill:03d}")
-        assert run.problems == ()
-        assert run.state.word in ("crashed", "starting")  # starting: killed before its first heartbeat
-        steps = run.series("s1").step
-        assert len(steps) >= acknowledged
-        assert steps.tolist() == list(range(1, len(steps) + 1))
-        np.testing.assert_array_equal(run.series("s1").value, steps + 0.01)
-        norms = run.layers("norm")
-        assert len(norms.step) >= acknowledged
-        assert (norms.value == norms.step[:, None]).all()
-        assert len(run.events("note")) >= acknowledged // 7
-        written += acknowledged
-    assert written > 0
 
 
 def test_threads_may_write_at_once(run_dir: Path, writer: RankWriter) -> None:

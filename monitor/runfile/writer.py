@@ -314,7 +314,8 @@ class RankWriter:
                 self._warn(f"{stream} {stat}", f"{stat!r} names the extremes of {fmt.base_stat(stat)!r}. Left out.")
                 continue
             array, present = given if isinstance(given, tuple) else (given, None)
-            array = np.array(array, dtype=np.float32)  # a copy: the caller may reuse its buffer
+            with np.errstate(over="ignore"):  # what no float32 can hold is an infinity, and not a warning
+                array = np.array(array, dtype=np.float32)  # a copy: the caller may reuse its buffer
             present = None if present is None else np.array(present, dtype=bool)
             if array.shape != (count,) or (present is not None and present.shape != (count,)):
                 self._warn(

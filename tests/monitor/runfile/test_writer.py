@@ -441,3 +441,10 @@ def test_threads_may_write_at_once(run_dir: Path, writer: RankWriter) -> None:
     assert len(run.series("train_loss")) == 200
     assert len(run.events("note")) == 800
     assert run.system()[["t0", "t1", "t2", "t3"]].count().tolist() == [200] * 4
+
+
+def test_a_statistic_beyond_float32_is_an_infinity_and_no_warning(run_dir: Path, writer: RankWriter) -> None:
+    writer.define_layers(LAYERS, SHAPES)
+    writer.layers(1, START, {"grad_norm_preclip": np.array([1e308, -1e308, 1.0])})
+    assert writer.flush()
+    assert open_run(run_dir).layers("grad_norm_preclip").value.tolist() == [[math.inf, -math.inf, 1.0]]

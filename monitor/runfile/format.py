@@ -66,6 +66,7 @@ MAX_MESSAGE_BODY = 1 << 30
 
 _RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LINE_SUM = re.compile(rb', "crc32": "(.{8})"\}\Z', re.DOTALL)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL)
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -249,9 +250,15 @@ def parse_json(text: bytes, source: str) -> Any:
             ``source``.
     """
     try:
-        return json.loads(text.decode("utf-8"))
+        value = json.loads(text.decode("utf-8"))
+        return _without_lone_surrogates(value) if _SURROGATE.search(text) else value
     except (ValueError, RecursionError) as error:
         raise RunError(f"{source}: not JSON ({error}). The file is left as it is and not used.") from None
+
+
+def _without_lone_surrogates(value: Any) -> Any:
+    """``value`` with ``?`` for what JSON can escape but no UTF-8 can hold, and no page or file could show."""
+    return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def read_file(path: Path, limit: int) -> bytes:

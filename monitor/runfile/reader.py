@@ -19,6 +19,7 @@ from monitor.runfile.records import Checkpoint as Checkpoint
 from monitor.runfile.records import Event as Event
 from monitor.runfile.records import LandscapeSample as LandscapeSample
 from monitor.runfile.store import (
+    MAX_ATTEMPTS,
     AttemptRecords,
     RunState,
     attempt_numbers,
@@ -232,6 +233,8 @@ class Run:
         new = [number for number in attempt_numbers(self.path) if number not in self._attempts]
         for number in new:
             self._attempts[number] = AttemptData(self.path, number)
+        if len(new) >= MAX_ATTEMPTS:
+            self.say_problem(f"{folder}: of very many attempts the last {MAX_ATTEMPTS} are read.")
         if new:
             self._attempts = dict(sorted(self._attempts.items()))
         return bool(new)

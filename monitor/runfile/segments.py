@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import zlib
@@ -283,12 +282,12 @@ def layers_of(schema: pa.Schema) -> tuple[Layer, ...] | None:
     if sum(text.count(mark) for mark in (b"{", b"[", b",")) > MAX_LAYER_MARKS:
         return None
     try:
-        record = json.loads(text)
+        record = fmt.parse_json(text, "layers")
         layers = tuple(
             Layer(str(layer["name"]), tuple(int(size) for size in layer.get("shape", ())), depth)
             for depth, layer in enumerate(record["layers"])
         )
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (RunError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
     widths = {column.type.list_size for column in schema if pa.types.is_fixed_size_list(column.type)}
     distinct = len({layer.name for layer in layers}) == len(layers)

@@ -439,7 +439,7 @@ def reseal(path: Path, data: bytes, **more: Any) -> None:
 
 
 def test_a_seal_may_say_anything(compacted: Path) -> None:
-    for seal in sorted((compacted / "compact").glob("*.seal")):
+    for seal in sorted((compacted / "compact").glob("*-0001-*.seal")):
         record = json.loads(seal.read_text())
         for key in record:
             for wrong in (None, -1, 2**70, "0" * 8, {"a": {}}):

@@ -345,6 +345,79 @@ def test_an_error_of_the_thread_is_one_warning_in_the_caller(run_dir: Path) -> N
     assert open_run(run_dir).series("a").step.tolist() == [1]
 
 
+def test_a_file_that_lies_where_a_segment_would_begin_is_never_written_to(run_dir: Path) -> None:
+    """O_EXCL: whoever made it, it is not ours. The recording ends with one warning, the training goes on."""
+    forget_reports()
+    folder = fmt.rank_dir(run_dir, 0)
+    folder.mkdir()
+    for name in ("scalars-000000.arrows", "events-000000.jsonl"):
+        (folder / name).write_bytes(b"somebody else's")
+    writer = RankWriter(run_dir, 0)
+    writer.scalars(1, START, {"a": 1.0})
+    wait_until(lambda: writer.error is not None)
+    with pytest.warns(MonitorWarning, match="no longer recorded: FileExistsError") as said:
+        for step in range(2, 50):
+            writer.scalars(step, START, {"a": 1.0})
+            writer.event("note", step)
+            writer.heartbeat(step=step)
+    assert len(said) == 1
+    assert not writer.flush()
+    writer.close()
+    assert (folder / "scalars-000000.arrows").read_bytes() == b"somebody else's"
+    assert (folder / "events-000000.jsonl").read_bytes() == b"somebody else's"
+    assert writer.rows_dropped >= 2 * 48
+
+
+def test_what_is_written_bears_the_time_of_the_clock_that_was_given(run_dir: Path) -> None:
+    writer = RankWriter(run_dir, 0, clock=lambda: 123.5)
+    writer.event("note", 1)
+    writer.scalars(1, START, {"a": 1.0})
+    assert writer.flush()
+    beat = heartbeat(run_dir)
+    assert (beat["time"], beat["step_at"]) == (123.5, 123.5)
+    assert open_run(run_dir).events()[0].time == 123.5
+    writer.close()
+
+
+def test_batches_and_heartbeats_are_due_by_the_monotonic_clock_that_was_given(run_dir: Path) -> None:
+    asked = itertools.count()
+    moment = [0.0]
+
+    def clock() -> float:
+        next(asked)
+        return moment[0]
+
+    writer = RankWriter(run_dir, 0, seconds_per_batch=0.01, monotonic=clock)
+    before = heartbeat(run_dir)
+    writer.scalars(1, START, {"a": 1.0})
+    seen = next(asked)
+    wait_until(lambda: next(asked) > 2 * seen + 20)
+    assert segments(run_dir, "scalars") == []
+    assert heartbeat(run_dir) == before
+    moment[0] = 10.0
+    run = open_run(run_dir)
+    wait_until(lambda: run.refresh() and len(run.series("a")) == 1)
+    wait_until(lambda: heartbeat(run_dir) != before)
+    writer.close()
+
+
+@pytest.mark.parametrize("value", [[], {}], ids=["list", "dict"])
+def test_a_value_that_holds_itself_or_is_very_deep_is_cut_off(run_dir: Path, writer: RankWriter, value: object) -> None:
+    deep = inner = type(value)()
+    for _ in range(5000):
+        below = type(value)()
+        inner.append(below) if isinstance(inner, list) else inner.update(a=below)
+        inner = below
+    circle = type(value)()
+    circle.append(circle) if isinstance(circle, list) else circle.update(a=circle)
+    writer.event("note", 1, deep=deep, circle=circle)
+    assert writer.flush()
+    (event,) = open_run(run_dir).events("note")
+    assert "nested more than 100 deep" in json.dumps(event.fields["deep"])
+    assert "nested more than 100 deep" in json.dumps(event.fields["circle"])
+    create_run(run_dir.parent, config={"circle": circle})
+
+
 # Ends --------------------------------------------------------------------------------------------------------------
 
 

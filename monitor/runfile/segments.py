@@ -71,16 +71,23 @@ class Tail:
 def tails(folder: Path) -> dict[str, Tail]:
     """One tail per stream of a rank's folder, at its beginning."""
     found = {stream: Tail(folder, stream) for stream in (*fmt.STREAMS, "events")}
+    for stream, number in _listed(folder):
+        found[stream].last_known = max(found[stream].last_known, number)
+    return found
+
+
+def _listed(folder: Path) -> list[tuple[str, int]]:
+    """Stream and number of the segments in a rank's folder."""
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:
-                match = _SEGMENT.fullmatch(entry.name)
-                if match is not None:
-                    tail = found[match[1]]
-                    tail.last_known = max(tail.last_known, int(match[2]))
+            matches = [_SEGMENT.fullmatch(entry.name) for entry in entries]
     except OSError:
-        pass  # not there, or not ours to read: each file says so by itself
-    return found
+        return []  # not there, or not ours to read: each file says so by itself
+    return [(match[1], int(match[2])) for match in matches if match is not None]
+
+
+def _numbers(folder: Path, stream: str) -> list[int]:
+    return [number for own, number in _listed(folder) if own == stream]
 
 
 def poll_rows(tail: Tail, final: bool, report: Report) -> Iterator[Rows]:
@@ -136,8 +143,8 @@ def _go_on(tail: Tail, over: bool, followed: bool, report: Report) -> bool:
     if tail.index >= tail.last_known:
         return False
     missing = tail.index + 1
-    while not tail.next_exists() and tail.index < tail.last_known:
-        tail.next_segment()
+    there = [number for number in _numbers(tail.folder, tail.stream) if number > tail.index]
+    tail.index = min(there, default=tail.last_known + 1) - 1
     report(tail.folder / fmt.segment_name(tail.stream, missing), 0, f"missing, up to number {tail.index}")
     tail.next_segment()
     return tail.index <= tail.last_known

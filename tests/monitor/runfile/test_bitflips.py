@@ -25,7 +25,7 @@ from monitor.runfile.reader import Run, open_run
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run, write_exit
 from tests.monitor.runfile.known import START, STREAMS, steps_of, write_known
 
-FLIPS = int(os.environ.get("GRADIOMETER_FLIPS", "25"))
+FLIPS = int(os.environ.get("GRADIOMETER_FLIPS", "12"))
 """Bits flipped in each part of each file; every byte of every file: GRADIOMETER_FLIPS=0 pytest -k flipped."""
 ROWS = 4
 LAST = 12

@@ -160,7 +160,7 @@ def _check_seal(tail: Tail, report: Report) -> None:
     if isinstance(seal.get("bytes"), int) and seal["bytes"] != size:
         report(tail.path, size, f"the file has {size} bytes; it had {seal['bytes']} when it was finished")
     elif tail.offset < size:
-        report(tail.path, tail.offset, f"the last {size - tail.offset} bytes of the finished file are no whole line")
+        report(tail.path, tail.offset, f"the last {size - tail.offset} bytes of the finished file cannot be read")
 
 
 def _poll_segment(tail: Tail, final: bool, report: Report) -> Iterator[tuple[bytes, Stretch, int]]:

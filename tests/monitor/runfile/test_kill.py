@@ -16,6 +16,7 @@ import pytest
 
 from monitor.runfile import format as fmt
 from monitor.runfile.compact import compact_run
+from monitor.runfile.compacted import COMPACT_STREAMS
 from monitor.runfile.reader import open_run
 from monitor.runfile.store import list_runs
 from monitor.runfile.trash import delete_run, empty_trash, list_trash, restore_run, trash_run
@@ -143,6 +144,9 @@ def test_a_compaction_cut_short_loses_nothing_and_is_done_again(ended: Path, tmp
         run = open_run(run_dir)
         assert run.problems == ()
         assert known_steps(run) == EVERYTHING
+        for stream in COMPACT_STREAMS:  # what is left of the segments would still be one without the compact file
+            numbers = sorted(int(path.stem[-6:]) for path in run_dir.rglob(f"{stream}-*.arrows"))
+            assert numbers == list(range(len(numbers)))
         compact_run(run_dir, remove=True)
         again = open_run(run_dir)
         assert again.problems == ()

@@ -22,6 +22,7 @@ import pytest
 from monitor.errors import MonitorWarning, RunError
 from monitor.guard import forget_reports
 from monitor.runfile import format as fmt
+from monitor.runfile.framing import END_OF_STREAM, parse_message
 from monitor.runfile.reader import open_run
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run, write_exit
 from tests.monitor.runfile.conftest import LAYERS, SHAPES, START, write_steps
@@ -494,6 +495,71 @@ def test_a_fork_does_not_write_twice(run_dir: Path) -> None:
     assert run.series("a").value.tolist() == list(range(1, 21))
     assert [event.fields["text"] for event in run.events("note")] == ["parent"]
     assert run.problems == ()
+
+
+def test_a_fork_while_another_thread_holds_the_lock_does_not_hang_the_child(run_dir: Path) -> None:
+    done = run_python(
+        """
+        import os, signal, sys, threading
+        from pathlib import Path
+        from monitor.runfile.writer import RankWriter
+        writer = RankWriter(sys.argv[1], 0)
+        writer.scalars(1, 1.0, {"a": 1})
+        assert writer.flush()
+        held, let_go = threading.Event(), threading.Event()
+
+        def hold():
+            with writer._lock:
+                held.set()
+                let_go.wait()
+
+        threading.Thread(target=hold).start()
+        held.wait()
+        before = len(os.listdir("/proc/self/fd"))
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(20)
+            assert len(os.listdir("/proc/self/fd")) < before  # the parent's segments are not kept open here
+            writer.scalars(2, 2.0, {"a": -1})
+            writer.event("note", text="child")
+            writer.heartbeat(step=5)
+            writer.close()
+            sys.exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        let_go.set()
+        assert status == 0, status
+        writer.scalars(2, 2.0, {"a": 2})
+        """,
+        run_dir,
+    )
+    assert done.returncode == 0, done.stderr
+    run = open_run(run_dir)
+    assert run.series("a").value.tolist() == [1, 2]
+    assert run.events("note") == []
+
+
+def test_every_batch_goes_to_the_file_in_one_write(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader in mid-write then meets half a batch only on a full disk or a network file system."""
+    blocks: list[bytes] = []
+    real = os.pwrite
+
+    def pwrite(fd: int, data: bytes, offset: int) -> int:
+        blocks.append(bytes(data))
+        return real(fd, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    writer = RankWriter(run_dir, 0, rows_per_batch=10, segment_bytes=3000)
+    write_steps(writer, 1, 100)
+    writer.close()
+    written = [fmt.rank_dir(run_dir, 0) / name for name in segments(run_dir, "scalars") + segments(run_dir, "layers")]
+    assert sum(path.stat().st_size for path in written) == sum(map(len, blocks))
+    for block in blocks:
+        if block != END_OF_STREAM:
+            message = parse_message(block, 0, fmt.MAX_MESSAGE_METADATA)
+            assert message is not None
+            assert message.end == len(block)
+    rows = [parse_message(block, 0, fmt.MAX_MESSAGE_METADATA) for block in blocks]
+    assert sum(message.rows for message in rows if message) == 200
 
 
 def test_threads_may_write_at_once(run_dir: Path, writer: RankWriter) -> None:

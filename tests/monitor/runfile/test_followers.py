@@ -31,15 +31,18 @@ STEP = st.fixed_dictionaries(
     },
     optional={"b": NUMBER, "module": NUMBER, "system": NUMBER, "event": NUMBER, "late": NUMBER},
 )
-CALLS = st.lists(st.tuples(STEP, st.sampled_from(["go on", "go on", "flush"])), min_size=1, max_size=25)
+CALLS = st.lists(st.tuples(STEP, st.sampled_from(["go on", "go on", "flush", "read"])), min_size=1, max_size=25)
 EXAMPLES = int(os.environ.get("GRADIOMETER_EXAMPLES", "20"))
 """More of them: GRADIOMETER_EXAMPLES=1000 pytest tests/monitor/runfile/test_followers.py"""
 
 Truth = dict[str, list[Any]]
 
 
-def write(run_dir: Path, calls: list[tuple[dict[str, Any], str]], rows: int, segment_bytes: int) -> Truth:
-    """Write the calls and return what a reader must find: stream and name -> (step, value) pairs as text."""
+def write(run_dir: Path, live: Run, calls: list[tuple[dict[str, Any], str]], rows: int, segment_bytes: int) -> Truth:
+    """Write the calls, reading on with ``live`` in between, and return what a reader must find.
+
+    Stream, or name of a scalar -> (step, value as text) pairs.
+    """
     writer = RankWriter(run_dir, 0, rows_per_batch=rows, segment_bytes=segment_bytes, clock=lambda: 5.0)
     writer.define_layers(["x", "y"], [(1,), (1,)])
     writer.define_modules(["m"])
@@ -69,8 +72,13 @@ def write(run_dir: Path, calls: list[tuple[dict[str, Any], str]], rows: int, seg
             if values.get("late") is not None:  # a value after the row of its step: the last word counts
                 writer.event("log", step, values={"a": values["late"]})
                 truth["a"] = [pair for pair in truth["a"] if pair[0] != step] + [(step, repr(float(values["late"])))]
-            if then == "flush":
+            if then != "go on":
                 assert writer.flush(30)
+            if then == "read":
+                live.refresh()
+                assert {key: value for key, value in read(live).items() if value} == {
+                    key: value for key, value in truth.items() if value
+                }
     finally:
         writer.close()
     assert writer.rows_dropped == 0
@@ -151,7 +159,11 @@ def test_whole_followed_or_compacted_every_reader_finds_what_was_written(
     for folder in (run_dir, copy):
         begin_attempt(folder)
     try:
-        truth = write(run_dir, calls, rows, segment_bytes)
+        live = open_run(run_dir)
+        truth = write(run_dir, live, calls, rows, segment_bytes)
+        live.refresh()
+        assert live.problems == ()
+        assert read(live) == truth
         whole = open_run(run_dir)
         assert whole.problems == ()
         assert read(whole) == truth

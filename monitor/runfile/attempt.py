@@ -124,7 +124,11 @@ class RankData:
                 changed = True
                 refused = take(rows, tail)
                 if refused:
-                    report(tail.path, tail.offset, f"{refused} rows before here repeat or fall back in step; left out")
+                    report(
+                        tail.path,
+                        tail.offset,
+                        f"{refused} rows before here repeat or fall back in step, or are beyond 2**53; left out",
+                    )
         for table in poll_tables(self._tails["landscape"], final, report):
             changed = True
             room = MAX_SAMPLES - len(self.landscape)
@@ -179,7 +183,7 @@ class RankData:
         self.events.append(Event(step, moment, record["kind"], fields, self.attempt, self.rank))
 
     def _late(self, step: int | None, values: dict[str, float]) -> None:
-        if step is None or step < 0:
+        if step is None or not 0 <= step < fmt.MAX_STEP:
             return
         new = sum(name not in self.late for name in values)
         if len(self.late) + new > fmt.MAX_COLUMNS:
@@ -300,7 +304,7 @@ def _landscape_samples(table: pa.Table, attempt: int) -> Iterator[LandscapeSampl
     for row in range(table.num_rows):
         cell = {name: column[row].as_py() for name, column in columns.items()}
         coords, loss = (np.array(cell[name] or [], np.float64) for name in ("coords", "loss"))
-        if len(coords) != len(loss):
+        if len(coords) != len(loss) or not 0 <= cell["step"] < fmt.MAX_STEP:
             continue
         yield LandscapeSample(
             step=cell["step"],

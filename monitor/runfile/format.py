@@ -59,6 +59,8 @@ MAX_DEPTH = 100
 """Levels of a value that is written as JSON, where it is not plain JSON already."""
 MAX_SEGMENT_BYTES = 2 << 30
 """A reader refuses a larger one. Writers begin the next segment at a hundredth of it."""
+MAX_STEP = 1 << 53
+"""Steps are below it: a float64 tells them all apart, and nothing that is added to one overflows."""
 MAX_COLUMNS = 4096
 MAX_LAYERS = 100_000
 MAX_MESSAGE_METADATA = 64 << 20

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from monitor.runfile.format import MAX_STEP
 from monitor.runfile.rows import Rows
 
 
@@ -322,7 +323,9 @@ class LayerTable:
 def increasing(
     steps: np.ndarray, before: Growing | np.ndarray, placed: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The steps that are larger than every one before them, and bool[n] of which those are (None: all).
+    """The steps that are larger than every one before them and below MAX_STEP, and bool[n] of which those are.
+
+    None stands for all of them.
 
     Args:
         placed: bool[n]; the other rows are left out and not compared with.
@@ -331,8 +334,9 @@ def increasing(
     floor = last[0] if len(last) else np.int64(-1)
     if placed is not None:
         steps = np.where(placed, steps, np.int64(-1))  # not larger than anything
-    if len(steps) == 0 or (steps[0] > floor and (steps[1:] > steps[:-1]).all()):
+    if len(steps) == 0 or (steps[0] > floor and steps[-1] < MAX_STEP and (steps[1:] > steps[:-1]).all()):
         return steps, None
+    steps = np.where(steps < MAX_STEP, steps, np.int64(-1))
     highest = np.maximum.accumulate(np.concatenate([[floor], steps]))[:-1]
     keep = steps > highest
     return steps[keep], keep

@@ -411,6 +411,10 @@ class RankWriter:
     def _put_row(self, stream_name: str, row: Row) -> None:
         stream = self._streams[stream_name]
         self._surface()
+        if row.step is not None and not 0 <= row.step < fmt.MAX_STEP:
+            self._drop()
+            self._warn(f"{stream_name} range", f"{stream_name}: step {row.step}; 0 to 2**53 - 1 are accepted. Dropped.")
+            return
         with self._lock:
             if self._refuses_locked():
                 return
@@ -650,7 +654,7 @@ class RankWriter:
             stream.segment.append(block, [row.step for row in rows])
         except OSError as error:
             return self._disk_refuses(error)
-        except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError, pa.ArrowException) as error:
             # Values that cannot be put into columns: these rows are lost, the recording is not.
             self._note(f"{stream.name} rows", f"{stream.name}: rows up to step {rows[-1].step} were left out: {error}")
             self._done_with(stream, len(rows), dropped=True)

@@ -270,6 +270,19 @@ def test_two_columns_of_one_name_are_refused(run_dir: Path) -> None:
     assert len(run.series("train_loss")) == 30
 
 
+def test_steps_that_overflow_are_left_out_and_said(run_dir: Path) -> None:
+    schema = fmt.scalars_schema(["train_loss"])
+    head = framing.encode_schema(schema)
+    steps = pa.array([40, 2**53 - 1, 2**53, 2**63 - 1])
+    batch = pa.record_batch([steps, pa.array(np.zeros(4)), pa.array(np.ones(4))], schema=schema)
+    data = framing.encode_batch(batch, len(head), zlib.crc32(head))
+    (rank(run_dir) / "scalars-000001.arrows").write_bytes(head + data + framing.END_OF_STREAM)
+    run = open_run(run_dir)
+    touch_everything(run)
+    assert run.series("train_loss").step.tolist()[-3:] == [30, 40, 2**53 - 1]
+    assert "2 rows before here repeat or fall back in step, or are beyond 2**53" in run.problems[0]
+
+
 def test_a_missing_segment_of_modules_is_said_like_any_other(tmp_path: Path) -> None:
     run_dir = create_run(tmp_path)
     begin_attempt(run_dir)

@@ -203,16 +203,25 @@ def test_a_name_that_cannot_be_one_is_left_out_and_said(run_dir: Path, writer: R
 
 
 def test_a_row_that_cannot_be_written_is_lost_alone(run_dir: Path, writer: RankWriter) -> None:
-    writer.scalars(1, START, {"a": 1.0})
-    assert writer.flush()
-    writer.scalars(2**70, START, {"a": 2.0})  # no int64
-    assert writer.flush()
-    writer._streams["scalars"].last_step = 1
-    writer.scalars(3, START, {"a": 3.0})
-    assert writer.flush()
-    assert open_run(run_dir).series("a").step.tolist() == [1, 3]
+    for step, kind in ((1, "line"), (2, object()), (3, "line")):
+        writer.landscape(step, START, kind=kind, direction="x", radius=1.0, coords=[0], loss=[step], baseline=1)  # type: ignore[arg-type]
+        assert writer.flush()
+    assert [sample.step for sample in open_run(run_dir).landscape()] == [1, 3]
     assert writer.rows_dropped == 1
     assert writer.error is None
+    assert any("rows up to step 2 were left out" in text for text in heartbeat(run_dir)["warnings"])  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("step", [-1, 2**53, 2**70])
+def test_a_step_that_a_float_cannot_tell_from_others_is_said_and_not_written(
+    run_dir: Path, writer: RankWriter, step: int
+) -> None:
+    with pytest.warns(MonitorWarning, match=rf"step {step}; 0 to 2\*\*53 - 1 are accepted"):
+        writer.scalars(step, START, {"a": 2.0})
+    writer.scalars(2**53 - 2, START, {"a": 3.0})
+    assert writer.flush()
+    assert open_run(run_dir).series("a").step.tolist() == [2**53 - 2]
+    assert writer.rows_dropped == 1
 
 
 def test_a_signal_handler_may_write(run_dir: Path, writer: RankWriter) -> None:

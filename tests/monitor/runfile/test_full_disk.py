@@ -10,7 +10,6 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,27 +23,6 @@ from monitor.runfile.reader import open_run
 from monitor.runfile.store import list_runs
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run, write_exit
 from tests.monitor.runfile.known import STREAMS, known_steps, write_known
-
-
-def mounted(place: Path, options: str) -> Iterator[Path]:
-    place.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(place)], capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"a small tmpfs cannot be mounted here: {done.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", "-l", str(place)], check=True)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of half a megabyte."""
-    yield from mounted(tmp_path / "small", "size=512k")
-
-
-@pytest.fixture
-def few_files(tmp_path: Path) -> Iterator[Path]:
-    """A file system with room for 40 files and folders."""
-    yield from mounted(tmp_path / "few", "size=4m,nr_inodes=40")
 
 
 class Ballast:

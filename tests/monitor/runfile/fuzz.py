@@ -198,6 +198,7 @@ def touch_everything(run: Run) -> None:
     for stat in run.layer_stats:
         heat(run.layers(stat), 50)
         layer_window(run, stat, points=20)
+        run.extents(stat)
     for stat in run.module_stats:
         run.modules(stat)
     run.frame(), run.system(), run.events(), run.landscape(), run.times(), run.checkpoints(), run.log_tail()

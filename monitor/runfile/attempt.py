@@ -20,6 +20,10 @@ from monitor.runfile.store import AttemptRecords, numbered
 from monitor.runfile.tables import Growing, LayerTable, ScalarTable, frozen
 
 MAX_RANKS = 65_536
+MAX_EVENTS = 1_000_000
+"""Of one rank of one attempt: events are objects in memory, ten times as large as their lines."""
+MAX_SAMPLES = 100_000
+"""Landscape samples of one rank of one attempt."""
 
 Complain = Callable[[str], None]
 """Called with one message per thing that is refused."""
@@ -92,8 +96,12 @@ class RankData:
         if segments:
             self._tails[stream].index = segments
             path = compact_file(run_dir, stream, self.attempt, self.rank)
-            for offset, what in load_compact(path, stream, table):
+
+            def report(offset: int, what: str) -> None:
                 complain(f"{path}, byte {offset}: {what}")
+
+            for offset, what in load_compact(path, stream, table, report=report):
+                report(offset, what)
 
     def poll(self, final: bool, complain: Complain) -> bool:
         """Read what was appended; True if there was anything.
@@ -116,13 +124,24 @@ class RankData:
                 changed = True
                 refused = take(rows, tail)
                 if refused:
-                    report(tail.path, tail.offset, f"{refused} rows before here repeat or fall back in step; left out")
+                    report(
+                        tail.path,
+                        tail.offset,
+                        f"{refused} rows before here repeat or fall back in step, or are beyond 2**53; left out",
+                    )
         for table in poll_tables(self._tails["landscape"], final, report):
             changed = True
-            self.landscape.extend(_landscape_samples(table, self.attempt))
+            room = MAX_SAMPLES - len(self.landscape)
+            if table.num_rows > room:
+                tail = self._tails["landscape"]
+                report(tail.path, tail.offset, f"more than {MAX_SAMPLES} landscape samples; left out")
+            self.landscape.extend(_landscape_samples(table.slice(0, room), self.attempt))
         tail = self._tails["events"]
         for offset, line in poll_lines(tail, final, report):
             changed = True
+            if len(self.events) >= MAX_EVENTS:
+                report(tail.path, offset, f"more than {MAX_EVENTS} events; left out")
+                continue
             try:
                 self._event(line)
             except RunError as error:
@@ -150,7 +169,7 @@ class RankData:
     def _event(self, line: bytes) -> None:
         if not line.strip():
             return
-        record = fmt.parse_json(line, "an event")
+        record = fmt.parse_json(fmt.check_line(line), "an event")
         moment = fmt.as_number(record.get("time")) if isinstance(record, dict) else None
         if moment is None or not isinstance(record.get("kind"), str):
             raise RunError("an event without time or kind; left out")
@@ -164,8 +183,11 @@ class RankData:
         self.events.append(Event(step, moment, record["kind"], fields, self.attempt, self.rank))
 
     def _late(self, step: int | None, values: dict[str, float]) -> None:
-        if step is None or step < 0:
+        if step is None or not 0 <= step < fmt.MAX_STEP:
             return
+        new = sum(name not in self.late for name in values)
+        if len(self.late) + new > fmt.MAX_COLUMNS:
+            raise RunError(f"an event with {new} new names; {fmt.MAX_COLUMNS} names come as events at most; left out")
         for name, number in values.items():
             steps, late = self.late.setdefault(name, (Growing(np.int64), Growing(np.float64)))
             steps.append(np.array([step]))
@@ -282,7 +304,7 @@ def _landscape_samples(table: pa.Table, attempt: int) -> Iterator[LandscapeSampl
     for row in range(table.num_rows):
         cell = {name: column[row].as_py() for name, column in columns.items()}
         coords, loss = (np.array(cell[name] or [], np.float64) for name in ("coords", "loss"))
-        if len(coords) != len(loss):
+        if len(coords) != len(loss) or not 0 <= cell["step"] < fmt.MAX_STEP:
             continue
         yield LandscapeSample(
             step=cell["step"],

@@ -144,7 +144,7 @@ def write_exit(
     """Say how an attempt ended. The first record stands; returns False when there was one already.
 
     Raises:
-        RunError: ``outcome`` is none of finished, stopped, crashed.
+        RunError: ``outcome`` is none of finished, stopped, crashed, or the record cannot be written.
     """
     if outcome not in fmt.OUTCOMES:
         raise RunError(f"outcome {outcome!r} is not known. Accepted: {', '.join(fmt.OUTCOMES)}.")
@@ -161,4 +161,6 @@ def write_exit(
         fmt.exclusive_write_json(fmt.attempt_dir(Path(run_dir), attempt) / fmt.EXIT_FILE, record)
     except FileExistsError:
         return False
+    except OSError as error:
+        raise RunError(f"the end of attempt {attempt} of {run_dir} cannot be recorded: {error.strerror}.") from None
     return True

@@ -24,6 +24,7 @@ from monitor.runfile.compacted import (
     COMPACT_STREAMS,
     compact_file,
     covered_segments,
+    file_blocks,
     file_crc,
     load_compact,
     write_batches,
@@ -79,7 +80,9 @@ def _compact(run: Run, remove: bool) -> list[Compacted]:
             if stream in LEVEL_STREAMS:
                 write_levels(run.path, stream, attempt, rank, table)
     except OSError as error:
-        raise RunError(f"{run.path}: cannot be compacted: {error.strerror}. Its segments are as they were.") from None
+        raise RunError(
+            f"{run.path}: cannot be compacted: {error.strerror or error}. Its segments are as they were."
+        ) from None
     return done
 
 
@@ -152,6 +155,7 @@ def _compact_stream(
             "segments": len(segments),
             "bytes": size,
             "crc32": f"{file_crc(temporary):08x}",
+            "blocks": file_blocks(temporary),
         }
         target.with_name(target.name + fmt.SEAL_SUFFIX).unlink(missing_ok=True)
         temporary.replace(target)

@@ -5,15 +5,16 @@ from __future__ import annotations
 import mmap
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 
 from monitor.errors import RunError
 from monitor.runfile import format as fmt
-from monitor.runfile.framing import BadMessage, Incomplete, parse_schema, scan, stamp
-from monitor.runfile.rows import Rows, places
+from monitor.runfile.blocks import Blocks, block_sums, blocks_of
+from monitor.runfile.framing import BadMessage, Incomplete, Stretch, parse_schema, scan, stamp
+from monitor.runfile.rows import Rows, Unchecked, places
 from monitor.runfile.segments import check_schema, layers_of
 from monitor.runfile.tables import LayerTable, ScalarTable
 
@@ -34,9 +35,8 @@ def write_batches(path: Path, schema: pa.Schema, batches: Iterator[pa.RecordBatc
         for batch in batches:
             writer.write_batch(batch, custom_metadata={"crc32": "00000000", "head32": "00000000"})
             count += 1
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as data:
-        stamp(data, len(MAGIC))
-        data.flush()
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+        stamp(file.fileno(), data, len(MAGIC))
         os.fsync(file.fileno())
     return count
 
@@ -48,6 +48,12 @@ def file_crc(path: Path) -> int:
         while piece := file.read(1 << 20):
             crc = zlib.crc32(piece, crc)
     return crc
+
+
+def file_blocks(path: Path) -> str:
+    """The checksums of a whole file by blocks, as its seal holds them."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as data:
+        return block_sums(data)
 
 
 def covered_segments(run_dir: Path, stream: str, attempt: int, rank: int) -> int:
@@ -66,12 +72,19 @@ def covered_segments(run_dir: Path, stream: str, attempt: int, rank: int) -> int
 
 
 def load_compact(
-    path: Path, stream: str, table: ScalarTable | LayerTable, check_bodies: bool = False
+    path: Path,
+    stream: str,
+    table: ScalarTable | LayerTable,
+    check_bodies: bool = False,
+    report: Callable[[int, str], None] | None = None,
 ) -> list[tuple[int, str]]:
     """Put the rows of a compact file into ``table``, columns deferred; returns (offset, what is wrong).
 
     Args:
-        check_bodies: read everything and compare the checksums; else only what describes the batches is checked.
+        check_bodies: read everything and compare the checksums. Else what describes the batches is checked, with the
+            steps, times and what tells absent values; a column is checked when it is asked for, by the sums in the
+            file's seal (in full now when the seal has none).
+        report: told about damage that the sums show, now or later; None adds it to the list that was returned.
     """
     try:
         fd = fmt.open_inside(path)
@@ -93,18 +106,39 @@ def load_compact(
             raise BadMessage(wrong)
     except (BadMessage, Incomplete, pa.ArrowException, ValueError, OSError) as error:
         return [(0, f"the compact file cannot be read: {error}")]
-    found = scan(data, zlib.crc32(data[len(MAGIC) : head.end]), final=True, begin=head.end, check_bodies=check_bodies)
+    blocks = None if check_bodies else _blocks(path, len(data))
+    seed = zlib.crc32(data[len(MAGIC) : head.end])
+    found = scan(data, seed, final=True, begin=head.end, check_bodies=blocks is None)
     problems = list(found.problems)
+    if not found.ended and not problems:
+        problems.append((found.end, "a batch goes on beyond the end of the file"))
     columns = places(schema)
     layers = layers_of(schema) or ()
-    for stretch in found.good:
+    tell = report or (lambda offset, what: problems.append((offset, what)))
+    unchecked = Unchecked(data, blocks, tell) if blocks is not None else None
+    for stretch in _single_batches(found.good) if unchecked else found.good:
         try:
-            rows = Rows(data, stretch, columns)
+            rows = Rows(data, stretch, columns, unchecked)
         except BadMessage as error:
             problems.append((stretch.start, str(error)))
             continue
         if isinstance(table, LayerTable):
-            table.append(rows, layers, defer=True)
+            refused = table.append(rows, layers, defer=True)
         else:
-            table.append(rows, defer=True)
+            refused = table.append(rows, defer=True)
+        if refused:
+            problems.append((stretch.start, f"{refused} rows are damaged or fall back in step; left out"))
     return problems
+
+
+def _blocks(path: Path, size: int) -> Blocks | None:
+    try:
+        return blocks_of(fmt.load_json(path.with_name(path.name + fmt.SEAL_SUFFIX)), size)
+    except RunError:
+        return None
+
+
+def _single_batches(stretches: list[Stretch]) -> Iterator[Stretch]:
+    for stretch in stretches:
+        for index in range(stretch.count):
+            yield Stretch(stretch.start + index * stretch.size, 1, stretch.size, stretch.message)

@@ -53,7 +53,7 @@ def export_run(run_dir: str | os.PathLike[str], target: str | os.PathLike[str], 
                 file.write(fmt.dump_json(record | {"attempt": event.attempt, "rank": event.rank}) + "\n")
         written.append(path)
     except OSError as error:
-        raise RunError(f"{folder}: cannot be written: {error.strerror}. Choose another folder.") from None
+        raise RunError(f"{folder}: cannot be written: {error.strerror or error}. Choose another folder.") from None
     return written
 
 

@@ -5,6 +5,7 @@ FORMAT.md is the specification in prose.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -12,6 +13,7 @@ import re
 import secrets
 import stat
 import time
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,14 +55,21 @@ METADATA_KEY = b"gradiometer"
 
 MAX_JSON_BYTES = 16 << 20
 MAX_EVENT_BYTES = 1 << 20
+MAX_DEPTH = 100
+"""Levels of a value that is written as JSON, where it is not plain JSON already."""
 MAX_SEGMENT_BYTES = 2 << 30
 """A reader refuses a larger one. Writers begin the next segment at a hundredth of it."""
+MAX_STEP = 1 << 53
+"""Steps are below it: a float64 tells them all apart, and nothing that is added to one overflows."""
 MAX_COLUMNS = 4096
 MAX_LAYERS = 100_000
 MAX_MESSAGE_METADATA = 64 << 20
 MAX_MESSAGE_BODY = 1 << 30
 
 _RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_LINE_SUM = re.compile(rb', "crc32": "(.{8})"\}\Z', re.DOTALL)
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EINVAL)
 _NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -171,24 +180,27 @@ def dump_json(value: Any) -> str:
     """``value`` as one line of strict JSON; non-finite numbers become the strings NaN, Infinity, -Infinity.
 
     What JSON does not know (paths, numpy scalars, sets) is written as the nearest thing it knows, at worst ``str()``.
+    What holds itself, or is nested very deeply, is cut off at a depth of 100.
     """
     try:
         return json.dumps(value, allow_nan=False, ensure_ascii=False)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         return json.dumps(_plain(value), allow_nan=False, ensure_ascii=False)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
     if value is None or isinstance(value, (bool, int, str)):
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else spell_number(value)
+    if depth >= MAX_DEPTH:
+        return f"... {type(value).__name__} nested more than {MAX_DEPTH} deep"
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [_plain(item) for item in value]
+        return [_plain(item, depth + 1) for item in value]
     if hasattr(value, "tolist"):  # numpy scalars and arrays, without importing numpy for it
-        return _plain(value.tolist())
+        return _plain(value.tolist(), depth + 1)
     return str(value)
 
 
@@ -211,6 +223,27 @@ def as_number(value: Any) -> float | None:
     return None
 
 
+def event_line(record: Mapping[str, Any]) -> bytes:
+    """One line of an events file; its last key holds the CRC-32 of the line's bytes before that key."""
+    text = dump_json({key: value for key, value in record.items() if key != "crc32"}).encode("utf-8", "replace")[:-1]
+    return b'%s, "crc32": "%08x"}\n' % (text, zlib.crc32(text))
+
+
+def check_line(line: bytes) -> bytes:
+    """The event in ``line`` as JSON without its checksum. A line that has none is taken as it is.
+
+    Raises:
+        RunError: the checksum differs.
+    """
+    match = _LINE_SUM.search(line)
+    if match is None:
+        return line
+    text = line[: match.start()]
+    if b"%08x" % zlib.crc32(text) != match[1]:
+        raise RunError("an event is damaged (crc32 differs); left out")
+    return text + b"}"
+
+
 def parse_json(text: bytes, source: str) -> Any:
     """Parse strict JSON.
 
@@ -219,9 +252,15 @@ def parse_json(text: bytes, source: str) -> Any:
             ``source``.
     """
     try:
-        return json.loads(text.decode("utf-8"))
+        value = json.loads(text.decode("utf-8"))
+        return _without_lone_surrogates(value) if _SURROGATE.search(text) else value
     except (ValueError, RecursionError) as error:
         raise RunError(f"{source}: not JSON ({error}). The file is left as it is and not used.") from None
+
+
+def _without_lone_surrogates(value: Any) -> Any:
+    """``value`` with ``?`` for what JSON can escape but no UTF-8 can hold, and no page or file could show."""
+    return json.loads(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def read_file(path: Path, limit: int) -> bytes:
@@ -316,13 +355,23 @@ def exclusive_write_json(path: Path, value: Any) -> None:
     temporary = _write_temporary(path, value)
     try:
         os.link(temporary, path)  # unlike rename, link refuses an existing target
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links: exclusive, though a reader may for a moment see a half
-        with path.open("x", encoding="utf-8") as file:
-            file.write(dump_json(value) + "\n")
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+        _write_exclusively(path, value)
     finally:
         temporary.unlink()
+
+
+def _write_exclusively(path: Path, value: Any) -> None:
+    """For a file system without hard links: whole or not at all, though a reader may for a moment see a half."""
+    with path.open("x", encoding="utf-8") as file:
+        try:
+            file.write(dump_json(value) + "\n")
+            file.flush()
+        except OSError:
+            path.unlink()  # a half would stand for ever
+            raise
 
 
 def _write_temporary(path: Path, value: Any) -> Path:

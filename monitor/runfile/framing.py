@@ -10,6 +10,7 @@ but it neither says where it stopped in a torn one nor notices changed bytes. So
 from __future__ import annotations
 
 import mmap
+import os
 import struct
 import zlib
 from collections.abc import Iterator
@@ -145,6 +146,8 @@ def _parse_batch(data: Bytes, message: Message, header: int) -> None:
     message.buffers = tuple(zip(numbers[::2], numbers[1::2], strict=True))
     if any(offset < 0 or length < 0 or offset + length > body for offset, length in message.buffers):
         raise BadMessage(f"a buffer lies outside the body of {body} bytes")
+    if sum(numbers[1::2]) > body:  # thousands of columns over the same bytes would be thousands of times the memory
+        raise BadMessage(f"its buffers overlap: together they are larger than the body of {body} bytes")
 
 
 def _pairs(data: Bytes, at: int, end: int) -> tuple[int, int]:
@@ -216,23 +219,23 @@ def encode_batch(batch: pa.RecordBatch, schema_size: int, seed: int) -> bytearra
     data = bytearray(memoryview(sink.getvalue())[schema_size : -len(END_OF_STREAM)])
     message = parse_message(data, 0)
     assert message is not None and message.head32_at > 0
-    _write_checksums(data, message, seed)
+    data[message.crc32_at : message.crc32_at + 8] = _crc32(data, message.metadata_end, message.end)
+    data[message.head32_at : message.head32_at + 8] = _head32(data, message, seed).encode()
     return data
 
 
-def stamp(data: mmap.mmap, begin: int) -> None:
-    """Write the checksums of every batch of a stream that begins at ``begin`` and was written with eight zeros each."""
+def stamp(fd: int, data: mmap.mmap, begin: int) -> None:
+    """Write the checksums of every batch of a stream that begins at ``begin`` and was written with eight zeros each.
+
+    Through the descriptor, where a full disk is an error; through the mapping ``data`` it would be a signal.
+    """
     schema = parse_schema(data, begin)
     seed = zlib.crc32(data[begin : schema.end])
     at = schema.end
     while (message := parse_message(data, at)) is not None:
-        _write_checksums(data, message, seed)
+        os.pwrite(fd, _crc32(data, message.metadata_end, message.end), message.crc32_at)
+        os.pwrite(fd, _head32(data, message, seed).encode(), message.head32_at)
         at = message.end
-
-
-def _write_checksums(data: bytearray | mmap.mmap, message: Message, seed: int) -> None:
-    data[message.crc32_at : message.crc32_at + 8] = _crc32(data, message.metadata_end, message.end)
-    data[message.head32_at : message.head32_at + 8] = _head32(data, message, seed).encode()
 
 
 # Scanning ----------------------------------------------------------------------------------------------------------
@@ -307,11 +310,14 @@ def scan(
                 _take_alike(data, message, seed, result, check_bodies)
             continue
         except Incomplete as torn:
-            following = _resync(data, at + 4, seed) if final else -1
-            if following < 0:  # a torn tail: normal after a kill, and what a live file looks like in mid-write
+            # A damaged size may ask for bytes that never come; what is whole behind it must not wait for them.
+            following = _resync(data, at + 4, seed)
+            if following < 0 and not (final and data[-len(END_OF_STREAM) :] == END_OF_STREAM):
+                # A torn tail: normal after a kill, and what a live file looks like in mid-write.
                 result.end = len(data) if final else at
                 result.needed = 0 if final else torn.needed
                 return result
+            following = len(data) if following < 0 else following
             what = "a batch is cut short"
         except BadMessage as bad:
             following = _resync(data, at + 4, seed)

@@ -19,10 +19,11 @@ import pyarrow as pa
 
 from monitor.errors import RunError
 from monitor.runfile import format as fmt
+from monitor.runfile.blocks import BLOCK_BYTES, blocks_of
 from monitor.runfile.cells import NAMES, Cells, join, merge, reduce_values
 from monitor.runfile.columns import number_array
-from monitor.runfile.compacted import compact_file, file_crc, write_batches
-from monitor.runfile.framing import BadMessage
+from monitor.runfile.compacted import MAGIC, compact_file, file_blocks, file_crc, write_batches
+from monitor.runfile.framing import BadMessage, Incomplete, Message, parse_message, parse_schema
 from monitor.runfile.tables import LayerBlock, LayerTable, ScalarTable
 
 FACTOR = 64
@@ -53,6 +54,8 @@ def write_levels(run_dir: Path, stream: str, attempt: int, rank: int, table: Sca
     step, time = _rows(table)
     if len(step) <= FACTOR or not source.exists() or _is_current(target, source):
         return None
+    if f"{file_crc(source):08x}" != _source(source)["crc32"]:
+        raise RunError(f"{source}: not what its seal says; its levels are not written.")
     if isinstance(table, LayerTable):
         levels = {stat: _levels_of(_layer_chunks(table.blocks[0], stat)) for stat in table.blocks[0].stats}
         width, layers = len(table.blocks[0].names), [asdict(layer) for layer in table.blocks[0].layers]
@@ -75,6 +78,7 @@ def write_levels(run_dir: Path, stream: str, attempt: int, rank: int, table: Sca
             "factor": FACTOR,
             "bytes": temporary.stat().st_size,
             "crc32": f"{file_crc(temporary):08x}",
+            "blocks": file_blocks(temporary),
             "source": _source(source),
         }
         target.with_name(target.name + fmt.SEAL_SUFFIX).unlink(missing_ok=True)
@@ -214,11 +218,18 @@ def _cell_array(cells: Cells) -> pa.Array:
 # Reading -----------------------------------------------------------------------------------------------------------
 
 
+class DamagedBlock(RunError):
+    """What was asked for is not as it was written."""
+
+
 class Mapped:
-    """An Arrow IPC file, mapped; a column that is not asked for is never read.
+    """An Arrow IPC file, mapped; a column that is not asked for is never read, and what is read is checked.
+
+    Its table of contents is not trusted: the batches are taken in the order in which they lie.
 
     Raises:
-        RunError: it is a link, no Arrow file, or not as large as its seal says.
+        RunError: it is a link, no Arrow file, not as large as its seal says, or the seal holds no checksums.
+        DamagedBlock: what describes its batches is not as it was written.
     """
 
     def __init__(self, run_dir: Path, path: Path):
@@ -229,26 +240,78 @@ class Mapped:
         try:
             fd = fmt.open_inside(path)
             try:
-                data = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+                self._data = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
             finally:
                 os.close(fd)
-            if len(data) != self.seal.get("bytes"):
-                raise RunError(f"{path}: {len(data)} bytes; its seal says {self.seal.get('bytes')}.")
-            self.reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(data)))
-        except (OSError, ValueError, pa.ArrowException) as error:
+            size = len(self._data)
+            if size != self.seal.get("bytes"):
+                raise RunError(f"{path}: {size} bytes; its seal says {self.seal.get('bytes')}.")
+            blocks = blocks_of(self.seal, size)
+            if blocks is None:
+                raise RunError(f"{path}: its seal holds no checksums of its blocks.")
+            self._blocks = blocks
+            for message in _messages(self._data):
+                self._check(message.start, message.metadata_end)
+            whole = pa.py_buffer(self._data)
+            self._address = whole.address
+            with pa.ipc.open_stream(whole.slice(len(MAGIC))) as reader:
+                self.schema: pa.Schema = reader.schema
+                self._batches: list[pa.RecordBatch] = list(reader)
+        except (ValueError, StopIteration, Incomplete, pa.ArrowException) as error:
+            raise DamagedBlock(f"{path}: cannot be mapped ({error}).") from None
+        except OSError as error:
             raise RunError(f"{path}: cannot be mapped ({error}).") from None
-        self._batches: dict[int, pa.RecordBatch] = {}
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self._batches)
 
     def batch(self, index: int) -> pa.RecordBatch:
         """Batch ``index``, its buffers checked to be as long as its rows need."""
-        if index not in self._batches:
-            try:
-                batch = self.reader.get_batch(index)
-                batch.validate()
-            except (OSError, ValueError, pa.ArrowException) as error:
-                raise RunError(f"{self.path}: batch {index} cannot be read ({error}).") from None
-            self._batches[index] = batch
-        return self._batches[index]
+        batch = self._batches[index]
+        try:
+            batch.validate()
+        except pa.ArrowException as error:
+            raise RunError(f"{self.path}: batch {index} cannot be read ({error}).") from None
+        return batch
+
+    def numbers(self, array: pa.Array, low: int, high: int) -> np.ndarray:
+        """A view of elements ``low..high``; where one is null it means nothing."""
+        dtype = np.dtype(array.type.to_pandas_dtype())
+        first = (array.offset + low) * dtype.itemsize
+        return np.frombuffer(
+            self._checked(array.buffers()[1], first, (high - low) * dtype.itemsize), dtype, high - low, first
+        )
+
+    def picked(self, array: pa.Array, index: np.ndarray) -> np.ndarray:
+        """The elements ``index`` (int64, any shape) alone, and only their blocks checked; null: it means nothing."""
+        dtype = np.dtype(array.type.to_pandas_dtype())
+        buffer, size = array.buffers()[1], dtype.itemsize
+        begin = buffer.address - self._address + array.offset * size
+        for block in np.unique((begin + index * size) // BLOCK_BYTES).tolist():
+            self._check(block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES)
+        return np.frombuffer(buffer, dtype, len(array), array.offset * size)[index]
+
+    def valid(self, array: pa.Array, low: int, high: int) -> np.ndarray:
+        """bool[high - low]: which elements are not null."""
+        bits = array.buffers()[0]
+        if bits is None:
+            return np.broadcast_to(np.True_, high - low)
+        first, last = array.offset + low, array.offset + high
+        begin, size = first // 8, (last + 7) // 8 - first // 8
+        packed = np.frombuffer(self._checked(bits, begin, size), np.uint8, size, begin)
+        return np.unpackbits(packed, bitorder="little")[first % 8 : first % 8 + high - low].astype(bool)
+
+    def _checked(self, buffer: pa.Buffer, first: int, size: int) -> pa.Buffer:
+        """``buffer`` itself when its ``size`` bytes from ``first`` on are as written."""
+        at = buffer.address - self._address + first
+        self._check(at, at + size)
+        return buffer
+
+    def _check(self, start: int, stop: int) -> None:
+        damage = self._blocks.damaged(self._data, start, stop)
+        if damage:
+            raise DamagedBlock(f"{self.path}, byte {damage[0][0]}: the block is damaged (its crc32 differs).")
 
     def field(self, name: str, kind: pa.DataType) -> int:
         """Index of the column ``name``.
@@ -256,8 +319,8 @@ class Mapped:
         Raises:
             RunError: there is none of this type.
         """
-        index = self.reader.schema.get_field_index(name)
-        if index < 0 or self.reader.schema.field(index).type != kind:
+        index = self.schema.get_field_index(name)
+        if index < 0 or self.schema.field(index).type != kind:
             raise RunError(f"{self.path}: no column {name!r} of type {kind}.")
         return index
 
@@ -281,14 +344,16 @@ class LevelFiles:
             raise RunError(f"{self.cells.path}: made from another compact file.")
         if not isinstance(factor, int) or not 2 <= factor <= 1 << 16 or seal.get("rows") != len(step):
             raise RunError(f"{self.cells.path}: not about the rows that are there.")
+        if factor != _written_factor(self.cells.schema):
+            raise RunError(f"{self.cells.path}: its seal is about another factor.")
         self.factor: int = factor
-        self.height = self.cells.reader.num_record_batches
+        self.height = len(self.cells)
         if self.height < 1:
             raise RunError(f"{self.cells.path}: holds no level.")
         for level in range(1, self.height + 1):
             if self.cells.batch(level - 1).num_rows != -(-len(step) // factor**level):
                 raise RunError(f"{self.cells.path}: level {level} has another number of cells.")
-        counts = [self.rows.batch(index).num_rows for index in range(self.rows.reader.num_record_batches)]
+        counts = [self.rows.batch(index).num_rows for index in range(len(self.rows))]
         if sum(counts) != len(step):
             raise RunError(f"{self.rows.path}: not about the rows that are there.")
         self.starts = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
@@ -325,7 +390,7 @@ class Levels:
             if stop == start:
                 continue
             column = self._rows.batch(index).column(self._row_column)
-            parts.append(self._numpy(column, max(low, start) - start, min(high, stop) - start))
+            parts.append(self._numpy(self._rows, column, max(low, start) - start, min(high, stop) - start))
         value, present = (
             np.concatenate(arrays) if len(arrays) > 1 else arrays[0] for arrays in zip(*parts, strict=True)
         )
@@ -334,7 +399,7 @@ class Levels:
     def cells(self, level: int, low: int, high: int) -> Cells:
         """Cells ``low..high`` (excluded) of a level from 1 on."""
         column = self._file.batch(level - 1).column(self._column)
-        found = {name: self._numpy(column.field(index), low, high) for index, name in enumerate(NAMES)}
+        found = {name: self._numpy(self._file, column.field(index), low, high) for index, name in enumerate(NAMES)}
         nan = np.float64(np.nan) if self._width is None else np.float32(np.nan)
         return Cells(
             **{
@@ -344,12 +409,23 @@ class Levels:
         )
 
     def raw(self, level: int, kind: str) -> np.ndarray:
-        """One field of all cells of a level from 1 on, a view: [n] or [n, L]. An extreme or last value that is null
-        means nothing."""
+        """One field of all cells of a level from 1 on: [n] or [n, L]. Where an extreme or last value is null, it means
+        nothing."""
         column = self._file.batch(level - 1).column(self._column).field(NAMES.index(kind))
         if self._width is None:
-            return numbers(column, 0, len(column))
-        return numbers(column.values, 0, len(column) * self._width).reshape(len(column), self._width)
+            return self._file.numbers(column, 0, len(column))
+        return self._file.numbers(column.values, 0, len(column) * self._width).reshape(len(column), self._width)
+
+    def picked(self, level: int, kind: str, index: np.ndarray, layer: int = 0) -> np.ndarray:
+        """One field of the cells ``index`` (int64, any shape) of a level, of a scalar or one layer; as :meth:`raw`."""
+        column = self._file.batch(level - 1).column(self._column).field(NAMES.index(kind))
+        if self._width is not None:
+            index, column = (column.offset + index) * self._width + layer, column.values
+        return self._file.picked(column, index)
+
+    def cell_count(self, level: int) -> int:
+        """Cells of a level from 1 on."""
+        return self._file.batch(level - 1).num_rows
 
     def at(self, rows: np.ndarray, layer: int = 0) -> np.ndarray:
         """The values of a scalar or of one layer at ``rows`` (int64, any shape, not decreasing), float64.
@@ -366,7 +442,7 @@ class Levels:
                 places = flat[low:high] - self._starts[index]
                 if self._width is not None:
                     places, column = (column.offset + places) * self._width + layer, column.values
-                found[low:high] = numbers(column, 0, len(column))[places]
+                found[low:high] = self._rows.picked(column, places)
         return found.reshape(rows.shape)
 
     def layer(self, index: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
@@ -377,21 +453,21 @@ class Levels:
             first, last = max(low, start), min(high, stop)
             if first < last:
                 column = self._rows.batch(batch).column(self._row_column)
-                own, there = self._numpy(column, first - start, last - start)
+                own, there = self._numpy(self._rows, column, first - start, last - start)
                 value[first - low : last - low] = own[:, index]
                 present[first - low : last - low] = there[:, index]
         return value, present
 
-    def _numpy(self, column: pa.Array, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+    def _numpy(self, file: Mapped, column: pa.Array, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows ``low..high`` of an array of numbers or lists of numbers, and which are there: [n] or [n, L]."""
-        given = valid(column, low, high)
+        given = file.valid(column, low, high)
         if self._width is None:
-            return numbers(column, low, high), given
+            return file.numbers(column, low, high), given
         child, shape = column.values, (high - low, self._width)
         low, high = (column.offset + low) * self._width, (column.offset + high) * self._width
-        there = valid(child, low, high).reshape(shape)
+        there = file.valid(child, low, high).reshape(shape)
         whole = given.strides == (0,) and there.strides == (0, 0)  # nothing is absent: one True for all
-        return numbers(child, low, high).reshape(shape), there if whole else there & given[:, None]
+        return file.numbers(child, low, high).reshape(shape), there if whole else there & given[:, None]
 
 
 class LayerLevels:
@@ -403,6 +479,12 @@ class LayerLevels:
 
     def raw(self, level: int, kind: str) -> np.ndarray:
         return self._levels.raw(level, kind)[:, self._layer]
+
+    def picked(self, level: int, kind: str, index: np.ndarray) -> np.ndarray:
+        return self._levels.picked(level, kind, index, self._layer)
+
+    def cell_count(self, level: int) -> int:
+        return self._levels.cell_count(level)
 
     def at(self, rows: np.ndarray) -> np.ndarray:
         return self._levels.at(rows, self._layer)
@@ -416,17 +498,22 @@ class LayerLevels:
         return Cells(**{name: getattr(every, name)[:, self._layer] for name in NAMES})
 
 
-def numbers(array: pa.Array, low: int, high: int) -> np.ndarray:
-    """A view of elements ``low..high``; where one is null it means nothing."""
-    dtype = np.dtype(array.type.to_pandas_dtype())
-    return np.frombuffer(array.buffers()[1], dtype, high - low, (array.offset + low) * dtype.itemsize)
+def _messages(data: mmap.mmap) -> Iterator[Message]:
+    """The schema and the batches of an Arrow IPC file, each held against its own bounds.
+
+    Raises:
+        BadMessage, Incomplete: one is none.
+    """
+    if data[: len(MAGIC)] != MAGIC:
+        raise BadMessage("not an Arrow file")
+    message: Message | None = parse_schema(data, len(MAGIC))
+    while message is not None:
+        yield message
+        message = parse_message(data, message.end)
 
 
-def valid(array: pa.Array, low: int, high: int) -> np.ndarray:
-    """bool[high - low]: which elements are not null."""
-    bits = array.buffers()[0]
-    if bits is None or array.null_count == 0:
-        return np.broadcast_to(np.True_, high - low)
-    first, last = array.offset + low, array.offset + high
-    packed = np.frombuffer(bits, np.uint8, (last + 7) // 8 - first // 8, first // 8)
-    return np.unpackbits(packed, bitorder="little")[first % 8 : first % 8 + high - low].astype(bool)
+def _written_factor(schema: pa.Schema) -> Any:
+    try:
+        return json.loads((schema.metadata or {}).get(fmt.METADATA_KEY, b"{}")).get("factor")
+    except (ValueError, AttributeError, RecursionError):
+        return None

@@ -18,7 +18,7 @@ import numpy as np
 from monitor.errors import RunError
 from monitor.runfile.attempt import RankData
 from monitor.runfile.cells import NAMES, Cells, join, merge, reduce_values
-from monitor.runfile.levelfile import LevelFiles, Levels
+from monitor.runfile.levelfile import DamagedBlock, LevelFiles, Levels
 from monitor.runfile.lineage import Piece
 from monitor.runfile.reader import Run
 from monitor.runfile.thinned import Extents
@@ -77,14 +77,33 @@ def window(
         points: at least 1; the width of the chart in pixels is a good choice.
         attempt: one attempt alone instead of the current line.
     """
+    try:
+        return _scalar_window(run, name, first, last, points, attempt, rank, from_levels=True)
+    except DamagedBlock as damage:
+        run.say_problem(str(damage))
+        return _scalar_window(run, name, first, last, points, attempt, rank, from_levels=False)
+
+
+def _scalar_window(
+    run: Run,
+    name: str,
+    first: int | None,
+    last: int | None,
+    points: int,
+    attempt: int | None,
+    rank: int,
+    from_levels: bool,
+) -> Window:
     sources: list[tuple[Source, int, int]] = []
     for piece, data in _pieces(run, attempt, rank):
         step = data.scalars.step.view()
         source: Source
         try:
-            if name in data.late:
-                raise RunError(f"{name}: some values came as events")
+            if name in data.late or not from_levels:
+                raise RunError(f"{name}: some values came as events, or the levels are damaged")
             source = Levels(level_files(run, data, "scalars", step), name, None)
+        except DamagedBlock:
+            raise
         except (RunError, FileNotFoundError):
             signal = run.series(name, attempt=piece.attempt, rank=rank)
             source = Plain(signal.step, signal.value, None)
@@ -111,6 +130,23 @@ def layer_window(
     intervals = run.extents(stat, attempt=attempt, rank=rank, windows=False)
     if intervals:
         return _of_intervals(stat, intervals, first, last, points)
+    try:
+        return _layer_window(run, stat, first, last, points, attempt, rank, from_levels=True)
+    except DamagedBlock as damage:
+        run.say_problem(str(damage))
+        return _layer_window(run, stat, first, last, points, attempt, rank, from_levels=False)
+
+
+def _layer_window(
+    run: Run,
+    stat: str,
+    first: int | None,
+    last: int | None,
+    points: int,
+    attempt: int | None,
+    rank: int,
+    from_levels: bool,
+) -> Window:
     sources: list[tuple[Source, int, int]] = []
     names: tuple[str, ...] | None = None
     for piece, data in _pieces(run, attempt, rank):
@@ -122,8 +158,12 @@ def layer_window(
         names = blocks[0].names
         source: Source
         try:
+            if not from_levels:
+                raise RunError(f"{stat}: the levels are damaged")
             step = blocks[0].step.view()
             source = Levels(level_files(run, data, "layers", step), stat, len(names))
+        except DamagedBlock:
+            raise
         except (RunError, FileNotFoundError):
             column = blocks[0].column(stat)
             if column is None:
@@ -151,7 +191,7 @@ def level_files(run: Run, data: RankData, stream: str, step: np.ndarray) -> Leve
         try:
             kept[stream] = LevelFiles(run.path, stream, data.attempt, data.rank, step)
         except (RunError, FileNotFoundError) as error:
-            kept[stream] = RunError(str(error))
+            kept[stream] = error if isinstance(error, RunError) else RunError(str(error))
     found = kept[stream]
     if isinstance(found, RunError):
         raise found

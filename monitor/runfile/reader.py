@@ -19,6 +19,7 @@ from monitor.runfile.records import Checkpoint as Checkpoint
 from monitor.runfile.records import Event as Event
 from monitor.runfile.records import LandscapeSample as LandscapeSample
 from monitor.runfile.store import (
+    MAX_ATTEMPTS,
     AttemptRecords,
     RunState,
     attempt_numbers,
@@ -227,11 +228,13 @@ class Run:
     def _find_attempts(self) -> bool:
         folder = self.path / fmt.ATTEMPTS_DIR
         if folder.is_symlink():
-            self._problem_once(f"{folder}: a symbolic link, which is not followed.")
+            self.say_problem(f"{folder}: a symbolic link, which is not followed.")
             return False
         new = [number for number in attempt_numbers(self.path) if number not in self._attempts]
         for number in new:
             self._attempts[number] = AttemptData(self.path, number)
+        if len(new) >= MAX_ATTEMPTS:
+            self.say_problem(f"{folder}: of very many attempts the last {MAX_ATTEMPTS} are read.")
         if new:
             self._attempts = dict(sorted(self._attempts.items()))
         return bool(new)
@@ -241,7 +244,8 @@ class Run:
         if len(self._problems) < MAX_PROBLEMS:
             self._problems.append(text)
 
-    def _problem_once(self, text: str) -> None:
+    def say_problem(self, text: str) -> None:
+        """Add a message to :attr:`problems`, unless it is there already; for code of this package."""
         if text not in self._problems:
             self._problem(text)
 

@@ -7,11 +7,13 @@ Batches of one layout lie at equal distances, so one numpy view reaches a column
 from __future__ import annotations
 
 import mmap
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
+from monitor.runfile.blocks import Blocks, elements
 from monitor.runfile.framing import BadMessage, Stretch
 
 
@@ -46,15 +48,35 @@ def places(schema: pa.Schema) -> dict[str, Place]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class Unchecked:
+    """How rows are checked whose batches were not, when they are looked at."""
+
+    data: mmap.mmap
+    blocks: Blocks
+    report: Callable[[int, str], None]
+    """Called with byte offset and what is wrong."""
+
+
 class Rows:
     """The rows of one stretch of batches.
+
+    Args:
+        unchecked: the batches' bodies have not been held against their checksums; of one batch only. None: they have.
 
     Raises:
         BadMessage: the buffers are not what the schema and the number of rows ask for.
     """
 
-    def __init__(self, data: bytes | mmap.mmap, stretch: Stretch, columns: dict[str, Place]):
-        self._data, self._stretch, self._places = data, stretch, columns
+    def __init__(
+        self,
+        data: bytes | mmap.mmap,
+        stretch: Stretch,
+        columns: dict[str, Place],
+        unchecked: Unchecked | None = None,
+    ):
+        assert unchecked is None or stretch.count == 1
+        self._data, self._stretch, self._places, self._unchecked = data, stretch, columns, unchecked
         message = stretch.message
         self._body = message.metadata_end - message.start
         if message.nodes != sum(1 if place.width is None else 2 for place in columns.values()):
@@ -111,3 +133,42 @@ class Rows:
         packed = np.ndarray((stretch.count, (bits + 7) // 8), np.uint8, self._data, offset, (stretch.size, 1))
         there = np.unpackbits(packed, axis=1, count=bits, bitorder="little").view(np.bool_)
         return there.reshape(stretch.rows, place.width) if inner and place.width else there.reshape(-1)
+
+    def whole(self, name: str, values: bool = True) -> np.ndarray | None:
+        """bool[n]: the rows whose bytes of this column are as they were written; None: all. Says so when some are not.
+
+        A row that is not whole must be taken for absent: its value, or whether there is one, is anybody's guess.
+
+        Args:
+            values: without, only what tells which rows have a value is checked.
+        """
+        if self._unchecked is None:
+            return None
+        place, rows = self._places[name], len(self)
+        start = self._stretch.start + self._body
+        good = np.ones(rows, bool)
+        first_bad = None
+        size = np.dtype(place.dtype).itemsize * (place.width or 1)
+        for index in sorted({place.validity, place.inner_validity, place.data} if values else {place.validity}):
+            at, length = self._stretch.message.buffers[index]
+            damage = self._unchecked.blocks.damaged(self._unchecked.data, start + at, start + at + length)
+            if not damage:
+                continue
+            first_bad = max(damage[0][0], start + at) if first_bad is None else first_bad
+            if index == place.data:
+                good &= elements(damage, start + at, size, rows)
+            elif index == place.validity:
+                good &= np.repeat(elements(damage, start + at, 1, -(-rows // 8)), 8)[:rows]
+            else:
+                good[:] = False  # which elements of lists are there: a byte of these is about rows in part
+        if first_bad is None:
+            return None
+        lost = rows - int(good.sum())
+        self._unchecked.report(first_bad, f"{lost} rows of {name!r} are damaged (the block's crc32 differs); left out")
+        return good
+
+    def placed(self) -> np.ndarray | None:
+        """bool[n]: the rows whose step and time are as they were written; None: all. The others belong nowhere."""
+        fixed = [self.whole(name) for name in ("step", "time") if name in self._places]
+        damaged = [whole for whole in fixed if whole is not None]
+        return np.logical_and.reduce(damaged) if damaged else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import re
@@ -16,7 +15,7 @@ import pyarrow as pa
 
 from monitor.errors import RunError
 from monitor.runfile import format as fmt
-from monitor.runfile.framing import BadMessage, Incomplete, Stretch, parse_schema, scan
+from monitor.runfile.framing import CONTINUATION, BadMessage, Incomplete, Stretch, parse_schema, scan
 from monitor.runfile.rows import Place, Rows, places
 from monitor.runfile.tables import Layer
 
@@ -32,6 +31,9 @@ _MAPPED: weakref.WeakSet[mmap.mmap] = weakref.WeakSet()
 
 SCHEMA_GUESS = 64 << 10
 """Bytes read first for a schema; more only when it says that it is longer."""
+
+MAX_LAYER_MARKS = 20 * fmt.MAX_LAYERS
+"""Brackets and commas in the JSON of the layers: bounds what it becomes in memory."""
 
 _SEGMENT = re.compile(rf"({'|'.join((*fmt.STREAMS, 'events'))})-([0-9]{{6}})\.(?:arrows|jsonl)")
 
@@ -78,16 +80,23 @@ class Tail:
 def tails(folder: Path) -> dict[str, Tail]:
     """One tail per stream of a rank's folder, at its beginning."""
     found = {stream: Tail(folder, stream) for stream in (*fmt.STREAMS, "events")}
+    for stream, number in _listed(folder):
+        found[stream].last_known = max(found[stream].last_known, number)
+    return found
+
+
+def _listed(folder: Path) -> list[tuple[str, int]]:
+    """Stream and number of the segments in a rank's folder."""
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:
-                match = _SEGMENT.fullmatch(entry.name)
-                if match is not None:
-                    tail = found[match[1]]
-                    tail.last_known = max(tail.last_known, int(match[2]))
+            matches = [_SEGMENT.fullmatch(entry.name) for entry in entries]
     except OSError:
-        pass  # not there, or not ours to read: each file says so by itself
-    return found
+        return []  # not there, or not ours to read: each file says so by itself
+    return [(match[1], int(match[2])) for match in matches if match is not None]
+
+
+def _numbers(folder: Path, stream: str) -> list[int]:
+    return [number for own, number in _listed(folder) if own == stream]
 
 
 def poll_rows(tail: Tail, final: bool, report: Report) -> Iterator[Rows]:
@@ -143,8 +152,8 @@ def _go_on(tail: Tail, over: bool, followed: bool, report: Report) -> bool:
     if tail.index >= tail.last_known:
         return False
     missing = tail.index + 1
-    while not tail.next_exists() and tail.index < tail.last_known:
-        tail.next_segment()
+    there = [number for number in _numbers(tail.folder, tail.stream) if number > tail.index]
+    tail.index = min(there, default=tail.last_known + 1) - 1
     report(tail.folder / fmt.segment_name(tail.stream, missing), 0, f"missing, up to number {tail.index}")
     tail.next_segment()
     return tail.index <= tail.last_known
@@ -159,6 +168,8 @@ def _check_seal(tail: Tail, report: Report) -> None:
         return
     if isinstance(seal.get("bytes"), int) and seal["bytes"] != size:
         report(tail.path, size, f"the file has {size} bytes; it had {seal['bytes']} when it was finished")
+    elif tail.offset < size:
+        report(tail.path, tail.offset, f"the last {size - tail.offset} bytes of the finished file cannot be read")
 
 
 def _poll_segment(tail: Tail, final: bool, report: Report) -> Iterator[tuple[bytes | mmap.mmap, Stretch, int]]:
@@ -208,7 +219,9 @@ def _read_schema(tail: Tail, fd: int, size: int, report: Report) -> bool:
             message = parse_schema(data)
         except Incomplete as more:
             if more.needed > size:
-                return False
+                if data[:size].find(CONTINUATION, 4) < 0:
+                    return False  # still being written, or torn
+                raise BadMessage("its schema's declared size goes beyond the batches behind it") from None
             data = os.pread(fd, more.needed, 0)
             message = parse_schema(data)
         head = data[: message.end]
@@ -326,13 +339,16 @@ def check_schema(schema: pa.Schema, stream: str) -> str | None:
 
 def layers_of(schema: pa.Schema) -> tuple[Layer, ...] | None:
     """The layers in the metadata of a layers segment; None when they do not fit its columns."""
+    text = (schema.metadata or {}).get(fmt.METADATA_KEY, b"{}")
+    if sum(text.count(mark) for mark in (b"{", b"[", b",")) > MAX_LAYER_MARKS:
+        return None
     try:
-        record = json.loads((schema.metadata or {}).get(fmt.METADATA_KEY, b"{}"))
+        record = fmt.parse_json(text, "layers")
         layers = tuple(
             Layer(str(layer["name"]), tuple(int(size) for size in layer.get("shape", ())), depth)
             for depth, layer in enumerate(record["layers"])
         )
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+    except (RunError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
     widths = {column.type.list_size for column in schema if pa.types.is_fixed_size_list(column.type)}
     distinct = len({layer.name for layer in layers}) == len(layers)

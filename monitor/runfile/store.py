@@ -36,6 +36,8 @@ LOST_S = 3600.0
 """A writer on another host that has said nothing for this long is lost."""
 MANY_STRAYS = 100
 """So many files among the runs are worth a word; a README is not. Our judgement."""
+MAX_ATTEMPTS = 10_000
+"""Further ones, by number from the first on, are not read: a folder of them costs time at every listing."""
 YEAR_9999 = 253_370_764_800.0
 """Calendars end there; a time of creation beyond it is none."""
 
@@ -173,9 +175,9 @@ def numbered(folder: Path, prefix: str = "") -> list[int]:
 
 
 def attempt_numbers(run_dir: Path) -> list[int]:
-    """Numbers of the attempts that lie in the run directory itself, sorted."""
+    """Numbers of the attempts that lie in the run directory itself, sorted; of very many the largest."""
     folder = run_dir / fmt.ATTEMPTS_DIR
-    return [] if folder.is_symlink() else numbered(folder)
+    return [] if folder.is_symlink() else numbered(folder)[-MAX_ATTEMPTS:]
 
 
 def optional_json(path: Path) -> dict[str, Any] | None:
@@ -349,7 +351,9 @@ def read_documents(run_dir: Path, watch: Watch | None = None) -> RunDocuments:
         what = "a symbolic link, which is not followed" if folder.is_symlink() else "no folder"
         problem = f"{folder}: {what}; the run's attempts are expected there." if os.path.lexists(folder) else None
     attempts = (
-        [] if problem else [_read_attempt(run_dir, number, created_of(run), watch) for number in numbered(folder)]
+        []
+        if problem
+        else [_read_attempt(run_dir, number, created_of(run), watch) for number in numbered(folder)[-MAX_ATTEMPTS:]]
     )
     config = run.get("config")
     return RunDocuments(

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from monitor.runfile.format import MAX_STEP
 from monitor.runfile.rows import Rows
 
 
@@ -205,10 +206,12 @@ class ScalarTable:
             defer: leave the values in the file until they are asked for; ``rows`` must stay readable.
         """
         before = len(self.step)
+        placed = rows.placed()
         if self.has_step:
-            steps, keep = increasing(rows.values("step").reshape(-1), self.step)
+            steps, keep = increasing(rows.values("step").reshape(-1), self.step, placed)
         else:
-            steps, keep = np.arange(before, before + len(rows)), None
+            keep = placed
+            steps = np.arange(before, before + (len(rows) if keep is None else int(keep.sum())))
         self.step.append(steps)
         self.time.append(_kept(rows.values("time"), keep))
         for name in rows.names:
@@ -220,6 +223,7 @@ class ScalarTable:
             column = self._columns.get(name)
             if column is None:
                 if present is not None and not present.any():
+                    rows.whole(name, values=False)
                     continue
                 column = self._columns[name] = Column(before)
             column.take(partial(self._add, column, rows, name, before, len(self.step), keep, present), defer)
@@ -235,7 +239,16 @@ class ScalarTable:
         keep: np.ndarray | None,
         present: np.ndarray | None,
     ) -> None:
+        present = _and_whole(present, rows.whole(name), keep)
         column.append(self.step, before, stop, _kept(rows.values(name), keep), present)
+
+
+def _and_whole(present: np.ndarray | None, whole: np.ndarray | None, keep: np.ndarray | None) -> np.ndarray | None:
+    """``present`` without the rows that are damaged."""
+    if whole is None:
+        return present
+    whole = whole if keep is None else whole[keep]
+    return whole if present is None else present & whole
 
 
 def _kept(values: np.ndarray, keep: np.ndarray | None) -> np.ndarray:
@@ -283,6 +296,7 @@ class LayerBlock:
                 continue
             given = rows.present(stat)
             if given is not None and not given.any():
+                rows.whole(stat, values=False)
                 continue
             column = self._stats.get(stat)
             if column is None:
@@ -303,6 +317,7 @@ class LayerColumn(Deferred):
     def append(self, rows: Rows, stat: str, steps: np.ndarray, keep: np.ndarray | None) -> None:
         """Append the statistic's part of ``rows``, of which ``keep`` (None: all) are kept; ``steps`` are theirs."""
         values, given, present = rows.values(stat), rows.present(stat), rows.present(stat, inner=True)
+        given = _and_whole(given, rows.whole(stat), None)
         if given is not None or keep is not None:
             kept = np.ones(len(rows), bool) if given is None else given
             kept = kept if keep is None else kept & keep
@@ -346,19 +361,30 @@ class LayerTable:
     def append(self, rows: Rows, layers: tuple[Layer, ...], defer: bool = False) -> int:
         """Append rows; returns how many were refused because their step does not increase. ``defer`` as for scalars."""
         last = self.blocks[-1].step if self.blocks else np.empty(0, np.int64)
-        steps, keep = increasing(rows.values("step").reshape(-1), last)
+        steps, keep = increasing(rows.values("step").reshape(-1), last, rows.placed())
         if not self.blocks or self.blocks[-1].layers != layers:
             self.blocks.append(LayerBlock(layers))
         self.blocks[-1].take(rows, steps, keep, defer)
         return 0 if keep is None else int((~keep).sum())
 
 
-def increasing(steps: np.ndarray, before: Growing | np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """The steps that are larger than every one before them, and bool[n] of which those are (None: all)."""
+def increasing(
+    steps: np.ndarray, before: Growing | np.ndarray, placed: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The steps that are larger than every one before them and below MAX_STEP, and bool[n] of which those are.
+
+    None stands for all of them.
+
+    Args:
+        placed: bool[n]; the other rows are left out and not compared with.
+    """
     last = before.view(max(0, len(before) - 1)) if isinstance(before, Growing) else before[-1:]
     floor = last[0] if len(last) else np.int64(-1)
-    if len(steps) == 0 or (steps[0] > floor and (steps[1:] > steps[:-1]).all()):
+    if placed is not None:
+        steps = np.where(placed, steps, np.int64(-1))  # not larger than anything
+    if len(steps) == 0 or (steps[0] > floor and steps[-1] < MAX_STEP and (steps[1:] > steps[:-1]).all()):
         return steps, None
+    steps = np.where(steps < MAX_STEP, steps, np.int64(-1))
     highest = np.maximum.accumulate(np.concatenate([[floor], steps]))[:-1]
     keep = steps > highest
     return steps[keep], keep

@@ -314,7 +314,8 @@ class RankWriter:
                 self._warn(f"{stream} {stat}", f"{stat!r} names the extremes of {fmt.base_stat(stat)!r}. Left out.")
                 continue
             array, present = given if isinstance(given, tuple) else (given, None)
-            array = np.array(array, dtype=np.float32)  # a copy: the caller may reuse its buffer
+            with np.errstate(over="ignore"):  # what no float32 can hold is an infinity, and not a warning
+                array = np.array(array, dtype=np.float32)  # a copy: the caller may reuse its buffer
             present = None if present is None else np.array(present, dtype=bool)
             if array.shape != (count,) or (present is not None and present.shape != (count,)):
                 self._warn(
@@ -349,7 +350,7 @@ class RankWriter:
         """Queue one event; a reader sees it within 0.1 s."""
         record = {"step": None if step is None else int(step), "time": self._clock(), "kind": kind}
         record.update((key, value) for key, value in fields.items() if key not in record)
-        line = (fmt.dump_json(record) + "\n").encode("utf-8", "replace")
+        line = fmt.event_line(record)
         if len(line) > fmt.MAX_EVENT_BYTES:
             self._warn(
                 "event", f"an event of kind {kind!r} has {len(line)} bytes; at most {fmt.MAX_EVENT_BYTES}. Dropped."
@@ -410,6 +411,10 @@ class RankWriter:
     def _put_row(self, stream_name: str, row: Row) -> None:
         stream = self._streams[stream_name]
         self._surface()
+        if row.step is not None and not 0 <= row.step < fmt.MAX_STEP:
+            self._drop()
+            self._warn(f"{stream_name} range", f"{stream_name}: step {row.step}; 0 to 2**53 - 1 are accepted. Dropped.")
+            return
         with self._lock:
             if self._refuses_locked():
                 return
@@ -649,7 +654,7 @@ class RankWriter:
             stream.segment.append(block, [row.step for row in rows])
         except OSError as error:
             return self._disk_refuses(error)
-        except (ValueError, TypeError, OverflowError, pa.ArrowException) as error:
+        except (ValueError, TypeError, AttributeError, OverflowError, pa.ArrowException) as error:
             # Values that cannot be put into columns: these rows are lost, the recording is not.
             self._note(f"{stream.name} rows", f"{stream.name}: rows up to step {rows[-1].step} were left out: {error}")
             self._done_with(stream, len(rows), dropped=True)
@@ -818,7 +823,9 @@ class RankWriter:
     def _disk_is_back(self) -> None:
         if self._disk_full:
             self._disk_full = False
-            self.event("warning", self._last_step, text="the disk was full and has space again; rows are written again")
+            if not self._closed:  # closing: nothing more is accepted, and this must not count as lost
+                text = "the disk was full and has space again; rows are written again"
+                self.event("warning", self._last_step, text=text)
 
     def _summarise(self, rows: Sequence[Row]) -> None:
         """Keep last and best loss for the list of runs, so that listing need not read the rows."""

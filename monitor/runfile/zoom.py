@@ -7,6 +7,7 @@ pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,7 @@ import numpy as np
 from monitor.errors import RunError
 from monitor.runfile.cells import Cells, join
 from monitor.runfile.downsample import Reduced, min_max
-from monitor.runfile.levelfile import LayerLevels, Levels
+from monitor.runfile.levelfile import DamagedBlock, LayerLevels, Levels
 from monitor.runfile.levels import Window, layer_window, level_files
 from monitor.runfile.reader import Run
 from monitor.runfile.thinned import is_thinned
@@ -73,7 +74,16 @@ class LongSignal:
     Every row has a value: ``step`` are the rows' steps.
     """
 
-    def __init__(self, name: str, unit: str, step: np.ndarray, parts: Sequence[Part], read: Callable[[], Signal]):
+    def __init__(
+        self,
+        name: str,
+        unit: str,
+        step: np.ndarray,
+        parts: Sequence[Part],
+        read: Callable[[], Signal],
+        say: Callable[[str], None],
+    ):
+        self._say = say
         self.name, self.unit = name, unit
         self.step = step
         """int64[T]."""
@@ -87,7 +97,15 @@ class LongSignal:
         return self._read()
 
     def at(self, row: int) -> float:
-        """One value; ``row`` counts along ``step``."""
+        """One value; ``row`` counts along ``step``. NaN when it is damaged."""
+        try:
+            return self._at(row)
+        except DamagedBlock as damage:
+            self._say(str(damage))
+            signal = self.whole().between(int(self.step[row]), int(self.step[row]))
+            return float(signal.value[0]) if len(signal) else math.nan
+
+    def _at(self, row: int) -> float:
         for levels, low, high in self._parts:
             if row < high - low:
                 return float(levels.at(np.array([low + row]))[0])
@@ -101,6 +119,14 @@ class LongSignal:
         """
         if buckets < 1:
             raise ValueError(f"buckets is {buckets}; at least 1 is needed.")
+        try:
+            return self._zoom(first_step, last_step, buckets)
+        except DamagedBlock as damage:
+            self._say(str(damage))
+            inside = self.whole().between(first_step, last_step)
+            return zoom_rows(inside.step, inside.value, buckets)
+
+    def _zoom(self, first_step: int | None, last_step: int | None, buckets: int) -> Zoomed:
         low = 0 if first_step is None else int(np.searchsorted(self.step, first_step, side="left"))
         high = len(self.step) if last_step is None else int(np.searchsorted(self.step, last_step, side="right"))
         if high <= low:
@@ -166,15 +192,23 @@ def _long_signal(run: Run, name: str) -> LongSignal | None:
         rows = data.scalars.step.view()
         try:
             levels = Levels(level_files(run, data, "scalars", rows), name, None)
-        except RunError:
+            complete = int(levels.raw(levels.height, "count").sum()) == len(rows)
+        except RunError as error:
+            _say_damage(run, error)
             return None
-        if int(levels.raw(levels.height, "count").sum()) != len(rows):
+        if not complete:
             return None  # rows without a value say nothing about their neighbours
         low = int(np.searchsorted(rows, piece.after, side="right"))
         high = len(rows) if piece.upto is None else int(np.searchsorted(rows, piece.upto, side="right"))
         parts.append((levels, low, max(low, high)))
     whole = len(step) >= LONG_ROWS and sum(high - low for _, low, high in parts) == len(step)
-    return LongSignal(name, unit_of(name), step, parts, partial(run.series, name)) if whole else None
+    return LongSignal(name, unit_of(name), step, parts, partial(run.series, name), run.say_problem) if whole else None
+
+
+def _say_damage(run: Run, error: RunError) -> None:
+    """Levels that are not there, or not for these rows, are no news; damaged ones are."""
+    if isinstance(error, DamagedBlock):
+        run.say_problem(str(error))
 
 
 class LongMatrix:
@@ -207,17 +241,35 @@ class LongMatrix:
             return None
         column = self.names.index(layer)
         parts = [(LayerLevels(levels, column), low, high) for levels, low, high in self._parts]
-        if all(int(own.raw(own.height, "count").sum()) == len(own.step) for own, _, _ in parts):
-            return LongSignal(layer, self.unit, self.step, parts, partial(self._read, layer, column))
-        return self._read(layer, column)
+        read = partial(self._read, layer, column)
+        try:
+            if all(int(own.raw(own.height, "count").sum()) == len(own.step) for own, _, _ in parts):
+                return LongSignal(layer, self.unit, self.step, parts, read, self._run.say_problem)
+        except DamagedBlock as damage:
+            self._run.say_problem(str(damage))
+        return read()
 
     def _read(self, layer: str, column: int) -> Signal:
-        pieces = [levels.layer(column, low, high) for levels, low, high in self._parts]
+        try:
+            pieces = [levels.layer(column, low, high) for levels, low, high in self._parts]
+        except DamagedBlock as damage:
+            self._run.say_problem(str(damage))
+            matrix = self._run.layers(self.stat)
+            there = matrix.present[:, column]
+            return Signal(layer, matrix.step[there], matrix.value[there, column].astype(float), self.unit)
         value, present = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
         return Signal(layer, self.step[present], value[present].astype(float), self.unit)
 
     def sample(self) -> tuple[np.ndarray, np.ndarray]:
         """Every 64th row or fewer, evenly: float32[n, L], and which values are there."""
+        try:
+            return self._sample()
+        except DamagedBlock as damage:
+            self._run.say_problem(str(damage))
+            matrix = self._run.layers(self.stat)
+            return matrix.value, matrix.present
+
+    def _sample(self) -> tuple[np.ndarray, np.ndarray]:
         values, present = [], []
         for levels, low, high in self._parts:
             level, unit = 1, levels.factor
@@ -244,7 +296,8 @@ def long_matrix(run: Run, stat: str) -> LongMatrix | None:
         names, rows = blocks[0].names, blocks[0].step.view()
         try:
             levels = Levels(level_files(run, data, "layers", rows), stat, len(names))
-        except RunError:
+        except RunError as error:
+            _say_damage(run, error)
             return None
         low = int(np.searchsorted(rows, piece.after, side="right"))
         high = len(rows) if piece.upto is None else int(np.searchsorted(rows, piece.upto, side="right"))
@@ -302,7 +355,7 @@ class _Part:
         target = wanted[chosen]
 
         def holds(level: int, index: np.ndarray, targets: np.ndarray) -> np.ndarray:
-            return (self.levels.at(index) if level == 0 else self.levels.raw(level, name)[index]) == targets[:, None]
+            return (self.levels.at(index) if level == 0 else self.levels.picked(level, name, index)) == targets[:, None]
 
         return self._descend(chosen, holds, target)
 
@@ -333,7 +386,7 @@ class _Part:
                 test = (np.isnan, np.isposinf, np.isneginf)[kind] if kind is not None else lambda v: ~np.isfinite(v)
                 return np.asarray(test(value))
             names = KINDS if kind is None else (KINDS[kind],)
-            return np.any([self.levels.raw(level, name)[index] > 0 for name in names], axis=0)
+            return np.any([self.levels.picked(level, name, index) > 0 for name in names], axis=0)
 
         return holds
 
@@ -358,7 +411,7 @@ class _Part:
             if not len(index):
                 break
             inside = index[:, None] * self.levels.factor + np.arange(self.levels.factor)
-            size = len(self.levels.step) if level == 0 else len(self.levels.raw(level, "count"))
+            size = len(self.levels.step) if level == 0 else self.levels.cell_count(level)
             good = holds(level, np.minimum(inside, size - 1), own) & (inside < size)
             pick = self.levels.factor - 1 - good[:, ::-1].argmax(axis=1) if backwards else good.argmax(axis=1)
             index = np.minimum(index * self.levels.factor + pick, size - 1)

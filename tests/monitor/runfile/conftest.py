@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,27 @@ def writer(run_dir: Path) -> Iterator[RankWriter]:
     writer = RankWriter(run_dir, 0)
     yield writer
     writer.close()
+
+
+def mounted(place: Path, options: str) -> Iterator[Path]:
+    place.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(place)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"a small tmpfs cannot be mounted here: {done.stderr.strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of half a megabyte."""
+    yield from mounted(tmp_path / "small", "size=512k")
+
+
+@pytest.fixture
+def few_files(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for 40 files and folders."""
+    yield from mounted(tmp_path / "few", "size=4m,nr_inodes=40")
 
 
 def write_steps(writer: RankWriter, first: int, last: int, **values: float) -> None:

@@ -103,7 +103,7 @@ def test_segments_stay_when_the_compact_file_has_changed_since(run_dir: Path) ->
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     count = len(list(run_dir.rglob("scalars-*.arrows")))
-    with pytest.raises(RunError, match="not what its seal says"):
+    with pytest.raises(RunError, match=r"not compacted, because .*'step' are damaged"):
         compact_run(run_dir, remove=True)
     assert len(list(run_dir.rglob("scalars-*.arrows"))) == count
 
@@ -174,3 +174,28 @@ def test_columns_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
     assert [len(column.value) for column in table._columns.values()] == [0, 0]
     assert len(run.series("lr")) == 50
     assert [len(column.value) for column in table._columns.values()] == [0, 50]
+
+
+def test_a_removal_cut_short_leaves_segments_that_begin_with_number_0(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the compact file what is left would still be a stream, and with it everything is there."""
+    before = everything(open_run(run_dir))
+    removed: list[Path] = []
+    real = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.suffix == ".arrows":
+            if len(removed) == 3:
+                raise OSError(5, "Input/output error")
+            removed.append(path)
+        real(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        with pytest.raises(RunError, match="cannot be compacted: Input/output error"):
+            compact_run(run_dir, remove=True)
+    stream = removed[0].name.split("-")[0]
+    left = sorted(int(path.stem[-6:]) for path in removed[0].parent.glob(f"{stream}-*.arrows"))
+    assert left == list(range(len(left))) != []
+    assert everything(open_run(run_dir)) == before

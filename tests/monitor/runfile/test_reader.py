@@ -15,8 +15,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from monitor.errors import RunError
 from monitor.runfile import format as fmt
@@ -163,58 +161,6 @@ def test_late_values_are_merged_and_the_last_word_counts(run_dir: Path, writer: 
 # Following ---------------------------------------------------------------------------------------------------------
 
 
-NUMBERS = st.one_of(st.none(), st.floats(width=64))
-ROWS = st.lists(
-    st.tuples(
-        st.integers(1, 5),
-        st.fixed_dictionaries({"a": NUMBERS}, optional={"b": NUMBERS, "c": NUMBERS}),
-        st.sampled_from(["go on", "go on", "flush", "read"]),
-    ),
-    max_size=40,
-)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(rows=ROWS, batch=st.sampled_from([1, 3, 64]), size=st.sampled_from([600, 3000, 1 << 24]))
-def test_any_values_in_any_batching_read_whole_or_followed_are_the_same(
-    tmp_path: Path, rows: list[tuple[int, dict[str, float | None], str]], batch: int, size: int
-) -> None:
-    run_dir = create_run(tmp_path)
-    begin_attempt(run_dir)
-    writer = RankWriter(run_dir, 0, rows_per_batch=batch, segment_bytes=size)
-    writer.define_layers(["x", "y"], [(1,), (1,)])
-    followed = open_run(run_dir)
-    truth: dict[str, list[tuple[int, str]]] = {"a": [], "b": [], "c": []}
-    cells: list[tuple[int, str, str]] = []
-    step = 0
-    try:
-        for gap, values, then in rows:
-            step += gap
-            writer.scalars(step, START + step, values)  # type: ignore[arg-type]
-            for name, value in values.items():
-                if value is not None:
-                    truth[name].append((step, repr(value)))
-            first = np.float32(np.nan if values["a"] is None else np.clip(values["a"], -1e30, 1e30))
-            writer.layers(step, START, {"n": (np.array([first, 0], np.float32), np.array([True, values["a"] is None]))})
-            cells.append((step, repr(first), str(values["a"] is None)))
-            if then != "go on":
-                assert writer.flush()
-            if then == "read":
-                followed.refresh()
-    finally:
-        writer.close()
-    followed.refresh()
-    for run in (followed, open_run(run_dir)):
-        assert run.problems == ()
-        for name, expected in truth.items():
-            assert pairs(run.series(name)) == expected
-            assert pairs(run.series(name, attempt=0)) == expected
-        matrix = run.layers("n")
-        found = zip(matrix.step.tolist(), matrix.value[:, :1], matrix.present[:, 1:], strict=True)
-        assert [(s, repr(v[0]), str(p[0])) for s, v, p in found] == cells
-    shutil.rmtree(run_dir)
-
-
 def test_follow_gives_every_change_and_ends_with_the_run(run_dir: Path, writer: RankWriter) -> None:
     seen: list[int] = []
     turn = threading.Event()
@@ -253,23 +199,6 @@ def test_a_poll_without_news_reads_nothing(tmp_path: Path) -> None:
 
 
 # Damage ------------------------------------------------------------------------------------------------------------
-
-
-def test_every_truncation_of_a_segment_gives_exactly_the_complete_batches(tmp_path: Path) -> None:
-    run_dir = write_run(tmp_path, 12, rows_per_batch=4)
-    for path in fmt.rank_dir(run_dir, 0).glob("*"):
-        if not path.name.startswith(("scalars", "heartbeat")):
-            path.unlink()
-    whole = segment(run_dir).read_bytes()
-    seen = set()
-    for length in range(len(whole) + 1):
-        segment(run_dir).write_bytes(whole[:length])
-        run = open_run(run_dir)
-        steps = run.series("train_loss").step.tolist()
-        assert steps == list(range(1, len(steps) + 1))
-        assert run.problems == ()
-        seen.add((len(steps), run.last_step))
-    assert seen == {(0, None), (4, 4), (8, 8), (12, 12)}
 
 
 def test_a_flipped_byte_is_named_with_its_file_and_place_and_the_rest_is_shown(tmp_path: Path) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 
 import monitor.runfile
+from monitor.runfile.compact import compact_run
 from monitor.runfile.reader import open_run
-from monitor.runfile.writer import RankWriter, begin_attempt
+from monitor.runfile.writer import RankWriter, begin_attempt, create_run, write_exit
 from tests.monitor.runfile.conftest import LAYERS, SHAPES, START
 
 FORMAT = (Path(monitor.runfile.__file__).parent / "FORMAT.md").read_text()
@@ -152,6 +155,57 @@ def test_checksums_and_seals_hold_as_specified(written: Path, spec: dict[str, An
     seals = sorted(written.glob("attempts/*/rank-*/*.seal"))
     assert len(seals) == len(segments) + 1  # and the events
     assert all(spec["check_seal"](seal) for seal in seals)
+
+
+def test_lines_of_events_carry_their_checksum_as_specified(written: Path, spec: dict[str, Any]) -> None:
+    lines = (written / "attempts" / "0000" / "rank-00000" / "events-000000.jsonl").read_bytes().splitlines()
+    assert len(lines) == 2
+    assert all(b'"crc32"' in line and spec["whole_line"](line) for line in lines)
+    assert not any(spec["whole_line"](line.replace(b"accuracy", b"accuracx")) for line in lines)
+    assert spec["whole_line"](b'{"kind": "note", "time": 1.0, "step": 1}')
+
+
+def test_blocks_of_compact_and_level_files_hold_as_specified(tmp_path: Path, spec: dict[str, Any]) -> None:
+    run_dir = compact_files(tmp_path)
+    seals = sorted((run_dir / "compact").glob("*.seal"))
+    assert len(seals) == 3
+    assert all(spec["damaged_blocks"](seal) == [] for seal in seals)
+    largest = run_dir / "compact" / "scalars-0000-00000.arrow"
+    data = bytearray(largest.read_bytes())
+    assert len(data) > 2 << 16
+    data[(1 << 16) + 5] ^= 1
+    largest.write_bytes(data)
+    assert spec["damaged_blocks"](largest.with_name(largest.name + ".seal")) == [1 << 16]
+
+
+def compact_files(runs: Path) -> Path:
+    """A compacted run of scalars and layers, with the levels of the scalars."""
+    run_dir = create_run(runs)
+    begin_attempt(run_dir)
+    writer = RankWriter(run_dir, 0, rows_per_batch=1000)
+    writer.define_layers(LAYERS, SHAPES)
+    for step in range(1, 8001):
+        writer.scalars(step, START + step, {"train_loss": 1 / step, "rare": math.nan if step % 5 else None})  # type: ignore[dict-item]
+        if step <= 50:
+            writer.layers(step, START + step, {"norm": np.arange(3) + step})
+    writer.close()
+    write_exit(run_dir, 0, outcome="finished", step=8000, reason="done")
+    compact_run(run_dir)
+    return run_dir
+
+
+def test_pandas_reads_segments_and_compact_files(tmp_path: Path) -> None:
+    """A compact file is what pandas calls a Feather file; a segment goes through pyarrow's stream reader."""
+    run_dir = compact_files(tmp_path)
+    whole = pd.read_feather(run_dir / "compact" / "scalars-0000-00000.arrow", dtype_backend="pyarrow")
+    with pa.ipc.open_stream(run_dir / "attempts" / "0000" / "rank-00000" / "scalars-000000.arrows") as reader:
+        live = reader.read_all().to_pandas(types_mapper=pd.ArrowDtype)
+    for table in (whole, live):
+        assert table["step"].tolist() == list(range(1, 8001))
+        assert table["train_loss"].tolist() == [1 / step for step in range(1, 8001)]
+        assert table["rare"].isna().sum() == 1600 or table["rare"].count() == 6400
+    layers = pd.read_feather(run_dir / "compact" / "layers-0000-00000.arrow")
+    assert layers["norm"][9].tolist() == [10, 11, 12]
 
 
 def test_the_specification_finds_a_flipped_bit(written: Path, spec: dict[str, Any]) -> None:

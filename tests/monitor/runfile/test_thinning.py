@@ -31,7 +31,6 @@ from monitor.runfile.thinning import FIRST_STRIDE, Thinning
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run, write_exit
 from tests.monitor.runfile.conftest import LAYERS, SHAPES, START, write_steps
 from tests.monitor.runfile.test_writer import run_python, wait_until
-from tests.monitor.runfile.test_writer import small_disk as small_disk
 
 EXAMPLES = int(os.environ.get("GRADIOMETER_EXAMPLES", "40"))
 """More of them: GRADIOMETER_EXAMPLES=2000 pytest -k every_interval."""

@@ -141,6 +141,11 @@ CATALOGUE: dict[str, SignalSpec] = _table(
     ("other_s", "s", "wall clock", "What is left of step_time_s when the parts above are taken off.", "scalars", _EVERY),
     ("grad_abs_max", "1", "unscaled, before clipping, reduced over ranks, end of backward",
      "Largest magnitude among all gradient entries; NaN or an infinity when one of them is not finite.", "scalars", _TEN),
+    ("gradient_noise_scale", "1", "unscaled, before clipping, first micro-step against the whole step",
+     "Noise of the gradient over its square, in batches of a step (McCandlish et al. 2018): far above 1, larger batches would pay.",
+     "scalars", _TEN),
+    ("parameter_checksum", "1", "after the optimizer step, this rank's parameters",
+     "Sum over the parameters' bits: equal on ranks that hold the same parameters.", "scalars", "every 100 steps, with several ranks"),
     ("grad_cosine", "1", "as the optimizer uses it, a fixed sample of coordinates",
      "Cosine between this step's gradient and that of the step before; near 1 when gradients are not zeroed, negative "
      "when steps overshoot.", "scalars", _TWENTY),

@@ -24,7 +24,6 @@ MARKED_EVENTS = {
     "warning": "warning",
     "request": "request",
     "cadence": "measured less often",
-    "early_sign": "early sign",
 }
 """Event kinds that are marks, and the words for them."""
 

@@ -129,7 +129,7 @@ def attach(
         writer = RankWriter(run_dir, attempt, rank, layer_budget_bytes=layer_budget_bytes)
     probes: list[Probe] = []
     with contained("what is measured beside the gradient norms"):
-        probes = default_probes(detail, model, optimizers)
+        probes = default_probes(detail, model, optimizers, world_size)
     if start_tokens is None:
         start_tokens = start_step * (tokens_per_step or 0)
     monitor = Monitor(

@@ -9,10 +9,13 @@ import torch
 from torch import nn
 
 from monitor.hook.adam import AdamFloor, AdamRms, leading_rows
+from monitor.hook.checksum import Checksum
 from monitor.hook.directions import Directions
+from monitor.hook.early_signs import EarlySigns
 from monitor.hook.gradient_values import GradientValues
 from monitor.hook.layers import layer_table
 from monitor.hook.modules import module_probes
+from monitor.hook.noise_scale import NoiseScale
 from monitor.hook.probe import Probe
 from monitor.hook.unmoved import Gradientless, Unmoved
 from monitor.hook.updates import Updates
@@ -36,7 +39,9 @@ def checked(detail: object) -> Detail:
     )
 
 
-def default_probes(detail: Detail, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> list[Probe]:
+def default_probes(
+    detail: Detail, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], world_size: int = 1
+) -> list[Probe]:
     """The probes of one monitor, none with ``norms``. They are in the order in which they measure."""
     if detail == "norms":
         return []
@@ -52,6 +57,9 @@ def default_probes(detail: Detail, model: nn.Module, optimizers: Sequence[torch.
         AdamRms(table, leading_rows(model, table)),
         AdamFloor(table),
         *module_probes(model),
+        NoiseScale(table, model),
+        *([Checksum(table)] if world_size > 1 else []),
+        EarlySigns(),
     ]
     if full:
         for probe in probes:

@@ -25,7 +25,7 @@ from monitor.hook.budget import Budget
 from monitor.hook.layers import layer_table, module_names
 from monitor.hook.loop import Loop, StepFacts
 from monitor.hook.observe import ClipCall
-from monitor.hook.probe import Probe, Probes
+from monitor.hook.probe import Decoded, Probe, Probes
 from monitor.hook.recorder import FlightRecorder
 from monitor.hook.rows import MOST_WAITING, Arriving, Row, Rows
 from monitor.hook.system import SystemSampler
@@ -384,7 +384,7 @@ class Monitor:
             self._last_lrs[name] = lr
             if _jumps(before, lr):
                 self._writer.event("lr_change", row.step, name=name, before=before, after=lr)
-        self._probes.row_written(row.step, values, row.layers)
+        values.update(self._probes.row_complete(row.step, Decoded(values, row.layers, row.modules)))
 
     def _warn_in_run(self, text: str, **fields: Any) -> None:
         self.event("warning", **{"step": self.step_number + 1, "text": text, **fields})

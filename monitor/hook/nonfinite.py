@@ -135,7 +135,11 @@ class NonFinite(Probe):
 
         return Reading([sums], decode)
 
-    def row_written(self, step: int, values: Mapping[str, float], layers: Mapping[str, Stat]) -> None:
+    def row_complete(self, step: int, row: Decoded) -> Mapping[str, float]:
+        self._judge(step, row.scalars, row.layers)
+        return {}
+
+    def _judge(self, step: int, values: Mapping[str, float], layers: Mapping[str, Stat]) -> None:
         evidence, self._evidence = self._evidence, None
         loss = values.get("train_loss")
         # A norm of the whole that is finite has finite parts, and is quicker to look at.

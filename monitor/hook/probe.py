@@ -88,9 +88,14 @@ class Probe:
         """What was measured in the step that ends; None for nothing."""
         return None
 
-    def row_written(self, step: int, values: Mapping[str, float], layers: Mapping[str, Stat]) -> None:
+    def row_complete(self, step: int, row: Decoded) -> Mapping[str, float]:
         """Every value of ``step`` is known; called for every step in order, measured by this probe or not, after its
-        own reading has been decoded. Maybe steps later, in another thread, or after ``remove``."""
+        own reading has been decoded. Maybe steps later, in another thread, or after ``remove``.
+
+        Returns:
+            Scalars that follow from the row and belong to it.
+        """
+        return {}
 
     def remove(self) -> None:
         """Take every hook out of the model. Called once."""
@@ -124,7 +129,7 @@ class Probes:
         """Tell the run's readers once: ``warn(text, step=..., about="...", layers=[...])``. Set by the monitor."""
         self.tell: Callable[..., None] = lambda kind, **fields: None
         """Record an event. Set by the monitor."""
-        self._readers = [probe for probe in probes if type(probe).row_written is not Probe.row_written]
+        self._readers = [probe for probe in probes if type(probe).row_complete is not Probe.row_complete]
         for probe in self.probes:
             probe.watch = self
 
@@ -195,11 +200,13 @@ class Probes:
         self._active = []
         return readings
 
-    def row_written(self, step: int, values: Mapping[str, float], layers: Mapping[str, Stat]) -> None:
-        """Every value of ``step`` is known."""
+    def row_complete(self, step: int, row: Decoded) -> dict[str, float]:
+        """Every value of ``step`` is known; gives back what the probes make of them."""
+        derived: dict[str, float] = {}
         for probe in self._readers:
             with contained(probe.name):
-                probe.row_written(step, values, layers)
+                derived.update(probe.row_complete(step, row))
+        return derived
 
     def remove(self) -> None:
         """Take every hook of every probe out."""

@@ -60,6 +60,8 @@ class Row:
     """The loop uses a GradScaler: ``skipped_steps`` is 1 when this step was certainly skipped."""
     layers: dict[str, Stat] = field(default_factory=dict)
     """Statistics per layer, once they have arrived."""
+    modules: dict[str, Stat] = field(default_factory=dict)
+    """And per module."""
 
     def ready(self) -> bool:
         return all(arriving.read.ready() for arriving in self.arriving)
@@ -140,7 +142,7 @@ class Rows:
 
     def _write(self, row: Row) -> None:
         layers = row.layers
-        modules: dict[str, Stat] = {}
+        modules = row.modules
         for arriving in row.arriving:
             arrays = arriving.read.arrays()
             at = 0

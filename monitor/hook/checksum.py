@@ -1,0 +1,54 @@
+"""A checksum of the parameters, so that whoever reads several ranks sees the step at which they came apart.
+
+No rank waits for another: each writes its own number into its own files, and equal parameters have equal numbers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from monitor.hook.layers import LayerTable
+from monitor.hook.probe import Decoded, Probe, Reading
+from monitor.hook.ranks import is_sharded
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_MODULUS = 2**31 - 1
+_LARGEST_WEIGHT = 2**20
+
+
+class Checksum(Probe):
+    """``parameter_checksum``: equal on every rank as long as the ranks hold the same parameters, bit for bit.
+
+    A sum of the bits of every tensor, each tensor with a weight of its own. Sharded parameters are left out: they
+    differ from rank to rank by design.
+    """
+
+    name = "the parameters' checksum"
+    every = 100
+
+    def __init__(self, table: LayerTable) -> None:
+        super().__init__()
+        self._parameters = [parameter for parameter in table.parameters if not is_sharded(parameter)]
+        weights = np.random.default_rng(0).integers(1, _LARGEST_WEIGHT, len(self._parameters))
+        self._weights = [int(weight) for weight in weights]
+
+    @torch.no_grad()
+    def end_step(self) -> Reading | None:
+        """One small integer per tensor, added up on the host."""
+        if not self._parameters:
+            return None
+        sums = [_sum_of_bits(parameter).to(self._parameters[0].device) for parameter in self._parameters]
+        return Reading([torch.stack(sums)], self._decode)
+
+    def _decode(self, arrays: list[np.ndarray]) -> Decoded:
+        total = sum(weight * int(value) for weight, value in zip(self._weights, arrays[0], strict=True))
+        return Decoded({"parameter_checksum": float(total % _MODULUS)})
+
+
+def _sum_of_bits(parameter: Tensor) -> Tensor:
+    """int64: the elements' bit patterns added up; wraps around, the same everywhere."""
+    data = parameter.detach()
+    data = torch.view_as_real(data) if data.is_complex() else data
+    return data.contiguous().view(_BITS[data.element_size()]).sum(dtype=torch.int64)

@@ -1,0 +1,122 @@
+"""Early signs of trouble: from the first one on every step is measured by every probe for a while.
+
+An incident is found by rules that read the run, later and with hindsight. What they need is measured only every so many
+steps, so that it costs nothing; here is decided, from what every step tells anyway, when it is worth its price. A sign
+is not a finding: most are followed by nothing, and all that they change is how densely the next steps are recorded.
+Non-finite values are looked at in ``nonfinite.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping
+
+import numpy as np
+
+from monitor.hook.probe import ARMED_STEPS, Decoded, Probe, Stat
+
+WINDOW = 64
+FEWEST = 32
+"""Steps of a window, and how many must be in it before a value can stand out. Our judgement."""
+OUTLIER_Z = 6.0
+"""Robust standard deviations of the logarithm."""
+LARGE_RMS = 2.0
+"""Of g²/v̂, where updates outgrow what Adam expects: Wortsman et al. 2023, "Stable and low-precision training", 3.4."""
+LOGIT_GROWTH = 2.0
+"""Growth of the attention logits' bound since it was last looked at."""
+SHARE_ARMED = 1 / 8
+"""Most of the steps that may be measured densely, beyond the first two windows: a training that is restless all the
+time is cruised through."""
+
+
+class EarlySigns(Probe):
+    """Looks at every row and arms all probes; measures nothing itself."""
+
+    name = "early signs"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._windows = {"grad_norm_preclip": Outliers(), "train_loss": Outliers()}
+        self._scale = 0.0
+        self._rows = 0
+        self._logits: np.ndarray | None = None
+        self._armed_until = 0
+        self._armed_steps = 0
+
+    def due(self, step: int, since_start: int) -> bool:
+        """Never: rows come by themselves."""
+        return False
+
+    def row_complete(self, step: int, row: Decoded) -> Mapping[str, float]:
+        """Look for a sign in what ``step`` has shown."""
+        sign = self._sign(row)
+        allowed = 2 * ARMED_STEPS + SHARE_ARMED * step
+        if sign is not None and step > self._armed_until and self._armed_steps + ARMED_STEPS <= allowed:
+            self._armed_until = step + ARMED_STEPS
+            self._armed_steps += ARMED_STEPS
+            self.watch.arm(ARMED_STEPS)
+            self.watch.tell("early_sign", step=step, text=f"{sign}; the next {ARMED_STEPS} steps are measured in full")
+        return {}
+
+    def _sign(self, row: Decoded) -> str | None:
+        values = row.scalars
+        found = [
+            f"{name} {values[name]:.4g} stands {z:.0f} deviations above the last {WINDOW} steps"
+            for name, window in self._windows.items()
+            if (z := window.add(values.get(name, math.nan))) > OUTLIER_Z
+        ]
+        scale = values.get("loss_scale", 0.0)
+        if 0 < scale < self._scale:
+            found.append(f"the loss scale fell from {self._scale:g} to {scale:g}")
+        self._scale = scale
+        self._rows += 1
+        rms = _largest(row.layers.get("adam_rms"))
+        if rms > LARGE_RMS and self._rows > FEWEST:  # the first steps are restless by nature
+            found.append(f"the gradient is {rms:.2g} times what Adam's second moment expects in one layer")
+        if self._logits_grew(row.modules.get("attention_logit_bound")):
+            found.append("the attention logits of a module have doubled")
+        return found[0] if found else None
+
+    def _logits_grew(self, stat: Stat | None) -> bool:
+        if stat is None:
+            return False
+        bound, present = stat if isinstance(stat, tuple) else (stat, np.ones(len(stat), bool))
+        before, self._logits = self._logits, np.where(present, bound, np.nan)
+        if before is None:
+            return False
+        with np.errstate(invalid="ignore"):
+            return bool((self._logits > LOGIT_GROWTH * before).any())
+
+
+class Outliers:
+    """Tells how far the newest value of a positive series stands above the last ones.
+
+    Median and median absolute deviation of the logarithm: a gradient's norm varies by factors. Only a value that is
+    larger than all in the window is looked at closer, so that a quiet step costs a comparison.
+    """
+
+    def __init__(self) -> None:
+        self._logs: deque[float] = deque(maxlen=WINDOW)
+
+    def add(self, value: float) -> float:
+        """Robust z of ``value``, 0 when it is not the largest, not positive, or there is too little to compare with."""
+        if not (math.isfinite(value) and value > 0):
+            return 0.0
+        log = math.log(value)
+        z = 0.0
+        if len(self._logs) >= FEWEST and log > max(self._logs):
+            before = np.array(self._logs)
+            middle = float(np.median(before))
+            deviation = 1.4826 * float(np.median(np.abs(before - middle)))
+            z = (log - middle) / max(deviation, 1e-3)
+        self._logs.append(log)
+        return z
+
+
+def _largest(stat: Stat | None) -> float:
+    if stat is None:
+        return 0.0
+    values = stat[0][stat[1]] if isinstance(stat, tuple) else stat
+    finite = values[np.isfinite(values)]
+    return float(finite.max()) if len(finite) else 0.0

@@ -48,7 +48,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
-	@echo "[2/2] Installing PyTorch, Streamlit, pytest and the rest (about 1.6 GB, one to three minutes)"
+	@echo "[2/2] Installing PyTorch, Streamlit, pytest and the rest (about 2 GB, one to three minutes)"
 	@$(INSTALL) '.[test]'
 	@touch $@ $(VENV)/.installed
 

@@ -111,10 +111,14 @@ def _train(config: TrainConfig, place: Place | None, stop: StopFlag) -> int:
 
 
 def _record_exit(place: Place | None, outcome: str, step: int | None, reason: str, **more: Any) -> None:
+    from monitor.errors import RunError
     from monitor.runfile.writer import write_exit
 
     if place:
-        write_exit(place.run_dir, place.attempt, outcome=outcome, step=step, reason=reason, **more)
+        try:
+            write_exit(place.run_dir, place.attempt, outcome=outcome, step=step, reason=reason, **more)
+        except RunError as error:  # a full disk must not turn a finished training into a failed one
+            print(f"how the training ended is not recorded: {error}", file=sys.stderr)
 
 
 def _config(options: argparse.Namespace) -> TrainConfig:

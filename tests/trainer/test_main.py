@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from monitor.runfile.reader import Run, open_run
+from monitor.runfile.writer import create_run
 from tests.trainer.conftest import TINY, Desk
 from trainer import __main__ as program
 from trainer.config import load_config
-from trainer.place import new_run
+from trainer.place import Place, new_run
 from trainer.stop import SIGNALS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -217,3 +218,12 @@ def restore_signals() -> Any:
     yield
     for number, handler in zip(SIGNALS, before, strict=True):
         signal.signal(number, handler)
+
+
+def test_an_end_that_cannot_be_recorded_is_said_and_nothing_more(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Place(create_run(tmp_path), 0)
+    (place.run_dir / "attempts" / "0000").write_text("a file where the attempt's folder should be")
+    program._record_exit(place, "finished", 10, "done", returncode=0)
+    assert "how the training ended is not recorded" in capsys.readouterr().err

@@ -22,7 +22,8 @@ FEWEST = 32
 OUTLIER_Z = 6.0
 """Robust standard deviations of the logarithm."""
 LARGE_RMS = 2.0
-"""Of g²/v̂, where updates outgrow what Adam expects: Wortsman et al. 2023, "Stable and low-precision training", 3.4."""
+"""Of g²/v̂, where updates outgrow what Adam expects: Wortsman et al. 2023, "Stable and low-precision training", 3.4.
+Rare tokens' embeddings pass it now and then in healthy trainings, so it must stand out as well."""
 LOGIT_GROWTH = 2.0
 """Growth of the attention logits' bound since it was last looked at."""
 SHARE_ARMED = 1 / 8
@@ -39,7 +40,7 @@ class EarlySigns(Probe):
         super().__init__()
         self._windows = {"grad_norm_preclip": Outliers(), "train_loss": Outliers()}
         self._scale = 0.0
-        self._rows = 0
+        self._rms = Outliers()
         self._logits: np.ndarray | None = None
         self._armed_until = 0
         self._armed_steps = 0
@@ -70,9 +71,8 @@ class EarlySigns(Probe):
         if 0 < scale < self._scale:
             found.append(f"the loss scale fell from {self._scale:g} to {scale:g}")
         self._scale = scale
-        self._rows += 1
         rms = _largest(row.layers.get("adam_rms"))
-        if rms > LARGE_RMS and self._rows > FEWEST:  # the first steps are restless by nature
+        if self._rms.add(rms) > OUTLIER_Z and rms > LARGE_RMS:
             found.append(f"the gradient is {rms:.2g} times what Adam's second moment expects in one layer")
         if self._logits_grew(row.modules.get("attention_logit_bound")):
             found.append("the attention logits of a module have doubled")

@@ -39,7 +39,10 @@ class Watch:
 def _steady(watch: Watch, steps: int = 100) -> None:
     noise = np.random.default_rng(0)
     for _ in range(steps):
-        watch.row(grad_norm_preclip=float(np.exp(0.2 * noise.standard_normal())), train_loss=2.0, loss_scale=1024.0)
+        watch.row(
+            grad_norm_preclip=float(np.exp(0.2 * noise.standard_normal())), train_loss=2.0, loss_scale=1024.0,
+            layers={"adam_rms": np.array([1.0, 1 + 0.1 * noise.random()], np.float32)},
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -60,6 +63,14 @@ def test_each_sign_arms_every_probe(row: dict[str, Any], words: str) -> None:
     assert (step, words in text) == (101, True), text
     watch.probes.begin(102)
     assert watch.probes.armed
+
+
+def test_a_layer_that_passes_the_limit_now_and_then_is_no_sign() -> None:
+    watch = Watch()
+    for _ in range(50):
+        watch.row(9, layers={"adam_rms": np.array([1.2], np.float32)})
+        watch.row(layers={"adam_rms": np.array([2.5], np.float32)})
+    assert watch.told == []
 
 
 def test_attention_logits_that_double_are_a_sign() -> None:

@@ -26,6 +26,8 @@ LARGE_RMS = 2.0
 Rare tokens' embeddings pass it now and then in healthy trainings, so it must stand out as well."""
 LOGIT_GROWTH = 2.0
 """Growth of the attention logits' bound since it was last looked at."""
+LARGE_LOGITS = 50.0
+"""A bound below leaves the softmax soft; growing from a small initialisation up to here is learning. Our judgement."""
 SHARE_ARMED = 1 / 8
 """Most of the steps that may be measured densely, beyond the first two windows: a training that is restless all the
 time is cruised through."""
@@ -86,7 +88,7 @@ class EarlySigns(Probe):
         if before is None:
             return False
         with np.errstate(invalid="ignore"):
-            return bool((self._logits > LOGIT_GROWTH * before).any())
+            return bool((self._logits > np.maximum(LOGIT_GROWTH * before, LARGE_LOGITS)).any())
 
 
 class Outliers:

@@ -75,11 +75,11 @@ def test_a_layer_that_passes_the_limit_now_and_then_is_no_sign() -> None:
 
 def test_attention_logits_that_double_are_a_sign() -> None:
     watch = Watch()
-    for bound in (10.0, 15.0, 20.0):
+    for bound in (2.0, 5.0, 20.0):
         watch.row(modules={"attention_logit_bound": (np.array([bound, 0.0]), np.array([True, False]))})
         watch.row()
     assert watch.told == []
-    watch.row(modules={"attention_logit_bound": (np.array([45.0, 0.0]), np.array([True, False]))})
+    watch.row(modules={"attention_logit_bound": (np.array([60.0, 0.0]), np.array([True, False]))})
     assert "doubled" in watch.told[0][1]
 
 

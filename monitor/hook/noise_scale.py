@@ -40,6 +40,8 @@ class NoiseScale(Probe):
         self._parameters = [] if any(map(is_sharded, table.parameters)) else table.parameters
         self._ddp = model if isinstance(model, nn.parallel.DistributedDataParallel) else None
         self._micro_steps = 0
+        self._accumulates = False
+        """Whether the step measured last had several micro-steps: what one that has a single one took is of no use."""
         self._first: Tensor | None = None
         self._parts = 1
         self._arrived: tuple[float, int] | None = None
@@ -54,7 +56,7 @@ class NoiseScale(Probe):
     def backward_ended(self) -> None:
         """After the first micro-batch the gradients are its own."""
         self._micro_steps += 1
-        if self._micro_steps > 1:
+        if self._micro_steps > 1 or not self._accumulates:
             return
         grads = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
         if not grads:
@@ -66,7 +68,8 @@ class NoiseScale(Probe):
 
     def end_step(self) -> Reading | None:
         """The first micro-batch's norm, if there were several."""
-        if self._first is None or self._micro_steps < 2:
+        self._accumulates = self._micro_steps > 1
+        if self._first is None or not self._accumulates:
             return None
         parts, micro_steps = self._parts * self._micro_steps, self._micro_steps
 

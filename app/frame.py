@@ -19,18 +19,12 @@ from typing import Any
 import numpy as np
 
 from app.charts.describe import Chart, Mark, Trace
-from monitor.runfile.downsample import HeatReduced, heat
-from monitor.runfile.zoom import LongMatrix, LongSignal, Zoomed, zoom_rows
-from monitor.signals import LayerMatrix, Signal
+from app.heatmap import colour_scale, picture_of, quantise, rows_within, told_until
+from monitor.runfile.zoom import LongSignal, Zoomed, zoom_rows
+from monitor.signals import Signal
 
 NAN, POSITIVE, NEGATIVE = 0, 1, 2
 """What a non-finite mark is: an index into ``monitor.runfile.zoom.KINDS``."""
-
-HEAT_STEPS = 250
-"""Codes 0..250 of a heat cell are a logarithmic scale; the rest have meanings of their own."""
-HEAT_ZERO, HEAT_ABSENT, HEAT_NONFINITE = 253, 254, 255
-SCALE_SAMPLE = 200_000
-"""Cells that the colour scale is taken from; the quantiles of more are no different on a screen."""
 
 RAW_ROWS = 600_000
 """No window holds more cells of a heatmap than this after reduction: a screen has fewer (our judgement)."""
@@ -99,17 +93,17 @@ def chart_version(chart: Chart, window: Window, marks: Sequence[Mark]) -> str:
     parts: list[object] = [chart.id, chart.title, chart.unit, chart.log, window]
     low, high = _bounds(chart, window)
     for trace in chart.traces:
-        inside = trace.signal.step[slice(*_slice(trace.signal.step, low, high))]
+        inside = trace.signal.step[slice(*rows_within(trace.signal.step, low, high))]
         parts += [trace.name, trace.role, len(inside), *_ends(inside)]
     if chart.kind == "heat" and chart.matrix is not None:
         matrix = chart.matrix()
-        at = slice(*_slice(matrix.step, low, _told_until(matrix, high)))
+        at = slice(*rows_within(matrix.step, low, told_until(matrix, high)))
         parts += [
             matrix.stat,
             matrix.names,
             len(matrix.step[at]),
             *_ends(matrix.step[at]),
-            *_heat_scale(matrix),
+            *colour_scale(matrix, chart.scale, chart.limit),
         ]
     if chart.kind == "events":
         parts += [mark for mark in marks if (low is None or mark.step >= low) and (high is None or mark.step <= high)]
@@ -124,12 +118,6 @@ def _bounds(chart: Chart, window: Window) -> tuple[int | None, int | None]:
     low = None if window.start is None else math.floor(window.start * chart.x_per_unit)
     high = None if window.stop is None else math.ceil(window.stop * chart.x_per_unit)
     return low, high
-
-
-def _slice(step: np.ndarray, low: int | None, high: int | None, beyond: int = 0) -> tuple[int, int]:
-    start = 0 if low is None else int(np.searchsorted(step, low, side="left"))
-    stop = len(step) if high is None else int(np.searchsorted(step, high, side="right"))
-    return max(0, start - beyond), min(len(step), stop + beyond)
 
 
 # ---- the message --------------------------------------------------------------------------------------------------
@@ -165,7 +153,7 @@ def build(
     Args:
         charts: all charts of the view, in order.
         have: chart id (and ``layout``, ``marks``, ``status``) to the version that the browser has.
-        want: ids of the charts in sight; None for all of them.
+        want: ids of the charts in sight; None for all that are not folded away.
         status: words for the head of the grid; sent when they changed.
     """
     have = have or {}
@@ -181,7 +169,7 @@ def build(
             header["versions"][name] = version
     blob = Blob()
     for chart in charts:
-        if want is not None and chart.id not in want:
+        if bool(chart.section) if want is None else chart.id not in want:
             continue
         version = chart_version(chart, window, marks)
         if have.get(chart.id) != version:
@@ -202,6 +190,7 @@ def _slot(chart: Chart) -> dict[str, Any]:
         "zero": chart.zero,
         "help": chart.help,
         "x_title": chart.x_title,
+        "section": chart.section,
     }
 
 
@@ -302,7 +291,7 @@ def _with_neighbours(
     step: np.ndarray, value: np.ndarray, signal: Signal | LongSignal, low: int | None, high: int | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """One more sample on each side of the window, so that lines reach its edges."""
-    start, stop = _slice(signal.step, low, high)
+    start, stop = rows_within(signal.step, low, high)
     before = (max(0, start - 1), start) if low is not None else (0, 0)
     after = (stop, min(len(signal), stop + 1)) if high is not None else (0, 0)
     pieces = (_gapped(_values(signal, *before)), value, _gapped(_values(signal, *after)))
@@ -352,111 +341,29 @@ def _sums(signal: Signal, edges: np.ndarray) -> np.ndarray:
     return sums
 
 
-def _heat_scale(matrix: LayerMatrix | LongMatrix) -> tuple[float, float]:
-    """Smallest and largest power of ten of the colour scale, over the whole run so that a zoom keeps the colours.
-
-    From the 1st percentile to two decades above the 90th, or to the largest value when that is less: an explosion gets
-    the last colour, and what came before keeps its contrast. The choice of quantiles is our judgement.
-    """
-    value, present = matrix.sample() if isinstance(matrix, LongMatrix) else (matrix.value, matrix.present)
-    every = max(1, value.size // SCALE_SAMPLE)
-    sample, there = value[::every], present[::every]
-    good = sample[there & np.isfinite(sample) & (sample > 0)]
-    if not good.size:
-        return -1.0, 0.0
-    low, usual, high = np.log10(np.percentile(good.astype(np.float64), [1, 90, 100]))
-    high = min(high, usual + 2)
-    return (math.floor(low * 4) / 4, math.ceil(high * 4) / 4) if high > low else (low - 0.5, high + 0.5)
-
-
 def _heat_body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
     assert chart.matrix is not None
     matrix = chart.matrix()
     low, high = _bounds(chart, window)
     columns = int(min(window.buckets * 3 // 5, max(20, RAW_ROWS // max(1, len(matrix.names)))))
-    picture, samples, bad = _picture(matrix, columns, low, high)
-    bottom, top = _heat_scale(matrix)
-    return {
-        "names": list(picture.names),
-        "edges": blob.add(picture.edges.astype(np.float64) - 0.5),
-        "cells": blob.add(quantise(picture.value, picture.nonfinite, picture.present, bottom, top).ravel()),
+    seen = picture_of(matrix, chart.keep, columns, low, high)
+    bottom, top = colour_scale(matrix, chart.scale, chart.limit)
+    cells = quantise(seen.value, seen.nonfinite, seen.present, bottom, top, chart.scale)
+    body: dict[str, Any] = {
+        "names": list(seen.names),
+        "edges": blob.add(seen.edges.astype(np.float64)),
+        "cells": blob.add(cells.ravel()),
         "scale": [bottom, top],
-        "ratio": round(samples / max(1, picture.value.shape[1]), 2),
-        "nonfinite": bad,
+        "scale_kind": chart.scale,
+        "keep": chart.keep,
+        "ratio": 1.0 if seen.at is not None else round(seen.rows / max(1, seen.value.shape[1]), 2),
+        "nonfinite": seen.bad,
         "stat": matrix.stat,
+        "measured": [seen.rows, seen.span] if seen.span > seen.rows else None,
     }
-
-
-def _picture(
-    matrix: LayerMatrix | LongMatrix, columns: int, low: int | None, high: int | None
-) -> tuple[HeatReduced, int, int]:
-    """The cells of a window, how many steps it holds, and how many values that are not finite."""
-    if isinstance(matrix, LongMatrix):
-        seen = matrix.window(low, high, columns)
-        bad = (seen.nan + seen.posinf + seen.neginf).T
-        edges = np.append(seen.first_step, seen.last_step[-1:] + 1)
-        return HeatReduced(edges, seen.max.T, bad > 0, seen.count.T > 0, seen.names), seen.rows, int(bad.sum())
-    high = _told_until(matrix, high)
-    picture = heat(matrix, columns, low, high)
-    start, stop = _slice(matrix.step, low, high)
-    bad = matrix.present[start:stop] & ~np.isfinite(matrix.value[start:stop])
-    if matrix.nonfinite is not None:
-        bad = matrix.nonfinite[start:stop]
-    if matrix.since is not None:
-        cells = _filled(picture.value, picture.nonfinite, picture.present, picture.edges, matrix)
-        picture = HeatReduced(picture.edges, *cells, picture.names)
-    return picture, stop - start, int(bad.sum())
-
-
-def _told_until(matrix: LayerMatrix | LongMatrix, high: int | None) -> int | None:
-    """``high``, or the step of the next row when it stands for steps up to ``high`` too."""
-    if high is None or matrix.since is None:
-        return high
-    following = int(np.searchsorted(matrix.step, high, side="right"))
-    tells = following < len(matrix.step) and matrix.since[following] <= high
-    return int(matrix.step[following]) if tells else high
-
-
-def _filled(
-    value: np.ndarray, nonfinite: np.ndarray, present: np.ndarray, edges: np.ndarray, matrix: LayerMatrix
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Columns of the picture in which no row ends, filled with the row that stands for their steps.
-
-    A thinned run has fewer rows than a zoom has columns; what a row tells it tells of every step of its interval.
-
-    Args:
-        value, nonfinite, present: [L, C], see ``HeatReduced``.
-        edges: int64[C + 1].
-    """
-    rows = np.searchsorted(matrix.step, edges[:-1])
-    empty = rows == np.searchsorted(matrix.step, edges[1:])
-    empty &= rows < len(matrix.step)
-    rows = np.minimum(rows, len(matrix.step) - 1)
-    columns = np.flatnonzero(empty & (matrix.begins[rows] < edges[1:]))
-    if not len(columns):
-        return value, nonfinite, present
-    own, there = matrix.value[rows[columns]].T, matrix.present[rows[columns]].T
-    finite = np.isfinite(own)
-    value, nonfinite, present = value.copy(), nonfinite.copy(), present.copy()
-    value[:, columns] = np.where(finite & there, own, np.float32(np.nan))
-    nonfinite[:, columns], present[:, columns] = there & ~finite, there
-    return value, nonfinite, present
-
-
-def quantise(value: np.ndarray, nonfinite: np.ndarray, present: np.ndarray, bottom: float, top: float) -> np.ndarray:
-    """Cells as uint8: 0..250 logarithmic from ``10**bottom`` to ``10**top``; 253 zero, 254 absent, 255 non-finite.
-
-    Args:
-        value: float32[L, C], NaN where a cell has no finite value; negative values count by their size.
-    """
-    size = np.abs(np.nan_to_num(value.astype(np.float64), nan=0.0))
-    with np.errstate(divide="ignore"):
-        level = (np.log10(size) - bottom) / max(top - bottom, 1e-9) * HEAT_STEPS
-    code = np.clip(np.where(np.isfinite(level), level, 0), 0, HEAT_STEPS).round().astype(np.uint8)
-    code[size == 0] = HEAT_ZERO
-    code[~present] = HEAT_ABSENT
-    code[nonfinite] = HEAT_NONFINITE
-    return code
+    if seen.at is not None:
+        body["at"] = blob.add(seen.at.astype(np.float64))
+    return body
 
 
 # ---- marks --------------------------------------------------------------------------------------------------------

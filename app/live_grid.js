@@ -10,12 +10,18 @@ const VIRIDIS = [
   [0, '#440154'], [0.13, '#482878'], [0.25, '#3e4a89'], [0.38, '#31688e'], [0.5, '#26828e'],
   [0.63, '#1f9e89'], [0.75, '#35b779'], [0.88, '#6ece58'], [1, '#fde725'],
 ];
+// Two hues of the same lightness on both sides of a grey that is neither of the two backgrounds: blank is not zero.
+const DIVERGING = {
+  light: [[0, '#08478f'], [0.25, '#5a94c8'], [0.5, '#ccd1d8'], [0.75, '#dd8a4b'], [1, '#9c3a03']],
+  dark: [[0, '#7cc0ff'], [0.25, '#3f78b0'], [0.5, '#414954'], [0.75, '#b9672a'], [1, '#ffb079']],
+};
 const HEAT = { steps: 250, zero: 253, absent: 254, nonfinite: 255 };
 const MARKS = {
   incident: { word: 'incident', sign: '▲', symbol: 'triangle-up', level: 3 },
   crash: { word: 'crash', sign: '✕', symbol: 'x', level: 3 },
   resume: { word: 'resume', sign: '◆', symbol: 'diamond', level: 2 },
   stop: { word: 'stop', sign: '■', symbol: 'square', level: 1 },
+  nonfinite: { word: 'not finite', sign: '✱', symbol: 'asterisk-open', level: 3 },
   warning: { word: 'warning', sign: '▼', symbol: 'triangle-down', level: 2 },
   checkpoint: { word: 'checkpoint', sign: '□', symbol: 'square-open', level: 0 },
   eval: { word: 'evaluation', sign: '○', symbol: 'circle-open', level: 0 },
@@ -23,7 +29,10 @@ const MARKS = {
   data_stage: { word: 'data stage', sign: '▷', symbol: 'triangle-right-open', level: 1 },
   note: { word: 'note', sign: '●', symbol: 'circle', level: 1 },
   request: { word: 'request', sign: '▽', symbol: 'triangle-down-open', level: 1 },
+  cadence: { word: 'measured less often', sign: '⊕', symbol: 'circle-cross-open', level: 0 },
+  thinning: { word: 'fewer steps kept', sign: '–', symbol: 'line-ew-open', level: 0 },
 };
+const SERIOUS = new Set(['incident', 'crash', 'nonfinite']);
 const IDLE_S = 5;          // between questions about a run that has ended: it may be resumed
 const REPORT_AFTER_MS = 400;
 
@@ -79,7 +88,7 @@ function newState(root) {
     root, status, cursor, spanText: span, resetButton: reset, pauseButton: pause, charts,
     slots: new Map(), versions: {}, extent: null, marks: [], state: null, range: null, layer: null, stat: null,
     timer: 0, reportTimer: 0, resizeTimer: 0, soonTimer: 0, busy: false, again: false, paused: false, updated: 0, failed: false, theme: '',
-    bar: 0, given: -1, stopped: false, drawnOnce: false,
+    bar: 0, given: -1, stopped: false, drawnOnce: false, open: new Set(),
   };
   reset.onclick = () => zoom(S, null);
   pause.onclick = () => {
@@ -126,6 +135,7 @@ function theme(S) {
 const markColour = (T, mark) => {
   if (mark.kind === 'incident' || mark.kind === 'crash') return T[mark.severity] || T.critical;
   if (mark.kind === 'resume') return T.resume;
+  if (mark.kind === 'nonfinite') return T.nonfinite;
   return mark.kind === 'warning' ? T.warning : T.muted;
 };
 
@@ -238,7 +248,7 @@ function apply(S, header, body) {
 }
 
 function readChart(chart, body) {
-  if (chart.cells) return { ...chart, edges: arrayAt(body, chart.edges), cells: arrayAt(body, chart.cells) };
+  if (chart.cells) return { ...chart, edges: arrayAt(body, chart.edges), cells: arrayAt(body, chart.cells), at: chart.at && arrayAt(body, chart.at) };
   return {
     ...chart,
     traces: chart.traces.map((trace) => ({
@@ -259,22 +269,49 @@ function layOut(S, layout) {
     delete S.versions[id];
   }
   S.charts.querySelector('.gm-empty')?.remove();
+  for (const node of S.charts.querySelectorAll('.gm-section')) {
+    if (!layout.some((spec) => spec.section === node.__section)) node.remove();
+  }
   if (!layout.length) S.charts.append(element('div', 'gm-empty', EMPTY[S.data.view] || EMPTY.story));
   let previous = null;
   for (const spec of layout) {
     let slot = S.slots.get(spec.id);
     if (!slot) { slot = newSlot(S, spec); S.slots.set(spec.id, slot); S.again ||= S.drawnOnce; }   // its data at once
     setHead(slot, spec);
-    if (previous ? previous.node.nextSibling !== slot.node : S.charts.firstChild !== slot.node) {
-      S.charts.insertBefore(slot.node, previous ? previous.node.nextSibling : S.charts.firstChild);
-    }
-    previous = slot;
+    if (spec.section && spec.section !== previous?.__slot?.spec.section) previous = putAfter(S, previous, sectionHead(S, spec.section));
+    slot.node.hidden = Boolean(spec.section) && !S.open.has(spec.section);
+    previous = putAfter(S, previous, slot.node);
   }
   layout.forEach((spec, index) => {
-    const slot = S.slots.get(spec.id), last = index === layout.length - 1;
+    const slot = S.slots.get(spec.id), last = index === layout.length - 1 || (layout[index + 1].section || '') !== (spec.section || '');
     if (slot.last !== last) slot.dirty = true;
     slot.last = last;
   });
+}
+
+function putAfter(S, previous, node) {
+  const next = previous ? previous.nextSibling : S.charts.firstChild;
+  if (next !== node) S.charts.insertBefore(node, next);
+  return node;
+}
+
+// Charts of a folded section have no place in the page: they are not in sight, so nothing is asked or drawn for them.
+function sectionHead(S, name) {
+  for (const node of S.charts.querySelectorAll('.gm-section')) if (node.__section === name) return node;
+  const node = element('button', 'gm-section');
+  const arrow = element('span', 'gm-arrow');
+  arrow.setAttribute('aria-hidden', 'true');
+  node.append(arrow, element('span', '', name));
+  node.type = 'button';
+  node.__section = name;
+  node.setAttribute('aria-expanded', 'false');
+  node.onclick = () => {
+    const open = !S.open.has(name);
+    if (open) S.open.add(name); else S.open.delete(name);
+    node.setAttribute('aria-expanded', String(open));
+    for (const slot of S.slots.values()) if (slot.spec.section === name) { slot.node.hidden = !open; slot.dirty = true; }
+  };
+  return node;
 }
 
 const EMPTY = {
@@ -302,7 +339,7 @@ function newSlot(S, spec) {
   const wrap = element('div', 'gm-plot');
   wrap.append(plot, cross, tip);
   node.append(head, wrap);
-  const slot = { id: spec.id, spec, node, plot, wrap, cross, tip, title, unit, legend, note, tools, visible: true, dirty: false, drawn: false, data: null, log: null, own: 0 };
+  const slot = { id: spec.id, spec, node, plot, wrap, cross, tip, title, unit, legend, note, tools, visible: !spec.section, dirty: false, drawn: false, data: null, log: null, own: 0 };
   node.__slot = slot;
   S.seen.observe(node);
   wrap.addEventListener('mousemove', (event) => hover(S, slot, event));
@@ -500,7 +537,7 @@ function translucent(colour, alpha) {
 
 function heatFigure(S, T, slot) {
   const layout = baseLayout(S, T, slot);
-  const { names, edges, cells, scale: [bottom, top] } = slot.data;
+  const { names, edges, cells, scale: [bottom, top], scale_kind: kind } = slot.data;
   const rows = names.length, columns = Math.max(0, edges.length - 1);
   const z = [], special = [];
   let anySpecial = false;
@@ -516,7 +553,7 @@ function heatFigure(S, T, slot) {
   }
   const y = Array.from({ length: rows + 1 }, (_, r) => r - 0.5);
   const common = { type: 'heatmap', x: edges, y, showscale: false, hoverinfo: 'skip', zsmooth: false, xgap: 0, ygap: rows <= 40 ? 1 : 0 };
-  const traces = [{ ...common, z, zmin: bottom, zmax: top, colorscale: VIRIDIS }];
+  const traces = [{ ...common, z, zmin: bottom, zmax: top, colorscale: ramp(T, kind) }];
   if (anySpecial) traces.push({ ...common, z: special, zmin: 0, zmax: 1, colorscale: [[0, T.zero], [0.49, T.zero], [0.5, T.nonfinite], [1, T.nonfinite]] });
   const most = Math.max(1, Math.floor((slot.spec.height - 30) / 13));
   const every = Math.ceil(rows / most);
@@ -530,6 +567,12 @@ function heatFigure(S, T, slot) {
   setScale(S, T, slot);
   return { traces, layout };
 }
+
+const ramp = (T, kind) => kind === 'signed' ? DIVERGING[T.dark ? 'dark' : 'light'] : VIRIDIS;
+const onScale = (data, share) => {
+  const [bottom, top] = data.scale, value = bottom + share * (top - bottom);
+  return data.scale_kind === 'log' ? 10 ** value : value;
+};
 
 const shorten = (name, room) => {
   const short = name.endsWith('.weight') ? name.slice(0, -7) : name;
@@ -564,7 +607,7 @@ function markShapes(S, T, slot) {
   const shapes = [];
   if (S.data.view === 'system') return shapes;
   for (const mark of S.marks) {
-    const serious = mark.kind === 'incident' || mark.kind === 'crash';
+    const serious = SERIOUS.has(mark.kind);
     if (!mark.line || (slot.spec.kind === 'events' && !serious)) continue;
     const colour = markColour(T, mark);
     if (serious && mark.last !== null && mark.last > mark.step) {
@@ -617,19 +660,23 @@ function setNote(slot, log) {
   slot.note.replaceChildren(...words.flatMap(([text, bad], i) => [i ? ', ' : '', element('span', bad ? 'gm-bad' : '', text)]));
 }
 
+const KEPT = { largest: 'largest', smallest: 'smallest', farthest: 'farthest from zero' };
+
 function setScale(S, T, slot) {
-  const { scale: [bottom, top], ratio, nonfinite, cells } = slot.data;
+  const { ratio, nonfinite, cells, keep, measured } = slot.data;
   const box = element('span', 'gm-scale');
-  const ramp = element('span', 'gm-ramp');
-  ramp.style.background = `linear-gradient(to right, ${VIRIDIS.map(([at, colour]) => `${colour} ${at * 100}%`).join(',')})`;
-  const above = cells.includes(HEAT.steps), below = cells.includes(0);
-  box.append(element('span', '', `${below ? '≤ ' : ''}${formatNumber(10 ** bottom)}`), ramp, element('span', '', `${above ? '≥ ' : ''}${formatNumber(10 ** top)}`));
+  const bar = element('span', 'gm-ramp');
+  bar.style.background = `linear-gradient(to right, ${ramp(T, slot.data.scale_kind).map(([at, colour]) => `${colour} ${at * 100}%`).join(',')})`;
+  const clipped = slot.data.scale_kind !== 'linear';
+  const above = clipped && cells.includes(HEAT.steps), below = clipped && cells.includes(0);
+  box.append(element('span', '', `${below ? '≤ ' : ''}${formatNumber(onScale(slot.data, 0))}`), bar, element('span', '', `${above ? '≥ ' : ''}${formatNumber(onScale(slot.data, 1))}`));
   const swatch = (colour, words) => { const s = element('span', 'gm-swatch'); s.style.background = colour; box.append(s, element('span', '', words)); };
   if (cells.includes(HEAT.zero)) swatch(T.zero, 'zero');
   if (cells.includes(HEAT.nonfinite)) swatch(T.nonfinite, 'non-finite');
   slot.legend.replaceChildren(box);
   const words = [];
-  if (ratio >= 1.05) words.push([`reduced ${ratio >= 10 ? Math.round(ratio) : ratio.toFixed(1)}:1, largest kept`, false]);
+  if (ratio >= 1.05) words.push([`reduced ${ratio >= 10 ? Math.round(ratio) : ratio.toFixed(1)}:1, ${KEPT[keep] || KEPT.largest} kept`, false]);
+  if (measured) words.push([`measured at ${formatCount(measured[0])} of ${formatCount(measured[1])} steps${cells.includes(HEAT.absent) ? ', blank where not' : ''}`, false]);
   if (nonfinite) words.push([`${formatCount(nonfinite)} non-finite`, true]);
   slot.note.replaceChildren(...words.flatMap(([text, bad], i) => [i ? ', ' : '', element('span', bad ? 'gm-bad' : '', text)]));
 }
@@ -711,20 +758,22 @@ function valueAt(trace, x) {
 }
 
 function cellAt(slot, at) {
-  const { names, edges, cells } = slot.data;
+  const { names, edges, cells, at: steps } = slot.data;
   const columns = edges.length - 1;
   const row = Math.round(slot.plot._fullLayout.yaxis.p2d(at.py));
   let column = -1;
   for (let c = 0; c < columns; c += 1) if (edges[c] <= at.x && at.x < edges[c + 1]) { column = c; break; }
   if (row < 0 || row >= names.length || column < 0) return null;
-  return { name: names[row], first: edges[column] + 0.5, last: edges[column + 1] - 0.5, code: cells[row * columns + column] };
+  const code = cells[row * columns + column], only = steps ? steps[column] : -1;
+  if (only >= 0) return { name: names[row], first: only, last: only, code };
+  return { name: names[row], first: Math.ceil(edges[column]), last: Math.max(Math.ceil(edges[column]), Math.ceil(edges[column + 1]) - 1), code };
 }
 
 function heatTip(S, slot, at) {
   const cell = cellAt(slot, at);
   if (!cell) { slot.tip.style.display = 'none'; return; }
-  const [bottom, top] = slot.data.scale;
-  const value = { [HEAT.zero]: 'zero', [HEAT.absent]: 'not measured', [HEAT.nonfinite]: 'non-finite' }[cell.code] || `${cell.code === 0 ? 'at most' : cell.code === HEAT.steps ? 'at least' : 'about'} ${formatNumber(Number((10 ** (bottom + (cell.code / HEAT.steps) * (top - bottom))).toPrecision(2)))}`;
+  const clipped = slot.data.scale_kind !== 'linear';
+  const value = { [HEAT.zero]: 'zero', [HEAT.absent]: 'not measured', [HEAT.nonfinite]: 'non-finite' }[cell.code] || `${clipped && cell.code === 0 ? 'at most' : clipped && cell.code === HEAT.steps ? 'at least' : 'about'} ${formatNumber(Number(onScale(slot.data, cell.code / HEAT.steps).toPrecision(2)))}`;
   const steps = cell.last > cell.first ? `steps ${formatCount(cell.first)} to ${formatCount(cell.last)}` : `step ${formatCount(cell.first)}`;
   slot.tip.textContent = `${cell.name}, ${steps}: ${value}`;
   slot.tip.style.display = 'block';

@@ -44,6 +44,14 @@ class Chart:
     help: str = ""
     matrix: Callable[[], LayerMatrix | LongMatrix] | None = field(default=None, repr=False)
     """For ``heat``."""
+    scale: str = "log"
+    """For ``heat``: ``log``, ``linear`` or ``signed``, as of a ``Measure``."""
+    keep: str = "largest"
+    """For ``heat``: what a cell shows of several steps, as of a ``Measure``."""
+    limit: float | None = None
+    """For ``heat``: the end of its scale where it is known beforehand."""
+    section: str = ""
+    """Heading that the chart lies folded away under; charts of one section follow one another."""
     x_title: str = "optimizer step"
     x_per_unit: float = 1.0
     """Steps of a signal per unit of the x axis; 1000 for milliseconds shown as seconds."""

@@ -6,9 +6,10 @@ import re
 from typing import Any
 
 from app.charts.describe import Chart, Mark, Trace
+from app.charts.measures import chosen, matrix_of
 from monitor.runfile.reader import Run
-from monitor.runfile.zoom import LongMatrix, LongSignal, drawn, long_matrix
-from monitor.signals import CATALOGUE, LAYER_CATALOGUE, TIME_PARTS, LayerMatrix, Signal, spec_of, unit_of
+from monitor.runfile.zoom import LongMatrix, LongSignal, drawn
+from monitor.signals import CATALOGUE, TIME_PARTS, LayerMatrix, Signal, spec_of, unit_of
 
 OWN_VALUES_SHOWN = 48
 """Most values of a user's own that get a chart of their own (our judgement; the search of the full page lifts it)."""
@@ -23,7 +24,9 @@ MARKED_EVENTS = {
     "note": "note",
     "warning": "warning",
     "request": "request",
+    "nonfinite": "not finite",
     "cadence": "measured less often",
+    "thinning": "fewer steps kept",
 }
 """Event kinds that are marks, and the words for them."""
 
@@ -32,8 +35,9 @@ def story_charts(run: Run, *, stat: str | None = None, layer: str | None = None)
     """The charts of ``run`` in reading order; a chart whose signals were never recorded is left out.
 
     Args:
-        stat: which per-layer statistic the heatmap shows; None takes the first there is.
-        layer: a layer to draw a curve for, beneath the heatmap.
+        stat: which statistic of layers or modules the heatmap shows, by the key of its ``Choice``; the first there is
+            for None and for an unknown one.
+        layer: a layer or module to draw a curve for, beneath the heatmap.
     """
     names = set(run.names)
     charts = [
@@ -46,12 +50,16 @@ def story_charts(run: Run, *, stat: str | None = None, layer: str | None = None)
         ),
         _loss(run, names),
         _gradient_norm(run, names),
+        _of_signals(run, names, "update_ratio"),
         *_heat(run, stat, layer),
         _learning_rate(run, names),
         *_loss_scale(run, names),
+        _of_signals(run, names, "grad_cosine"),
+        _of_signals(run, names, "log_z"),
         _throughput(run, names),
         _parts(run, names),
         *_own_values(run, names),
+        *(_of_signals(run, names, chart_id) for chart_id, look in _SIGNAL_CHARTS.items() if look.get("section")),
     ]
     return [chart for chart in charts if chart is not None]
 
@@ -127,6 +135,77 @@ def _loss_scale(run: Run, names: set[str]) -> list[Chart]:
     return charts
 
 
+_SIGNAL_CHARTS: dict[str, dict[str, Any]] = {
+    # chart: what it is called, its signals with their labels, and how it is drawn
+    "update_ratio": {
+        "title": "Update-to-weight ratio", "log": True, "height": 110,
+        "signals": (("update_to_weight_ratio", "of all weights"),),
+    },
+    "grad_cosine": {
+        "title": "Direction of the gradient against the step before", "zero": True, "height": 110,
+        "signals": (("grad_cosine", "cosine"),),
+    },
+    "log_z": {
+        "title": "Log Z of the output", "height": 120,
+        "signals": (("log_z_mean", "mean log Z"), ("log_classes", "log of the number of classes")),
+    },
+    "sizes": {
+        "title": "Norm of all weights and of their change", "log": True, "height": 130, "section": "Weights and output",
+        "signals": (("weight_norm", "weights"), ("update_norm", "change in one step")),
+    },
+    "update_cosine": {
+        "title": "Direction of the update against descent", "zero": True, "height": 110,
+        "section": "Weights and output", "signals": (("update_cosine", "cosine"),),
+    },
+    "grad_abs_max": {
+        "title": "Largest gradient entry", "log": True, "height": 110, "section": "Weights and output",
+        "signals": (("grad_abs_max", "of all layers"),),
+    },
+    "noise_scale": {
+        "title": "Gradient noise scale", "log": True, "height": 110, "section": "Weights and output",
+        "signals": (("gradient_noise_scale", "batches of a step"),),
+    },
+    "output_softmax_share": {
+        "title": "Share of outputs that are probabilities already", "zero": True, "height": 110,
+        "section": "Weights and output", "signals": (("output_softmax_share", "share"),),
+    },
+    "input_values": {
+        "title": "Values of the input", "height": 130, "section": "Input",
+        "signals": (("input_mean", "mean"), ("input_std", "standard deviation"), ("input_absmax", "largest magnitude")),
+    },
+    "input_unique_share": {
+        "title": "Share of input values that differ from each other", "zero": True, "height": 110, "section": "Input",
+        "signals": (("input_unique_share", "share"),),
+    },
+}  # fmt: skip
+"""Charts of signals that the monitor takes by itself beside the story's own; those with a section are folded away."""
+_BOUNDS = {"log_classes"}
+"""Signals that are what another is held against: drawn as a limit."""
+
+
+def _of_signals(run: Run, names: set[str], chart_id: str) -> Chart | None:
+    look = _SIGNAL_CHARTS[chart_id]
+    there = [(name, label) for name, label in look["signals"] if name in names]
+    wanted = []
+    for index, (name, label) in enumerate(there):
+        role = "limit" if name in _BOUNDS else "points" if is_sparse(drawn(run, name)) else "line"
+        wanted.append((name, label, index, role))
+    traces = _traces(run, wanted, names)
+    if not traces:
+        return None
+    return Chart(
+        chart_id,
+        look["title"],
+        unit_of(there[0][0]),
+        traces=traces,
+        log=look.get("log", False),
+        zero=look.get("zero", False),
+        height=look["height"],
+        help=" ".join(CATALOGUE[name].meaning for name, _ in there),
+        section=look.get("section", ""),
+    )
+
+
 def _throughput(run: Run, names: set[str]) -> Chart | None:
     traces = _traces(run, [("tokens_per_s", "tokens/s", 2, "line")], names)
     if not traces:
@@ -168,37 +247,55 @@ def _parts(run: Run, names: set[str]) -> Chart | None:
     return Chart("step_time", "Step time", "s", kind="parts", traces=tuple(traces), zero=True, height=170, help=meaning)
 
 
-HEAT_HELP = "Largest value of each cell, logarithmic, input layers on top. Click a cell for its curve."
-THINNED_HELP = " Not every step of this long run is kept: a point stands for the largest value since the one before it."
+HEAT_HELP = "{keep} of each cell, {scale}, input on top. Click a cell for its curve."
+_KEPT = {"largest": "Largest value", "smallest": "Smallest value", "farthest": "Value farthest from zero"}
+_SCALES = {"log": "logarithmic", "linear": "linear from zero", "signed": "linear, the same on both sides of zero"}
+THINNED_HELP = " Not every step of this long run is kept: a point stands for {keep} since the one before it."
 
 
 def _heat(run: Run, stat: str | None, layer: str | None) -> list[Chart]:
-    stats = run.layer_stats
-    if not stats:
+    choice = chosen(run, stat)
+    if choice is None:
         return []
-    chosen = stat if stat in stats else stats[0]
-    matrix = long_matrix(run, chosen) or run.peaks(chosen)
-    rows = len(matrix.names)
-    title = stat_title(chosen)
-    spec = LAYER_CATALOGUE.get(chosen)
+    measure, matrix = choice.measure, matrix_of(run, choice)
+    unit = choice.spec.unit if choice.spec else "1"
+    explained = [choice.explained, HEAT_HELP.format(keep=_KEPT[measure.keep], scale=_SCALES[measure.scale])]
+    if matrix.since is not None:
+        explained.append(THINNED_HELP.format(keep=f"the {_KEPT[measure.keep].lower()}"))
     charts = [
         Chart(
             "heat",
-            f"{title}, layer by step",
-            spec.unit if spec else "1",
+            f"{measure.title}, {'module' if choice.stream == 'modules' else 'layer'} by step",
+            unit,
             kind="heat",
-            log=True,
-            height=min(460, max(150, 40 + 13 * rows)),
-            help=f"{spec.meaning if spec else ''} {HEAT_HELP}{THINNED_HELP if matrix.since is not None else ''}",
+            log=measure.scale == "log",
+            height=min(460, max(150, 40 + 13 * len(matrix.names))),
+            help=" ".join(part for part in explained if part),
             matrix=lambda: matrix,
+            scale=measure.scale,
+            keep=measure.keep,
+            limit=measure.limit,
         )
     ]
     curve = layer_curve(matrix, layer) if layer else None
     if layer and curve is not None:
         charts.append(
-            Chart("layer", f"{title} of {layer}", matrix.unit, traces=(Trace(layer, curve, 5),), log=True, height=130)
+            Chart(
+                "layer",
+                f"{measure.title} of {layer}",
+                unit,
+                traces=(Trace(layer, curve, 5, "points" if is_sparse(curve) else "line"),),
+                log=measure.scale == "log",
+                zero=measure.scale != "log",
+                height=130,
+            )
         )
     return charts
+
+
+def is_sparse(signal: Signal | LongSignal) -> bool:
+    """Whether so few steps were measured that the points say more than the line between them."""
+    return 0 < len(signal) < 200 and int(signal.step[-1] - signal.step[0]) >= 2 * len(signal)
 
 
 def layer_curve(matrix: LayerMatrix | LongMatrix, layer: str) -> Signal | LongSignal | None:
@@ -210,22 +307,6 @@ def layer_curve(matrix: LayerMatrix | LongMatrix, layer: str) -> Signal | LongSi
     column = matrix.names.index(layer)
     measured = matrix.present[:, column]
     return Signal(layer, matrix.step[measured], matrix.value[measured, column].astype(float), matrix.unit)
-
-
-def stat_title(stat: str) -> str:
-    """Words for a per-layer statistic."""
-    known = {
-        "grad_norm_preclip": "Gradient norm before clipping",
-        "grad_norm_postclip": "Gradient norm after clipping",
-        "grad_abs_max": "Largest gradient entry",
-        "grad_zero_share": "Share of zero gradient entries",
-        "grad_nonfinite_share": "Share of non-finite gradient entries",
-        "grad_cosine": "Cosine with the gradient of the step before",
-        "update_cosine": "Cosine of update and descent",
-        "adam_rms": "Adam's RMS of g²/v",
-        "adam_floor_share": "Share of entries held back by Adam's ε",
-    }
-    return known.get(stat, stat.replace("_", " ").capitalize())
 
 
 _SHOWN_ELSEWHERE = {
@@ -248,7 +329,9 @@ _SHOWN_ELSEWHERE = {
         "landscape_loss_mean",
         "landscape_loss_variance",
         "lr",
+        *("input_hash", "parameter_checksum"),  # identities, as batch_id
     ),
+    *(name for look in _SIGNAL_CHARTS.values() for name, _ in look["signals"]),
 }
 
 
@@ -378,7 +461,8 @@ def story_marks(run: Run, findings: list[dict[str, Any]]) -> list[Mark]:
             or (event.kind == "resume" and event.step in resumed_at)
         ):
             continue
-        marks.append(Mark(event.step, event.kind, _event_text(event.kind, event.fields)))
+        severity = "critical" if event.kind == "nonfinite" else "info"
+        marks.append(Mark(event.step, event.kind, _event_text(event.kind, event.fields), severity))
     return sorted(marks, key=lambda mark: (mark.step, mark.kind))
 
 
@@ -408,6 +492,11 @@ def _event_text(kind: str, fields: dict[str, Any]) -> str:
     words = MARKED_EVENTS[kind]
     if isinstance(fields.get("text"), str):
         return f"{words}: {fields['text']}"
+    if kind == "cadence":
+        share = fields.get("monitor_share")
+        cost = f", the monitor cost {share:.1%} of the step" if isinstance(share, float) else ""
+        what, before, after = (_short(fields.get(name, "?")) for name in ("what", "before", "after"))
+        return f"{what} measured every {after} steps instead of every {before}{cost}"
     values = fields.get("values")
     shown = values if isinstance(values, dict) else fields
     parts = [f"{name} {_short(value)}" for name, value in shown.items() if isinstance(value, int | float | str)]

@@ -12,8 +12,9 @@ import pandas as pd
 import streamlit as st
 
 from app import control, data, text
+from app.charts import measures
 from app.charts.still import slice_figure, window_figure
-from app.charts.story import incident_key, stat_title
+from app.charts.story import incident_key
 from app.data import DIAGNOSES, READERS, findings_of
 from app.facts import Facts, facts_of
 from app.live_grid import live_grid
@@ -260,16 +261,8 @@ def stack(path: Path) -> None:
     """The live charts; a fragment of its own, so that a zoom does not run the rest of the page."""
     run_id = path.name
     with READERS.reading(path) as run:
-        stats = run.layer_stats
-    stat = None
-    if len(stats) > 1:
-        stat = st.selectbox(
-            "Heatmap shows",
-            stats,
-            format_func=lambda name: text.markdown(stat_title(name)),
-            key="stat",
-            bind="query-params",
-        )
+        there = measures.choices(run)
+    stat = heatmap_choice(there) if len(there) > 1 else None
     key = f"story-{run_id}"
     live_grid(
         run_id,
@@ -285,6 +278,23 @@ def stack(path: Path) -> None:
     )
     if st.session_state.get("section") == "Incidents":
         st.rerun()
+
+
+def heatmap_choice(there: list[measures.Choice]) -> str | None:
+    """What the heatmap is to show, by its key; beside the choice what that is and how often it is measured."""
+    by_key = {choice.key: choice for choice in there}
+    picked, explained = st.columns([2, 3], vertical_alignment="bottom")
+    with picked:
+        key = st.selectbox(
+            "The heatmap shows",
+            list(by_key),
+            format_func=lambda key: text.plain(by_key[key].label),
+            key="stat",
+            bind="query-params",
+        )
+    if key is not None:
+        explained.caption(text.markdown(by_key[key].explained, 400))
+    return key
 
 
 def zoomed() -> tuple[float, float] | None:
@@ -654,7 +664,14 @@ def log_tail(path: Path) -> None:
         st.dataframe(pd.DataFrame(rows), hide_index=True, key="events", height=300)
 
 
-SHOW = {"Story": story, "Incidents": incidents, "Landscape": landscape, "System": system, "Config": config, "Log": log}
+SHOW = {
+    "Story": story,
+    "Incidents": incidents,
+    "Landscape": landscape,
+    "System": system,
+    "Config": config,
+    "Log": log,
+}
 
 if st.session_state.get("go_to_section"):
     st.session_state["section"] = st.session_state.pop("go_to_section")

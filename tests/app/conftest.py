@@ -35,6 +35,7 @@ class Runs:
     torn: str
     newer: str
     spike: str
+    measured: str
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +51,7 @@ def all_runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         made.torn_run(folder).name,
         made.newer_format(folder).name,
         made.spike_run(folder, steps=20_000, at=12_345).name,
+        made.measured_run(folder).name,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -120,6 +121,52 @@ def nan_run(runs: Path, *, steps: int = 300, at: int = 210, name: str = "goes to
         norm = float("nan") if bad else float("inf") if step == at - 1 else 0.8
         run.row(step, float("nan") if bad else float(loss), norm=norm, layers=layers)
     return run.end("crashed", steps, "the loss is NaN")
+
+
+MODULES = ("tok_emb", *(f"blocks.{block}.{part}" for block in range(4) for part in ("attn", "mlp")), "head")
+ATTENDS = tuple(".attn" in name for name in MODULES)
+
+
+def measured_run(runs: Path, *, steps: int = 400, name: str = "measured", run_id: str | None = None) -> Path:
+    """What the probes of the hook add: modules every 50 steps, cosines, scalars, maps, words about it all."""
+    run, rng = Recorded(runs, name, run_id=run_id, planned=steps), np.random.default_rng(5)
+    run.writer.define_modules(MODULES)
+    for step, loss in enumerate(curve(steps), start=1):
+        more = {"input_mean": 75.0, "input_absmax": 121.0, "input_hash": float(step * 977), "batch_id": float(step)}
+        more["parameter_checksum"] = float(step * 31)
+        first = step <= 10
+        if step % 20 == 0 or first:
+            cosine = float(np.cos(step / 30))
+            more |= {"update_to_weight_ratio": 1e-3, "weight_norm": 39.0, "update_norm": 0.04, "grad_cosine": cosine}
+        if step % 10 == 0 or first:
+            more |= {"log_z_mean": 6.0, "log_classes": float(np.log(256)), "output_softmax_share": 0.0}
+        run.row(step, float(loss), layers=layer_norms(step, rng), **more)
+        when = run.start + 0.05 * step
+        if step % 50 == 0 or first:
+            mean = np.linspace(-0.4, 0.2, len(MODULES), dtype=np.float32)
+            entropy = np.linspace(0.3, 0.9, len(MODULES), dtype=np.float32)
+            run.writer.modules(
+                step, when, {"activation_mean": mean, "attention_entropy_min": (entropy, np.array(ATTENDS))}
+            )
+    for module in ("blocks.0.attn", "blocks.3.attn"):
+        for step in (10, 100):
+            run.writer.event("attention_map", step, **map_fields(module))
+    run.writer.event(
+        "nonfinite", 300, origin="forward", where="blocks.2.mlp", exact=True, text="infinite first in blocks.2.mlp"
+    )
+    run.writer.event("cadence", 120, what="activations", before=50, after=100, monitor_share=0.031, budget=0.02)
+    run.writer.event("thinning", 200, stream="layers", stride=4, bytes_per_step=90, text="layers thinned")
+    run.writer.event("warning", 3, about="unmoved", layers=["head.weight"], text="head.weight does not train")
+    run.writer.event("warning", 4, text="said elsewhere")
+    return run.end(step=steps)
+
+
+def map_fields(module: str, heads: int = 2, places: int = 8) -> dict[str, object]:
+    """The fields of an ``attention_map`` event: every query attends to the keys up to its own alike."""
+    weights = np.tril(np.ones((places, places))) / np.arange(1, places + 1)[:, None]
+    raw = np.round(255 * np.sqrt(np.stack([weights] * heads))).astype(np.uint8)
+    text = base64.b64encode(raw.tobytes()).decode()
+    return {"module": module, "shape": [heads, places, places], "weights": text, "tokens": list(b"def f():")[:places]}
 
 
 def spike_run(

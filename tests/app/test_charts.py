@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from app.charts.measures import LAYER_MEASURES, MODULE_MEASURES, Choice, matrix_of
 from app.charts.still import slice_figure, window_figure
 from app.charts.story import incident_key, landscape_charts, story_charts, story_marks, system_charts
 from app.facts import facts_of
 from monitor.runfile.reader import open_run
-from monitor.signals import Signal
+from monitor.runfile.writer import RankWriter, begin_attempt, create_run
+from monitor.signals import LAYER_CATALOGUE, MODULE_CATALOGUE, Signal
 from tests.app import runs_for_tests as made
 from tests.app.conftest import Runs
 
@@ -73,6 +75,99 @@ def test_findings_are_marks_with_their_extent():
     (mark,) = story_marks(run, [finding])
     assert (mark.step, mark.last_step, mark.severity, mark.key) == (40, 55, "warning", "loss-spike@40")
     assert incident_key(finding) == "loss-spike@40"
+
+
+def test_what_the_probes_measure_has_few_charts_and_identities_have_none(all_runs: Runs):
+    charts = story_charts(open_run(all_runs.folder / all_runs.measured))
+    in_sight = [chart.id for chart in charts if not chart.section]
+    assert in_sight == [
+        *("events", "loss", "grad_norm", "update_ratio", "heat", "lr"),
+        *("grad_cosine", "log_z", "throughput", "step_time"),
+    ]
+    assert [(chart.section, chart.id) for chart in charts if chart.section] == [
+        ("Weights and output", "sizes"),
+        ("Weights and output", "output_softmax_share"),
+        ("Input", "input_values"),
+    ]
+    drawn = {trace.signal.name for chart in charts for trace in chart.traces}
+    assert not drawn & {"input_hash", "batch_id", "parameter_checksum"}
+    log_z = by_id(charts)["log_z"]
+    assert [(trace.role, trace.signal.name) for trace in log_z.traces] == [
+        ("points", "log_z_mean"),
+        ("limit", "log_classes"),
+    ]
+    assert by_id(charts)["grad_cosine"].log is False and by_id(charts)["update_ratio"].log is True
+
+
+def test_a_statistic_of_modules_has_its_scale_and_a_module_its_curve(all_runs: Runs):
+    run = open_run(all_runs.folder / all_runs.measured)
+    charts = by_id(story_charts(run, stat="modules.activation_mean", layer="blocks.0.attn"))
+    heat, curve = charts["heat"], charts["layer"]
+    assert (heat.scale, heat.keep) == ("signed", "farthest") and "module by step" in heat.title
+    assert not curve.log and curve.traces[0].role == "points"
+    expected = run.modules("activation_mean").value[:, made.MODULES.index("blocks.0.attn")]
+    assert np.array_equal(curve.traces[0].signal.value, expected.astype(float))
+    entropy = by_id(story_charts(run, stat="modules.attention_entropy_min"))["heat"]
+    assert (entropy.scale, entropy.keep) == ("linear", "smallest")
+    assert entropy.matrix().names == tuple(name for name in made.MODULES if ".attn" in name)
+
+
+def test_statistics_of_modules_are_read_only_when_shown(all_runs: Runs, monkeypatch):
+    run = open_run(all_runs.folder / all_runs.measured)
+    asked = []
+    peaks = type(run).peaks
+
+    def noted(self, stat, *, stream="layers", **more):
+        asked.append(stream)
+        return peaks(self, stat, stream=stream, **more)
+
+    monkeypatch.setattr(type(run), "peaks", noted)
+    story_charts(run)
+    assert set(asked) == {"layers"}
+    story_charts(run, stat="modules.activation_mean")
+    assert asked[-1] == "modules"
+
+
+def test_every_statistic_of_the_catalogues_has_words_and_no_two_the_same():
+    every = [Choice("layers", stat) for stat in LAYER_CATALOGUE] + [
+        Choice("modules", stat) for stat in MODULE_CATALOGUE
+    ]
+    assert set(LAYER_CATALOGUE) <= set(LAYER_MEASURES) and set(MODULE_CATALOGUE) <= set(MODULE_MEASURES)
+    assert len({choice.label for choice in every}) == len({choice.key for choice in every}) == len(every)
+    for choice in every:
+        assert choice.explained.startswith(choice.spec.meaning)
+        if choice.stat.endswith("_share"):
+            assert choice.measure.scale == "linear"
+    signed = {choice.stat for choice in every if choice.measure.scale == "signed"}
+    assert signed == {"grad_cosine", "update_cosine", "activation_mean"}
+
+
+def test_of_a_thinned_signed_statistic_the_dip_is_kept(tmp_path):
+    path = create_run(tmp_path, name="thinned", now=lambda: made.START)
+    writer = RankWriter(path, begin_attempt(path), rows_per_batch=8, layer_budget_bytes=6_000)
+    writer.define_layers(["a", "b"], [(2,), (2,)])
+    for step in range(1, 2_001):
+        dip = -0.9 if step == 1_601 else 0.1
+        writer.layers(step, made.START + step, {"grad_cosine": np.array([dip, 0.2], np.float32)})
+        if step % 50 == 0:
+            writer.flush(30)
+    writer.close()
+    run = open_run(path)
+    choice = Choice("layers", "grad_cosine")
+    matrix = matrix_of(run, choice)
+    assert matrix.since is not None and len(matrix.step) < 1_500
+    (row,) = np.flatnonzero(matrix.value[:, 0] < 0)
+    assert matrix.value[row, 0] == np.float32(-0.9) and matrix.since[row] <= 1_601 <= matrix.step[row]
+    assert matrix.value[:, 1].min() == np.float32(0.2)
+
+
+def test_what_the_monitor_tells_is_a_mark_with_words(all_runs: Runs):
+    marks = {mark.kind: mark for mark in story_marks(open_run(all_runs.folder / all_runs.measured), [])}
+    assert (marks["nonfinite"].step, marks["nonfinite"].severity) == (300, "critical")
+    assert "blocks.2.mlp" in marks["nonfinite"].text
+    assert "activations measured every 100 steps instead of every 50" in marks["cadence"].text
+    assert "3.1%" in marks["cadence"].text and "layers thinned" in marks["thinning"].text
+    assert "attention_map" not in marks
 
 
 def test_landscape_and_system_views_follow_what_was_recorded(all_runs: Runs):

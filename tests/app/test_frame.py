@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from app import frame
+from app import frame, heatmap
 from app.charts.describe import Chart, Mark, Trace
 from app.charts.story import story_charts
 from monitor.runfile import zoom
@@ -132,11 +132,11 @@ def test_a_heatmap_from_levels_shows_the_largest_of_each_cell(monkeypatch: pytes
     cells, edges = array(body, heat["cells"]).reshape(2, -1), array(body, heat["edges"])
     assert (np.diff(edges) > 0).all() and (edges[0], edges[-1]) == (0.5, 5000.5)
     assert heat["nonfinite"] == 1 and heat["ratio"] == pytest.approx(5000 / cells.shape[1], abs=0.01)
-    (column,) = np.flatnonzero(cells[1] == frame.HEAT_NONFINITE)
+    (column,) = np.flatnonzero(cells[1] == heatmap.NONFINITE)
     assert edges[column] < 3210 < edges[column + 1]
-    (column,) = np.flatnonzero(cells[1] == cells[1][cells[1] <= frame.HEAT_STEPS].max())
+    (column,) = np.flatnonzero(cells[1] == cells[1][cells[1] <= heatmap.STEPS].max())
     assert edges[column] < 777 < edges[column + 1]
-    absent = np.flatnonzero(cells[0] == frame.HEAT_ABSENT)
+    absent = np.flatnonzero(cells[0] == heatmap.ABSENT)
     assert len(absent) and edges[absent[0] + 1] > 4000 and absent[-1] == cells.shape[1] - 1
     narrow, _ = frame.unpack(frame.build([chart], frame.Window(50, 3000, 3300)) or b"")
     assert narrow["charts"][0]["scale"] == heat["scale"]  # a zoom keeps the colours
@@ -233,10 +233,10 @@ def test_heat_cells_tell_zero_absent_and_non_finite_from_small():
     heat = header["charts"][0]
     cells = array(body, heat["cells"]).reshape(3, 3)
     bottom, top = heat["scale"]
-    sizes = 10 ** (bottom + cells[0] / frame.HEAT_STEPS * (top - bottom))
+    sizes = 10 ** (bottom + cells[0] / heatmap.STEPS * (top - bottom))
     assert np.allclose(sizes, [1, 10, 100], rtol=0.05)
-    assert cells[1].tolist()[:2] == [frame.HEAT_ZERO, frame.HEAT_ABSENT]
-    assert cells[2].tolist()[::2] == [frame.HEAT_NONFINITE, frame.HEAT_NONFINITE]
+    assert cells[1].tolist()[:2] == [heatmap.ZERO, heatmap.ABSENT]
+    assert cells[2].tolist()[::2] == [heatmap.NONFINITE, heatmap.NONFINITE]
     assert heat["nonfinite"] == 2
     assert array(body, heat["edges"]).tolist() == [0.5, 1.5, 2.5, 3.5]
 
@@ -250,7 +250,7 @@ def test_one_infinite_norm_of_one_layer_is_in_the_heatmap_however_many_steps():
     heat = header["charts"][0]
     cells = array(body, heat["cells"]).reshape(3, -1)
     edges = array(body, heat["edges"])
-    (row,), (column,) = np.nonzero(cells == frame.HEAT_NONFINITE)
+    (row,), (column,) = np.nonzero(cells == heatmap.NONFINITE)
     assert row == 1 and edges[column] < 31_416 < edges[column + 1]
     assert heat["ratio"] > 100
 
@@ -264,7 +264,7 @@ def test_an_explosion_does_not_take_the_contrast_from_what_came_before():
     cells = array(body, header["charts"][0]["cells"]).reshape(4, -1)
     early, late = cells[:, 0].astype(int), cells[:, -1]
     assert (np.diff(early) > 10).all()
-    assert (late == frame.HEAT_STEPS).all() and (early < frame.HEAT_STEPS).all()
+    assert (late == heatmap.STEPS).all() and (early < heatmap.STEPS).all()
 
 
 def test_marks_outside_the_points_are_in_sight_when_zoomed_out():
@@ -309,8 +309,8 @@ def heat_of(layers: LayerMatrix, window: frame.Window) -> tuple[dict, np.ndarray
 def test_a_row_that_stands_for_many_steps_is_shown_at_each_of_them():
     heat, cells, edges = heat_of(thinned_layers(), frame.Window(buckets=500))
     assert len(edges) == 41
-    assert (cells[0, 8:] == frame.HEAT_NONFINITE).all()
-    assert (cells[:, :8] != frame.HEAT_NONFINITE).all()
+    assert (cells[0, 8:] == heatmap.NONFINITE).all()
+    assert (cells[:, :8] != heatmap.NONFINITE).all()
     assert (cells[1, 4:8] == cells[1, 7]).all()
     assert cells[1, 4] > cells[1, 3]
     assert heat["nonfinite"] == 7
@@ -318,7 +318,7 @@ def test_a_row_that_stands_for_many_steps_is_shown_at_each_of_them():
 
 def test_a_zoom_between_two_rows_shows_what_the_later_one_tells_of_it():
     heat, cells, _ = heat_of(thinned_layers(), frame.Window(buckets=500, start=20, stop=30))
-    assert (cells[0] == frame.HEAT_NONFINITE).all()
+    assert (cells[0] == heatmap.NONFINITE).all()
     assert (cells[1] == cells[1, 0]).all()
     assert heat["nonfinite"] == 7
     chart = Chart("heat", "H", kind="heat", matrix=thinned_layers)

@@ -10,7 +10,7 @@ from tests.app import runs_for_tests as made
 from tests.app.conftest import Open, Runs, words
 from trainer.config import TrainConfig, form_fields, load_config, with_values
 
-SECTIONS = ("Story", "Incidents", "Landscape", "System", "Config", "Log")
+SECTIONS = ["Story", "Incidents", "Landscape", "System", "Config", "Log"]
 
 
 def test_an_empty_folder_shows_the_two_commands(no_runs, open_page: Open):
@@ -38,7 +38,7 @@ def test_the_list_has_a_row_for_each_run_also_for_those_it_cannot_read(runs: Run
     page = open_page("runs")
     assert not page.exception
     table = page.dataframe[0].value.set_index("name")
-    assert len(table) == 7
+    assert len(table) == 8
     assert table.loc["goes to NaN", "loss"] == "NaN"
     assert table.loc["healthy", "step"] == "400 of 400" and "finished" in table.loc["healthy", "state"]
     assert "unreadable" in table.loc["from-the-future", "health"] and "99" in table.loc["from-the-future", "notes"]
@@ -99,10 +99,10 @@ def test_a_long_list_has_pages_which_the_address_names(tmp_path, monkeypatch, op
     assert not open_page("runs", page="99").exception and not open_page("runs", page="x").exception
 
 
-@pytest.mark.parametrize("state", ["healthy", "nan", "resumed", "half", "torn", "spike"])
+@pytest.mark.parametrize("state", ["healthy", "nan", "resumed", "half", "torn", "spike", "measured"])
 def test_no_section_of_any_run_shows_a_traceback(runs: Runs, open_page: Open, state):
     page = open_page("run", run=getattr(runs, state))
-    for section in SECTIONS:
+    for section in page.segmented_control(key="section").options:
         page.segmented_control(key="section").set_value(section).run()
         assert not page.exception, (section, page.exception)
         assert not page.error
@@ -197,6 +197,32 @@ def test_hostile_names_are_escaped_in_the_title(tmp_path, monkeypatch, open_page
     page = open_page("run", run=path.name)
     assert not page.exception
     assert f"## {markdown(name, 120)} " in page.markdown[0].value
+
+
+def test_the_selector_names_statistics_of_layers_and_modules_and_the_address_keeps_one(runs: Runs, open_page: Open):
+    page = open_page("run", run=runs.measured)
+    (selector,) = page.selectbox
+    assert selector.options == [
+        "Gradients: Gradient norm before clipping",
+        "Activations: Mean of the output",
+        "Attention: Entropy of the most concentrated head",
+    ]
+    assert mounted(page)["stat"] == "grad_norm_preclip"
+    page.selectbox(key="stat").set_value("modules.activation_mean").run()
+    assert mounted(page)["stat"] == "modules.activation_mean"
+    assert "Measured by default: the first 10 steps, every 50" in words(page).replace("\\", "")
+    label = selector.options[1]
+    assert mounted(open_page("run", run=runs.measured, stat=label))["stat"] == "modules.activation_mean"
+    assert mounted(open_page("run", run=runs.measured, stat="no such"))["stat"] == "grad_norm_preclip"
+    assert not open_page("run", run=runs.healthy).selectbox
+
+
+def mounted(page) -> dict:
+    """What the page gave to its live charts."""
+    import json
+
+    (grid,) = page.get("bidi_component")
+    return json.loads(grid.proto.json)
 
 
 # ---- launch -------------------------------------------------------------------------------------------------------

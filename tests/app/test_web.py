@@ -63,7 +63,7 @@ def test_nonsense_about_what_the_browser_has_is_ignored(runs: Runs, http: Ask, h
 
 @pytest.mark.parametrize("view", ["story", "landscape", "system"])
 def test_every_state_of_a_run_has_an_answer(runs: Runs, http: Ask, view):
-    for run in (runs.healthy, runs.nan, runs.resumed, runs.half, runs.torn, runs.spike):
+    for run in (runs.healthy, runs.nan, runs.resumed, runs.half, runs.torn, runs.spike, runs.measured):
         assert http(f"/api/frame?run={run}&view={view}").status == 200
     newer = http(f"/api/frame?run={runs.newer}&view={view}")
     assert newer.status == 404 and "99" in json.loads(newer.body)["error"]

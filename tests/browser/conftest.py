@@ -71,6 +71,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
         "resumed": made.resumed_run(runs).name,
         "half": made.half_written(runs).name,
         "torn": made.torn_run(runs).name,
+        "measured": made.measured_run(runs).name,
         "newer": made.newer_format(runs).name,
         "spike": made.spike_run(runs, steps=STEPS_OF_THE_SPIKE, at=AT, height=HEIGHT).name,
     }

@@ -147,6 +147,39 @@ def test_a_click_on_the_heatmap_shows_the_layers_curve(tab: Tab, app: App):
     tab.wait("(layer) => new URL(location).searchParams.get('layer') === layer", made.LAYERS[0])
 
 
+def test_a_statistic_of_modules_is_chosen_drawn_and_kept_in_the_address(tab: Tab, app: App):
+    tab.open_run(app.ids["measured"])
+    tab.charts()
+    tab.page.get_by_label("The heatmap shows").click()
+    tab.page.get_by_role("option", name="Activations: Mean of the output").click()
+    title = (
+        "() => document.querySelector('[data-id=heat] .gm-title')?.textContent === 'Mean of the output, module by step'"
+    )
+    tab.wait(title)
+    assert "measured at 18 of 400 steps, blank where not" in tab.page.inner_text('[data-id="heat"] .gm-note')
+    heat = tab.page.locator('.gm-chart[data-id="heat"] .nsewdrag')
+    heat.scroll_into_view_if_needed()
+    box = heat.bounding_box()
+    assert box is not None
+    row = box["height"] * 0.5 / len(made.MODULES)
+    heat.hover(position={"x": box["width"] * 0.501, "y": row})
+    tab.wait("() => document.querySelector('[data-id=heat] .gm-tip').textContent.includes('step 200: about −0.4')")
+    heat.click(position={"x": box["width"] * 0.501, "y": row})
+    curve = tab.page.locator('.gm-chart[data-id="layer"] .js-plotly-plot')
+    curve.wait_for()
+    assert tab.data("layer")["x"] == [*range(1, 11), *range(50, 401, 50)]
+    assert curve.evaluate("(plot) => plot._fullLayout.yaxis.type") == "linear"
+    tab.wait("() => new URL(location).searchParams.get('stat')?.startsWith('Activations')")
+    tab.wait("() => new URL(location).searchParams.get('layer') === 'tok_emb'")
+    tab.page.reload()
+    tab.rest()
+    tab.wait(title)
+    folded = tab.page.locator('.gm-chart[data-id="input_values"] .main-svg')
+    assert folded.count() == 0, "nothing is drawn for a section that is folded away"
+    tab.page.get_by_role("button", name="Input", exact=True).click()
+    folded.first.wait_for()
+
+
 def test_a_click_on_a_row_opens_the_run(tab: Tab):
     tab.open("/?search=resumed")
     table = tab.page.locator('[data-testid="stDataFrame"] canvas').first
@@ -238,6 +271,7 @@ PAGES = {
     "story-resumed": "/run?run={resumed}",
     "story-spike": "/run?run={spike}",
     "no-points-yet": "/run?run={half}",
+    "story-modules": "/run?run={measured}&stat=Activations%3A+Mean+of+the+output&layer=tok_emb",
     "torn": "/run?run={torn}",
     "newer-format": "/run?run={newer}",
     "unknown-run": "/run?run=nothing-here",
@@ -252,7 +286,10 @@ PAGES = {
 }
 
 
-MAIN_PAGES = ("runs", "story", "story-nan", "incident", "landscape", "system", "launch")
+MAIN_PAGES = (
+    *("runs", "story", "story-nan", "incident", "landscape", "system", "launch"),
+    "story-modules",
+)
 """In every scheme and width; the other states once."""
 
 
@@ -272,7 +309,7 @@ def test_every_page_has_its_picture_and_no_traceback(new_tab: NewTab, app: App, 
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         tab.open(PAGES[name].format(**app.ids))
-        if name in ("story", "story-nan", "story-resumed", "story-spike", "landscape", "system"):
+        if name in ("story", "story-nan", "story-resumed", "story-spike", "story-modules", "landscape", "system"):
             tab.charts()
         if name == "incident":
             tab.page.get_by_text("Likely causes").wait_for()

@@ -13,6 +13,7 @@ import streamlit as st
 
 from app import control, data, text
 from app.charts import measures
+from app.charts.attention import AttentionMap, attention_maps, head_figure, token_words
 from app.charts.still import slice_figure, window_figure
 from app.charts.story import incident_key
 from app.data import DIAGNOSES, READERS, findings_of
@@ -20,9 +21,9 @@ from app.facts import Facts, facts_of
 from app.live_grid import live_grid
 from app.views.common import HEALTH, badge, bullets, health_badge, refused, state_badge, worst_severity
 from monitor.errors import GradiometerError, RunError
-from monitor.runfile.reader import Run
+from monitor.runfile.reader import Event, Run
 
-SECTIONS = ("Story", "Incidents", "Landscape", "System", "Config", "Log")
+SECTIONS = ("Story", "Incidents", "Attention", "Landscape", "System", "Config", "Log")
 LIST_COMMAND = "gradiometer runs"
 # How long opening a run may wait for its diagnosis; after that the page says that it is being made. A comment, not a
 # string beneath: this file is run as a script, and Streamlit may print a bare string into the page.
@@ -41,6 +42,7 @@ def page() -> None:
         path = data.find_run(run_id)
         with READERS.reading(path) as run:
             facts, name, version = facts_of(run), run.name, run.version
+            attends = bool(run.events("attention_map"))
     except RunError as error:
         refused(error, None if path else LIST_COMMAND)  # an unreadable run says by itself what to do
         st.page_link("views/runs.py", label="To the list of runs")
@@ -51,7 +53,7 @@ def page() -> None:
     st.fragment(header, run_every=1.0 if facts.live else 3.0)(path, name, facts.live)
     section = st.segmented_control(
         "Section",
-        SECTIONS,
+        [section for section in SECTIONS if attends or section != "Attention"],
         default="Story",
         required=True,
         key="section",
@@ -546,6 +548,54 @@ def abstained(report: dict[str, Any]) -> None:
     bullets(lines)
 
 
+# ---- attention ----------------------------------------------------------------------------------------------------
+
+
+def attention(path: Path, facts: Facts) -> None:
+    """The maps of one module at one step, its heads side by side."""
+    st.fragment(maps)(path)
+
+
+def maps(path: Path) -> None:
+    """The choice of a step and a module, and the heads; a fragment, as a choice concerns nothing else."""
+    with READERS.reading(path) as run:
+        found, bad = attention_maps(run.events("attention_map"))
+        as_bytes = run.task == "gpt"
+    if bad:
+        st.warning(f"{bad} of the attention maps of this run cannot be read; they are left out.")
+    if not found:
+        return
+    chosen = map_choice(found)
+    if chosen is None:
+        return
+    with st.grid(min_column_width=260, gap="small"):
+        for head in range(len(chosen.weights)):
+            figure = head_figure(chosen, head, as_bytes=as_bytes)
+            st.plotly_chart(figure, key=f"head-{head}", config={"displayModeBar": False})
+    st.caption(
+        f"From 0 (dark) to {text.number(float(chosen.weights.max()), 2)} (bright), by the square root. Each row is a "
+        "query. Of the first sequence of the batch, the first 64 queries and keys of at most 4 heads are kept."
+    )
+    if chosen.tokens:
+        st.caption("Tokens, in order")
+        words = token_words(chosen.tokens, as_bytes=as_bytes)
+        st.code(("" if max(map(len, words)) == 1 else " ").join(words), language=None, wrap_lines=True)
+
+
+def map_choice(found: list[AttentionMap]) -> AttentionMap | None:
+    """Which map is looked at: its step, the latest unless told otherwise, and its module."""
+    left, right, _ = st.columns([1, 2, 2])
+    steps = sorted({str(one.step) for one in found}, key=int, reverse=True)
+    with left:
+        step = st.selectbox(
+            "Step", steps, format_func=lambda step: text.count(int(step)), key="map_step", bind="query-params"
+        )
+    modules = [one.module for one in found if str(one.step) == step]
+    with right:
+        module = st.selectbox("Module", modules, format_func=text.plain, key="map_module", bind="query-params")
+    return next((one for one in found if str(one.step) == step and one.module == module), None)
+
+
 # ---- the other sections -------------------------------------------------------------------------------------------
 
 
@@ -657,16 +707,24 @@ def log_tail(path: Path) -> None:
                 "time": time.strftime("%H:%M:%S", time.localtime(event.time)),
                 "step": text.count(event.step),
                 "kind": text.plain(event.kind, 40),
-                "what": text.plain(as_lines(event.fields).replace("\n", ", "), 300),
+                "what": text.plain(as_lines(told(event)).replace("\n", ", "), 300),
             }
             for event in reversed(events[-500:])
         ]
         st.dataframe(pd.DataFrame(rows), hide_index=True, key="events", height=300)
 
 
+def told(event: Event) -> dict[str, Any]:
+    """The fields of an event that can be read: of an attention map not its weights, which are a picture."""
+    if event.kind != "attention_map":
+        return event.fields
+    return {name: event.fields[name] for name in ("module", "shape") if name in event.fields}
+
+
 SHOW = {
     "Story": story,
     "Incidents": incidents,
+    "Attention": attention,
     "Landscape": landscape,
     "System": system,
     "Config": config,

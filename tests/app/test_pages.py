@@ -225,6 +225,33 @@ def mounted(page) -> dict:
     return json.loads(grid.proto.json)
 
 
+def test_attention_maps_have_a_section_only_where_there_are_some(runs: Runs, open_page: Open):
+    page = open_page("run", run=runs.healthy, section="Attention")
+    assert not page.exception
+    assert page.segmented_control(key="section").options == SECTIONS
+    assert page.segmented_control(key="section").value == "Story"
+    page = open_page("run", run=runs.measured, section="Attention")
+    assert not page.exception
+    assert page.selectbox(key="map_step").options == ["100", "10"]
+    assert page.selectbox(key="map_module").options == ["blocks.0.attn", "blocks.3.attn"]
+    assert len(page.get("plotly_chart")) == 2
+    assert page.code[0].value == "def␣f():"
+    assert not page.warning or all("maps" not in warning.value for warning in page.warning)
+
+
+def test_maps_that_are_none_are_left_out_with_one_message(tmp_path, monkeypatch, open_page: Open):
+    monkeypatch.setenv("GRADIOMETER_RUNS", str(tmp_path))
+    run = made.Recorded(tmp_path, "hostile maps")
+    run.row(1, 3.0)
+    run.writer.event("attention_map", 1, **made.map_fields("attn"))
+    for broken in ({"shape": [10**9] * 3}, {"weights": "!"}, {"module": 7}):
+        run.writer.event("attention_map", 1, **{**made.map_fields("other"), **broken})
+    page = open_page("run", run=run.end(step=1).name, section="Attention")
+    assert not page.exception
+    (said,) = [warning.value for warning in page.warning]
+    assert said.startswith("3 of the attention maps") and page.selectbox(key="map_module").options == ["attn"]
+
+
 # ---- launch -------------------------------------------------------------------------------------------------------
 
 

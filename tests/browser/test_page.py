@@ -272,6 +272,7 @@ PAGES = {
     "story-spike": "/run?run={spike}",
     "no-points-yet": "/run?run={half}",
     "story-modules": "/run?run={measured}&stat=Activations%3A+Mean+of+the+output&layer=tok_emb",
+    "attention": "/run?run={measured}&section=Attention",
     "torn": "/run?run={torn}",
     "newer-format": "/run?run={newer}",
     "unknown-run": "/run?run=nothing-here",
@@ -288,7 +289,7 @@ PAGES = {
 
 MAIN_PAGES = (
     *("runs", "story", "story-nan", "incident", "landscape", "system", "launch"),
-    "story-modules",
+    *("story-modules", "attention"),
 )
 """In every scheme and width; the other states once."""
 

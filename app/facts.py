@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -85,7 +86,7 @@ def facts_of(run: Run) -> Facts:
         nonfinite=tuple(_nonfinite(run)),
         attempts=len(run.attempts),
         has_checkpoint=any(point.complete for point in run.checkpoints()),
-        warnings=tuple(str(text) for text in heartbeat.get("warnings") or ()),
+        warnings=_warnings(run, heartbeat),
         problems=tuple(run.problems),
     )
 
@@ -99,6 +100,15 @@ def device_of(run: Run) -> str | None:
                 return str(environment[name])
     configured = (run.config or {}).get("device")
     return str(configured) if isinstance(configured, str) else None
+
+
+def _warnings(run: Run, heartbeat: dict[str, Any]) -> tuple[str, ...]:
+    """What the recorder warns of, and what the monitor has found out about the training, each once."""
+    said = [str(text) for text in heartbeat.get("warnings") or ()]
+    for event in run.events("warning"):
+        if isinstance(event.fields.get("about"), str) and isinstance(event.fields.get("text"), str):
+            said.append(event.fields["text"])
+    return tuple(dict.fromkeys(said))
 
 
 def _last(signal: Signal) -> float | None:

@@ -28,6 +28,7 @@ LIST_COMMAND = "gradiometer runs"
 # How long opening a run may wait for its diagnosis; after that the page says that it is being made. A comment, not a
 # string beneath: this file is run as a script, and Streamlit may print a bare string into the page.
 DIAGNOSIS_WAIT_S = 0.8
+WARNINGS_SHOWN = 3
 
 
 def page() -> None:
@@ -208,8 +209,11 @@ def receipt(path: Path) -> None:
 
 def troubles(facts: Facts) -> None:
     """Warnings of the recorder, and what could not be read."""
-    for words in facts.warnings[:3]:
+    for words in facts.warnings[:WARNINGS_SHOWN]:
         st.warning(text.markdown(words, 400))
+    if len(facts.warnings) > WARNINGS_SHOWN:
+        with st.expander(f"{len(facts.warnings) - WARNINGS_SHOWN} more warnings"):
+            bullets(list(facts.warnings[WARNINGS_SHOWN : WARNINGS_SHOWN + 50]))
     if facts.state.word in ("crashed", "lost", "stale", "stopped"):
         st.caption(text.markdown(f"{facts.state.word}: {facts.state.reason}", 400))
     if facts.problems:

@@ -252,6 +252,12 @@ def test_maps_that_are_none_are_left_out_with_one_message(tmp_path, monkeypatch,
     assert said.startswith("3 of the attention maps") and page.selectbox(key="map_module").options == ["attn"]
 
 
+def test_what_the_monitor_found_out_is_warned_of_on_the_page(runs: Runs, open_page: Open):
+    page = open_page("run", run=runs.measured)
+    said = [warning.value.replace("\\", "") for warning in page.warning]
+    assert said == ["head.weight does not train"]
+
+
 # ---- launch -------------------------------------------------------------------------------------------------------
 
 

@@ -21,7 +21,7 @@ const MARKS = {
   crash: { word: 'crash', sign: '✕', symbol: 'x', level: 3 },
   resume: { word: 'resume', sign: '◆', symbol: 'diamond', level: 2 },
   stop: { word: 'stop', sign: '■', symbol: 'square', level: 1 },
-  nonfinite: { word: 'not finite', sign: '✱', symbol: 'asterisk-open', level: 3 },
+  nonfinite: { word: 'not finite', sign: '✱', symbol: 'asterisk-open', level: 1 },
   warning: { word: 'warning', sign: '▼', symbol: 'triangle-down', level: 2 },
   checkpoint: { word: 'checkpoint', sign: '□', symbol: 'square-open', level: 0 },
   eval: { word: 'evaluation', sign: '○', symbol: 'circle-open', level: 0 },
@@ -586,7 +586,7 @@ function eventsFigure(S, T, slot) {
     return {
       type: 'scatter', mode: 'markers', name: look.word, x: marks.map((mark) => mark.step), y: marks.map(() => look.level), hoverinfo: 'text',
       text: marks.map((mark) => `step ${formatCount(mark.step)}: ${plotlyText(mark.text)}${mark.count > 1 ? `, and ${mark.count - 1} more here` : ''}`),
-      customdata: marks.map((mark) => mark.key), marker: { symbol: look.symbol, size: look.level === 3 ? 11 : 8, color: marks.map((mark) => markColour(T, mark)) },
+      customdata: marks.map((mark) => mark.key), marker: { symbol: look.symbol, size: SERIOUS.has(kind) ? 11 : 8, color: marks.map((mark) => markColour(T, mark)) },
     };
   }).filter((trace) => trace.x.length);
   Object.assign(layout.yaxis, { range: [-0.9, 3.9], showgrid: false, showticklabels: false, autorange: false });

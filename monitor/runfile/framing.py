@@ -183,6 +183,10 @@ def parse_schema(data: Bytes, start: int = 0) -> Message:
     message = parse_message(data, start, MAX_MESSAGE_METADATA)
     if message is None or message.kind != _SCHEMA:
         raise BadMessage("a segment begins with a schema")
+    # Messages lie at multiples of eight; a schema has no such mark there (no text and no length in it could be one).
+    pairs = np.frombuffer(bytes(data[start : message.end]), "<u4", (message.end - start) // 4)
+    if (pairs[2::2] == 0xFFFFFFFF).any():
+        raise BadMessage("its schema's declared size goes into the batches behind it")
     return message
 
 

@@ -59,25 +59,16 @@ def number_array(values: np.ndarray, present: np.ndarray | None = None) -> pa.Ar
 
 
 def list_array(values: np.ndarray, present: np.ndarray | None, given: np.ndarray) -> pa.Array:
-    """FixedSizeList<float32>[L] of ``len(given)`` rows: a null list where not ``given``, null elements where absent.
+    """list<float32> of ``len(given)`` rows: L elements, null where absent; a null list without any where not ``given``.
 
     Args:
         values: float32[g, L] of the g given rows.
         present: bool[g, L]; None: all.
         given: bool[n].
     """
-    size = values.shape[1]
-    full = values
-    if not given.all():
-        full = np.zeros((len(given), size), np.float32)
-        full[given] = values
-        if present is not None:
-            there = np.ones((len(given), size), bool)
-            there[given] = present
-            present = there
-    child = number_array(full.reshape(-1), None if present is None else present.reshape(-1))
-    kind = pa.list_(pa.float32(), size)
-    return pa.Array.from_buffers(kind, len(given), [_bitmap(given)], children=[child])
+    child = number_array(values.reshape(-1), None if present is None else present.reshape(-1))
+    buffers = [_bitmap(given), _offsets(given * values.shape[1])]
+    return pa.Array.from_buffers(pa.list_(pa.float32()), len(given), buffers, children=[child])
 
 
 def _to_float(value: Any) -> float | None:
@@ -112,18 +103,19 @@ def system_batch(rows: Sequence[RowLike], names: Sequence[str], schema: pa.Schem
 
 def layers_batch(rows: Sequence[RowLike], stats: Sequence[str], schema: pa.Schema) -> tuple[pa.RecordBatch, int]:
     """One batch of per-layer statistics; a missing statistic is a null list, a missing layer a null inside it."""
-    arrays = [_list_column([row.values.get(stat) for row in rows], schema.field(stat).type) for stat in stats]
+    arrays = [_list_column([row.values.get(stat) for row in rows]) for stat in stats]
     return pa.record_batch([_steps(rows), _times(rows), *arrays], schema=schema), 0
 
 
-def _list_column(cells: list[tuple[np.ndarray, np.ndarray | None] | None], kind: pa.DataType) -> pa.Array:
-    """FixedSizeList<float32>[L] from (values float32[L], present bool[L] or None for all), None for a null list."""
+def _list_column(cells: list[tuple[np.ndarray, np.ndarray | None] | None]) -> pa.Array:
+    """list<float32> from (values float32[L], present bool[L] or None for all), None for a null list."""
     given = [cell for cell in cells if cell is not None]
+    size = len(given[0][0]) if given else 0
     present = None
     if any(there is not None for _, there in given):
-        everything = np.ones(kind.list_size, bool)
+        everything = np.ones(size, bool)
         present = np.array([everything if there is None else there for _, there in given])
-    values = np.array([cell for cell, _ in given], np.float32).reshape(len(given), kind.list_size)
+    values = np.array([cell for cell, _ in given], np.float32).reshape(len(given), size)
     return list_array(values, present, np.array([cell is not None for cell in cells]))
 
 
@@ -150,7 +142,7 @@ def landscape_batch(rows: Sequence[RowLike], names: Sequence[str], schema: pa.Sc
     return pa.record_batch(columns, schema=schema), 0
 
 
-def _offsets(lengths: Sequence[int]) -> pa.Buffer:
+def _offsets(lengths: Sequence[int] | np.ndarray) -> pa.Buffer:
     return pa.py_buffer(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
 
 

@@ -112,8 +112,8 @@ def load_compact(
     problems = list(found.problems)
     if not found.ended and not problems:
         problems.append((found.end, "a batch goes on beyond the end of the file"))
-    columns = places(schema)
     layers = layers_of(schema) or ()
+    columns = places(schema, len(layers))
     tell = report or (lambda offset, what: problems.append((offset, what)))
     unchecked = Unchecked(data, blocks, tell) if blocks is not None else None
     for stretch in _single_batches(found.good) if unchecked else found.good:

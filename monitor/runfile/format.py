@@ -147,12 +147,12 @@ def base_stat(name: str) -> str:
 
 
 def layers_schema(stats: Sequence[str], layers: Sequence[Mapping[str, Any]], kind: str = "layers") -> pa.Schema:
-    """``step``, ``time``, one nullable ``FixedSizeList<float32>[L]`` per statistic; the L layers go to the metadata.
+    """``step``, ``time``, one nullable ``list<float32>`` per statistic; the L layers go to the metadata.
 
-    ``kind`` is ``layers`` (parameter tensors), ``modules`` (outputs of modules), or the dense stream of one of them.
+    A list that is there has L elements; one that is null has none. ``kind`` is ``layers`` (parameter tensors),
+    ``modules`` (outputs of modules), or the dense stream of one of them.
     """
-    row = pa.list_(pa.float32(), len(layers))
-    columns = [pa.field(stat, row) for stat in stats]
+    columns = [pa.field(stat, pa.list_(pa.float32())) for stat in stats]
     return pa.schema([_STEP, _TIME, *columns], metadata=_metadata(kind, layers=list(layers)))
 
 

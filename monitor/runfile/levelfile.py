@@ -283,6 +283,18 @@ class Mapped:
             self._checked(array.buffers()[1], first, (high - low) * dtype.itemsize), dtype, high - low, first
         )
 
+    def lists(self, column: pa.Array, given: np.ndarray, low: int, high: int, width: int) -> tuple[int, int]:
+        """(first, behind the last) element of the lists of rows ``low..high``, ``given`` those that are there.
+
+        Raises:
+            DamagedBlock: they are not of ``width`` elements each, one behind the other.
+        """
+        ends = self.numbers(column.offsets, low, high + 1)
+        wanted = np.concatenate([[0], np.cumsum(given)]) * width + ends[0]
+        if not np.array_equal(ends, wanted) or not 0 <= ends[0] <= ends[-1] <= len(column.values):
+            raise DamagedBlock(f"{self.path}: lists of another length than {width}.")
+        return int(ends[0]), int(ends[-1])
+
     def picked(self, array: pa.Array, index: np.ndarray) -> np.ndarray:
         """The elements ``index`` (int64, any shape) alone, and only their blocks checked; null: it means nothing."""
         dtype = np.dtype(array.type.to_pandas_dtype())
@@ -376,7 +388,7 @@ class Levels:
         """Number of levels above the rows."""
         self._rows, self._file, self._starts = files.rows, files.cells, files.starts
         self._width = width
-        self._row_column = self._rows.field(name, pa.float64() if width is None else pa.list_(pa.float32(), width))
+        self._row_column = self._rows.field(name, pa.float64() if width is None else pa.list_(pa.float32()))
         self._column = self._file.field(name, _cell_type(width))
 
     def values(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -390,7 +402,7 @@ class Levels:
             if stop == start:
                 continue
             column = self._rows.batch(index).column(self._row_column)
-            parts.append(self._numpy(self._rows, column, max(low, start) - start, min(high, stop) - start))
+            parts.append(self._rows_numpy(column, max(low, start) - start, min(high, stop) - start))
         value, present = (
             np.concatenate(arrays) if len(arrays) > 1 else arrays[0] for arrays in zip(*parts, strict=True)
         )
@@ -441,7 +453,11 @@ class Levels:
                 column = self._rows.batch(index).column(self._row_column)
                 places = flat[low:high] - self._starts[index]
                 if self._width is not None:
-                    places, column = (column.offset + places) * self._width + layer, column.values
+                    first, column = self._rows.picked(column.offsets, places).astype(np.int64), column.values
+                    if len(column) == 0:
+                        found[low:high] = np.nan
+                        continue
+                    places = np.clip(first + layer, 0, len(column) - 1)  # of a null list they are of the next one
                 found[low:high] = self._rows.picked(column, places)
         return found.reshape(rows.shape)
 
@@ -453,10 +469,26 @@ class Levels:
             first, last = max(low, start), min(high, stop)
             if first < last:
                 column = self._rows.batch(batch).column(self._row_column)
-                own, there = self._numpy(self._rows, column, first - start, last - start)
+                own, there = self._rows_numpy(column, first - start, last - start)
                 value[first - low : last - low] = own[:, index]
                 present[first - low : last - low] = there[:, index]
         return value, present
+
+    def _rows_numpy(self, column: pa.Array, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`_numpy`, of the compact file, where a null list has no elements."""
+        file, width = self._rows, self._width
+        if width is None:
+            return self._numpy(file, column, low, high)
+        given = file.valid(column, low, high)
+        first, last = file.lists(column, given, low, high, width)
+        value = file.numbers(column.values, first, last).reshape(-1, width)
+        present = file.valid(column.values, first, last).reshape(-1, width)
+        if len(value) == high - low:
+            return value, present
+        shape = (high - low, width)
+        all_value, all_present = np.zeros(shape, np.float32), np.zeros(shape, bool)
+        all_value[given], all_present[given] = value, present
+        return all_value, all_present
 
     def _numpy(self, file: Mapped, column: pa.Array, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
         """Rows ``low..high`` of an array of numbers or lists of numbers, and which are there: [n] or [n, L]."""

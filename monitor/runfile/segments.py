@@ -234,8 +234,8 @@ def _read_schema(tail: Tail, fd: int, size: int, report: Report) -> bool:
         report(tail.path, 0, f"the segment cannot be read: {wrong}")
         return False
     tail.schema, tail.schema_bytes, tail.seed, tail.offset = schema, head, zlib.crc32(head), len(head)
-    tail.columns = places(schema) if tail.stream != "landscape" else {}
     tail.layers = layers_of(schema) or ()
+    tail.columns = places(schema, len(tail.layers)) if tail.stream != "landscape" else {}
     return True
 
 
@@ -328,8 +328,9 @@ def check_schema(schema: pa.Schema, stream: str) -> str | None:
         if column.name in ("step", "time"):
             continue
         if stream in fmt.MATRIX_STREAMS:
-            if not pa.types.is_fixed_size_list(column.type) or column.type.value_type != pa.float32():
-                return f"column {column.name!r} is {column.type}; FixedSizeList<float32> is expected"
+            fixed_size = pa.types.is_fixed_size_list(column.type)  # as before lists had a length of their own
+            if not (fixed_size or pa.types.is_list(column.type)) or column.type.value_type != pa.float32():
+                return f"column {column.name!r} is {column.type}; list<float32> is expected"
             if layers_of(schema) is None:
                 return "the layers in its metadata do not fit its columns"
         elif column.type != pa.float64():
@@ -351,7 +352,7 @@ def layers_of(schema: pa.Schema) -> tuple[Layer, ...] | None:
     except (RunError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None
     widths = {column.type.list_size for column in schema if pa.types.is_fixed_size_list(column.type)}
-    distinct = len({layer.name for layer in layers}) == len(layers)
+    distinct = len({layer.name for layer in layers}) == len(layers) > 0
     return layers if distinct and widths <= {len(layers)} else None
 
 

@@ -316,13 +316,18 @@ class LayerColumn(Deferred):
 
     def append(self, rows: Rows, stat: str, steps: np.ndarray, keep: np.ndarray | None) -> None:
         """Append the statistic's part of ``rows``, of which ``keep`` (None: all) are kept; ``steps`` are theirs."""
-        values, given, present = rows.values(stat), rows.present(stat), rows.present(stat, inner=True)
-        given = _and_whole(given, rows.whole(stat), None)
-        if given is not None or keep is not None:
-            kept = np.ones(len(rows), bool) if given is None else given
-            kept = kept if keep is None else kept & keep
-            steps = rows.values("step").reshape(-1)[kept]
-            values, present = _kept(values, kept), None if present is None else present[kept]
+        given, values, present = rows.lists(stat)
+        wanted = _and_whole(keep, rows.whole(stat), None)
+        if given is not None or wanted is not None:
+            there = np.ones(len(rows), bool) if given is None else given
+            if wanted is not None:
+                inside = wanted[there]
+                there, values, present = (
+                    there & wanted,
+                    _kept(values, inside),
+                    None if present is None else present[inside],
+                )
+            steps = rows.values("step").reshape(-1)[there]
         if self.waits:
             shape = (len(steps), self.width)
             self.lay_behind(steps, values.reshape(shape), np.ones(shape, bool) if present is None else present)

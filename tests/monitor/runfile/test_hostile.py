@@ -188,7 +188,7 @@ def test_a_segment_of_another_schema_is_refused_with_what_is_expected(run_dir: P
     touch_everything(run)
     assert len(run.problems) == 4
     assert any("column 'a' is string; float64 is expected" in problem for problem in run.problems)
-    assert any("FixedSizeList<float32> is expected" in problem for problem in run.problems)
+    assert any("list<float32> is expected" in problem for problem in run.problems)
     assert any("column 'time' is missing" in problem for problem in run.problems)
 
 

@@ -41,18 +41,19 @@ class Budget:
         self._monitor_s = self._step_s = 0.0
         self._spent: dict[Probe, int] = {}
 
-    def end_step(self, monitor_s: float, step_s: float, measured: Sequence[Probe], dense: bool) -> None:
+    def end_step(self, monitor_s: float, step_s: float, measured: Sequence[Probe], asked_for: bool) -> None:
         """Count one step.
 
         Args:
             monitor_s, step_s: the monitor's time in it, and the whole.
             measured: the probes that measured it.
-            dense: it was measured by every probe because of an early sign; that is worth its price, and not counted.
+            asked_for: its price was accepted, and is not counted: every probe measured it because of an early sign, or
+                the loop had the landscape sampled.
         """
         if self._left_out:
             self._left_out -= 1
             return
-        if dense:
+        if asked_for:
             return
         self._steps += 1
         self._monitor_s += monitor_s

@@ -79,6 +79,7 @@ class Monitor:
         self.budget = budget
         """Share of the step that the monitor may cost; recorded beside what it does cost."""
         self._costs = Budget(budget, self.event)
+        self._sampled = False
         self.landscape_every = landscape_every
         self._model = model
         self._writer = writer
@@ -226,6 +227,7 @@ class Monitor:
             return
         from monitor.landscape.sample import sample_landscape
 
+        self._sampled = True
         with self._loop.aside("monitor"):
             sample = sample_landscape(self._model, loss_fn, **{"seed": self.step_number, **options})
             with contained("landscape samples"):
@@ -337,7 +339,8 @@ class Monitor:
         spent = self._clock.end_step()  # from here on the monitor's time is the next step's
         self._clock.switch("monitor")
         values.update(as_signals(spent))
-        self._costs.end_step(values["monitor_s"], values["step_time_s"], facts.measured, facts.dense)
+        asked_for, self._sampled = facts.dense or self._sampled, False
+        self._costs.end_step(values["monitor_s"], values["step_time_s"], facts.measured, asked_for)
         self._count_tokens(values, tokens)
         self._state = "training"
         self._rows.end_step(row)

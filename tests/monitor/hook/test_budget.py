@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import monitor
 from monitor.hook import budget as module
 from monitor.hook.budget import SETTLE_STEPS, WINDOW_STEPS, Budget
 from monitor.hook.handle import Monitor
@@ -29,11 +30,11 @@ class _Told(list[tuple[str, dict[str, Any]]]):
         self.append((kind, fields))
 
 
-def _window(budget: Budget, steps: int, share: float, *probes: Probe, dense: bool = False) -> None:
+def _window(budget: Budget, steps: int, share: float, *probes: Probe, asked_for: bool = False) -> None:
     """``steps`` steps of one second."""
     for step in range(1, steps + 1):
         measured = [probe for probe in probes if step % probe.every == 0]
-        budget.end_step(share, 1.0, measured, dense)
+        budget.end_step(share, 1.0, measured, asked_for)
 
 
 def test_the_dearest_probe_is_made_half_as_frequent_until_the_budget_holds() -> None:
@@ -52,12 +53,12 @@ def test_the_dearest_probe_is_made_half_as_frequent_until_the_budget_holds() -> 
     assert told[0][1]["monitor_share"] == pytest.approx(0.03)
 
 
-def test_dense_steps_and_the_first_ones_are_not_held_against_it() -> None:
+def test_steps_whose_price_was_accepted_and_the_first_ones_are_not_held_against_it() -> None:
     told = _Told()
     budget = Budget(0.02, told)
     dear = _probe("dear", 1, 100.0)
     _window(budget, SETTLE_STEPS, 0.9, dear)
-    _window(budget, 10 * WINDOW_STEPS, 0.9, dear, dense=True)
+    _window(budget, 10 * WINDOW_STEPS, 0.9, dear, asked_for=True)
     assert (dear.every, told) == (1, [])
 
 
@@ -101,3 +102,23 @@ def test_a_real_loop_ends_within_its_budget(tmp_path: Path, monkeypatch: pytest.
     assert changes
     assert changes[0].fields["what"] == "a slow probe"
     assert probe.every == changes[-1].fields["after"] > 1
+
+
+def test_a_landscape_that_the_loop_asked_for_is_not_held_against_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WINDOW_STEPS", 10)
+    told = _Told()
+    model = MLP.made()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with monitor.attach(model, optimizer, run=tmp_path, detail="norms", landscape_every=2) as mon:
+        mon._costs = Budget(0.6, told)  # a sample is twenty forward passes: most of its step
+        for number in range(60):
+            optimizer.zero_grad()
+            MLP.loss(model, *MLP.batch(number)).backward()
+            optimizer.step()
+            time.sleep(0.001)
+            mon.step()
+            if mon.landscape_due:
+                mon.landscape_sample(lambda: time.sleep(0.002) or MLP.loss(model, *MLP.batch(0)))
+    assert told == []

@@ -17,8 +17,8 @@ WINDOW_STEPS = 100
 """Steps that are judged together: the slowest cadences come about once in it. Our judgement."""
 SETTLE_STEPS = 20
 """Steps at the start that are left out: allocators, compilers and caches warm up in them."""
-LONGEST_EVERY = 10_000
-"""A probe is not made rarer than this."""
+MOST_SLOWED = 8
+"""A probe is not made rarer than this many times its own cadence: beyond, it says too little to be worth anything."""
 
 
 class Budget:
@@ -33,6 +33,7 @@ class Budget:
         self.budget = budget
         self._tell = tell
         self._left_out = SETTLE_STEPS
+        self._own: dict[Probe, int] = {}
         self._said = False
         self._begin()
 
@@ -68,7 +69,11 @@ class Budget:
         share = self._monitor_s / self._step_s if self._step_s > 0 else 0.0
         if share <= self.budget:
             return
-        slower = [probe for probe in self._spent if probe.every < LONGEST_EVERY]
+        slower = [
+            probe
+            for probe in self._spent
+            if not probe.every_step and probe.every < MOST_SLOWED * self._own.setdefault(probe, probe.every)
+        ]
         costly = max(slower, key=lambda probe: self._spent[probe], default=None)
         # A probe that costs less than a tenth of what is too much would be slowed down in vain.
         if costly is None or self._spent[costly] < 1e8 * (self._monitor_s - self.budget * self._step_s):
@@ -80,7 +85,7 @@ class Budget:
                     "probe is left whose cadence would change that. Give attach a larger budget, or detail='norms'.",
                 )
             return
-        before, costly.every = costly.every, min(2 * costly.every, LONGEST_EVERY)
+        before, costly.every = costly.every, 2 * costly.every
         self._tell(
             "cadence", what=costly.name, before=before, after=costly.every,
             monitor_share=round(share, 5), budget=self.budget,

@@ -58,6 +58,7 @@ class NonFinite(Probe):
 
     name = "the origin of non-finite values"
     every = 1
+    every_step = True
 
     def __init__(self, model: nn.Module, blocks: int | None = None) -> None:
         super().__init__()

@@ -58,6 +58,8 @@ class Probe:
     """Steps from one measured step to the next while all is well."""
     first_steps = 0
     """So many steps at the start are all measured."""
+    every_step = False
+    """Worth nothing with gaps, so that it is not slowed down to save time."""
 
     watch: Probes
     """All probes of the loop; set when it is attached."""

@@ -11,7 +11,7 @@ import torch
 
 import monitor
 from monitor.hook import budget as module
-from monitor.hook.budget import SETTLE_STEPS, WINDOW_STEPS, Budget
+from monitor.hook.budget import MOST_SLOWED, SETTLE_STEPS, WINDOW_STEPS, Budget
 from monitor.hook.handle import Monitor
 from monitor.hook.probe import Probe
 from monitor.runfile.reader import open_run
@@ -60,6 +60,16 @@ def test_steps_whose_price_was_accepted_and_the_first_ones_are_not_held_against_
     _window(budget, SETTLE_STEPS, 0.9, dear)
     _window(budget, 10 * WINDOW_STEPS, 0.9, dear, asked_for=True)
     assert (dear.every, told) == (1, [])
+
+
+def test_a_probe_keeps_an_eighth_of_its_cadence_and_one_without_gaps_all_of_it() -> None:
+    told = _Told()
+    budget = Budget(0.02, told)
+    slowed, whole = _probe("slowed", 5, 5000.0), _probe("whole", 1, 100.0)
+    whole.every_step = True
+    _window(budget, SETTLE_STEPS + 10 * WINDOW_STEPS, 0.5, slowed, whole)
+    assert (slowed.every, whole.every) == (5 * MOST_SLOWED, 1)
+    assert [kind for kind, _ in told] == ["cadence"] * 3 + ["warning"]
 
 
 def test_what_no_cadence_can_change_is_said_once() -> None:

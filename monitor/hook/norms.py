@@ -42,6 +42,8 @@ class Norms:
     sparse: bool = False
     repaired: np.ndarray | None = None
     """float64[n] when a norm overflowed though the gradient's elements are finite, in the same order."""
+    failed: Tensor | None = None
+    """One element, not zero when a rank could not take its part: then no norm is known."""
 
 
 @torch.no_grad()

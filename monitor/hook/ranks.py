@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -24,7 +24,7 @@ def together() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether ``tensor`` is a DTensor: a piece of one that is spread over ranks, or a copy of it."""
     return dist.is_available() and isinstance(tensor, DTensor)
 

@@ -9,24 +9,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from monitor.guard import contained
 from monitor.hook.norms import Norms, take_norms
 from monitor.hook.ranks import is_sharded, together
 
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's piece, sharing memory with ``tensor``; a plain tensor is its own."""
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 def on_one_mesh(tensors: Sequence[Tensor]) -> bool:
     """Whether torch's own clipping can take these together: all of them DTensors, on the same mesh."""
-    meshes = [tensor.device_mesh if is_sharded(tensor) else None for tensor in tensors]  # type: ignore[attr-defined]
+    meshes = [tensor.device_mesh if is_sharded(tensor) else None for tensor in tensors]
     return None not in meshes and all(mesh == meshes[0] for mesh in meshes)
+
+
+PART = "norms of sharded gradients"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where the norms of some gradients belong."""
+
+    inside: list[int]
+    """Positions of the gradients that are in the layer table."""
+    at: Tensor
+    """The same on the device."""
+    places: Tensor
+    """Their entries in the vector of all layers."""
+    shares: Tensor
+    """One over the number of ranks that hold the same piece."""
 
 
 class ShardedNorms:
@@ -47,40 +66,60 @@ class ShardedNorms:
         place = {name: index for index, name in enumerate(known)}
         self._size = len(place)
         self._place = [place[name] for name in names]
+        self._plans: dict[tuple[tuple[int, ...], torch.device], Plan] = {}
+        self.problem: Exception | None = None
+        """What went wrong on this rank in the last ``take``."""
 
     @torch.no_grad()
     def take(self, grads: list[Tensor], rows: Sequence[int]) -> Norms:
         """Norms of the whole gradients of which ``grads`` are this rank's pieces, and the norm of all layers.
 
+        An error on one rank makes the norms of this step unknown on every rank (``Norms.failed``); none of them takes
+        another path because of it, which would leave the others waiting in a collective.
+
         Args:
             rows: of each gradient in the layer table; -1 for one that is not in it, which counts for nothing.
         """
         device = local(grads[0]).device
-        squares = torch.zeros(self._size, dtype=torch.float64, device=device)
-        problem: Exception | None = None
-        places = torch.tensor([self._place[row] for row in rows if row >= 0], device=device)
+        sums = torch.zeros(self._size + 1, dtype=torch.float64, device=device)  # the last one counts errors
+        self.problem = None
         try:
-            squares.index_add_(0, places, self._squares(grads, rows, device))
-        except Exception as error:  # the other ranks are on their way into the collective: this one must come, too
-            problem, squares = error, torch.full_like(squares, math.nan)
+            plan = self._plan(grads, rows, device)
+            sums.index_add_(0, plan.places, _squares([grads[at] for at in plan.inside], plan.shares))
+        except Exception as error:
+            self.problem = error
+            sums.fill_(math.nan)
+            sums[-1] = 1.0
         if together():
-            dist.all_reduce(squares)
-        if problem is not None:
-            raise problem
-        each = torch.zeros(len(grads), dtype=torch.float32, device=device)
-        inside = torch.tensor([at for at, row in enumerate(rows) if row >= 0], device=device)
-        each[inside] = squares[places].sqrt().float()
-        return Norms([], None, each, squares.sum().sqrt().float())
+            dist.all_reduce(sums)
+        with contained(PART):
+            if self.problem is not None:
+                raise self.problem
+        each = torch.full((len(grads),), math.nan if self.problem else 0.0, dtype=torch.float32, device=device)
+        if self.problem is None:
+            each.index_copy_(0, plan.at, sums[plan.places].sqrt().float())
+        return Norms([], None, each, sums[:-1].sum().sqrt().float(), failed=sums[-1])
 
-    def _squares(self, grads: list[Tensor], rows: Sequence[int], device: torch.device) -> Tensor:
-        pairs = [(grad, row) for grad, row in zip(grads, rows, strict=True) if row >= 0]
-        pieces = [_piece(grad) for grad, _ in pairs]
-        norms = take_norms(pieces)
-        own = (norms.each if norms.exact is None else norms.exact).to(device, torch.float64)
-        if norms.order is not None:
-            own = torch.empty_like(own).index_copy_(0, torch.tensor(norms.order, device=device), own)
-        shares = torch.tensor([1 / _copies(grad) for grad, _ in pairs], dtype=torch.float64, device=device)
-        return own.square() * shares
+    def _plan(self, grads: list[Tensor], rows: Sequence[int], device: torch.device) -> Plan:
+        """The same for the same gradients in every step: small tensors are copied to the device once."""
+        key = (tuple(rows), device)
+        if key not in self._plans:
+            inside = [at for at, row in enumerate(rows) if row >= 0]
+            self._plans[key] = Plan(
+                inside,
+                torch.tensor(inside, device=device),
+                torch.tensor([self._place[rows[at]] for at in inside], device=device),
+                torch.tensor([1 / _copies(grads[at]) for at in inside], dtype=torch.float64, device=device),
+            )
+        return self._plans[key]
+
+
+def _squares(grads: Sequence[Tensor], shares: Tensor) -> Tensor:
+    norms = take_norms([_piece(grad) for grad in grads])
+    own = (norms.each if norms.exact is None else norms.exact).to(shares.device, torch.float64)
+    if norms.order is not None:
+        own = torch.empty_like(own).index_copy_(0, torch.tensor(norms.order, device=own.device), own)
+    return own.square() * shares
 
 
 @torch.no_grad()
@@ -92,8 +131,8 @@ def scale_pieces(grads: Sequence[Tensor], coef: Tensor) -> None:
 
 
 def _piece(grad: Tensor) -> Tensor:
-    if is_sharded(grad) and any(placement.is_partial() for placement in grad.placements):  # type: ignore[attr-defined]
-        grad = grad.full_tensor()  # type: ignore[attr-defined]  # terms of a sum: no rank can square its own
+    if is_sharded(grad) and any(placement.is_partial() for placement in grad.placements):
+        grad = grad.full_tensor()  # terms of a sum: no rank can square its own
     return local(grad)
 
 
@@ -102,7 +141,7 @@ def _copies(grad: Tensor) -> int:
     world = dist.get_world_size() if together() else 1
     if not is_sharded(grad):
         return world
-    mesh, placements = grad.device_mesh, grad.placements  # type: ignore[attr-defined]
+    mesh, placements = grad.device_mesh, grad.placements
     if any(placement.is_partial() for placement in placements):
         return world
     same = math.prod(mesh.size(dim) for dim, placement in enumerate(placements) if placement.is_replicate())

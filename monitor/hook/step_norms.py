@@ -66,6 +66,8 @@ class StepNorms:
         read = {id(piece): _Host(piece, supply) for piece in self._pieces()}
         values: dict[str, float] = {}
         row = present = None
+        if any(host.failed for host in read.values()):
+            return values, row, present
         if self.before:
             hosts = [read[id(piece)] for piece in self.before]
             row, present = _layer_row(self.layers, hosts)
@@ -90,13 +92,15 @@ def _tensors(piece: Piece) -> list[Tensor]:
         tensors.append(piece.coef)
     if isinstance(piece.divisor, Tensor):
         tensors.append(piece.divisor)
+    if piece.norms.failed is not None:
+        tensors.append(piece.norms.failed)
     return tensors
 
 
 class _Host:
     """One piece with its values on the host, unscaled."""
 
-    __slots__ = ("clipped", "coef", "max_norm", "norms", "rows", "total")
+    __slots__ = ("clipped", "coef", "failed", "max_norm", "norms", "rows", "total")
 
     def __init__(self, piece: Piece, supply: Iterator[np.ndarray]) -> None:
         norms = next(supply)
@@ -104,6 +108,7 @@ class _Host:
         self.clipped = piece.coef is not None
         self.coef = float(next(supply)) if self.clipped else 1.0
         divisor = float(next(supply)) if isinstance(piece.divisor, Tensor) else piece.divisor
+        self.failed = piece.norms.failed is not None and bool(next(supply))
         self.max_norm = piece.max_norm
         if piece.norms.repaired is not None:
             norms = piece.norms.repaired

@@ -19,11 +19,14 @@ from tests.monitor.hook.twin import total
 ROOT = Path(__file__).parents[3]
 
 _RANKS = """
-import sys, torch, torch.distributed as dist
+import sys, warnings, torch, torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 import monitor
+from monitor import guard
+from monitor.hook import sharded
+from monitor.hook.norms import take_norms
 from tests.monitor.hook.problems import PROBLEMS
 
 torch.set_num_threads(1)
@@ -34,7 +37,7 @@ problem = next(problem for problem in PROBLEMS if problem.name == "gpt")
 
 
 def spread(model, kind):
-    if kind == "fsdp":
+    if kind in ("fsdp", "broken"):
         for block in model.blocks:
             fully_shard(block)
         return fully_shard(model)
@@ -48,17 +51,23 @@ def spread(model, kind):
     return model
 
 
+def _breaks(grads):
+    raise MemoryError("no room for the norms")
+
+
 def train(kind, watched):
     model = spread(problem.made(), kind)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     mon = monitor.attach(model, optimizer, run=runs, name=kind) if watched else None
     for step in range(1, 4):
+        broken = watched and kind == "broken" and step == 2 and rank == 1
+        sharded.take_norms = _breaks if broken else take_norms
         optimizer.zero_grad()
-        data = rank // 2 if kind == "both" else rank if kind == "fsdp" else 0
+        data = rank // 2 if kind == "both" else 0 if kind == "tensor" else rank
         problem.loss(model, *problem.batch(10 * step + data)).backward()
-        if kind == "fsdp":
+        if kind == "fsdp":  # the broken one does not clip: norms are taken in backward and before the optimizer
             torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3)
-        elif mon:
+        elif mon and kind != "broken":
             mon.clip_grad_norm_(0.3)
         optimizer.step()
         if mon:
@@ -73,6 +82,12 @@ for kind in ("fsdp", "tensor", "both"):
     weights, mon = train(kind, True)
     found[kind] = {"run": str(mon.run_dir), "weights": weights}
 found["fsdp"]["bare"], _ = train("fsdp", False)  # of the others torch cannot clip the gradients
+guard.STRICT = False
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    weights, mon = train("broken", True)
+found["broken"] = {"run": str(mon.run_dir), "weights": weights, "said": [str(one.message) for one in caught]}
+found["broken"]["bare"], _ = train("broken", False)
 torch.save(found, f"{runs}/rank-{rank}.pt")
 dist.destroy_process_group()
 """
@@ -130,7 +145,17 @@ def test_norms_of_sharded_gradients_are_those_of_one_process(
     assert any("reduced over the ranks" in event.fields["text"] for event in run.events("note"))
 
 
-def test_sharded_weights_are_bitwise_those_without_it(trained: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("kind", ["fsdp", "broken"])
+def test_sharded_weights_are_bitwise_those_without_it(trained: list[dict[str, Any]], kind: str) -> None:
     for of_rank in trained:
-        for ours, bare in zip(of_rank["fsdp"]["weights"], of_rank["fsdp"]["bare"], strict=True):
+        for ours, bare in zip(of_rank[kind]["weights"], of_rank[kind]["bare"], strict=True):
             assert torch.equal(ours, bare)
+
+
+def test_an_error_on_one_rank_leaves_that_step_out_on_every_rank(trained: list[dict[str, Any]]) -> None:
+    for rank, of_rank in enumerate(trained):
+        run = open_run(of_rank["broken"]["run"])
+        assert run.layers("grad_norm_preclip", rank=rank).step.tolist() == [1, 3]
+        assert run.series("grad_norm_preclip", rank=rank).step.tolist() == [1, 3]
+        told = [text for text in of_rank["broken"]["said"] if "no room for the norms" in text]
+        assert len(told) == (rank == 1)

@@ -45,6 +45,7 @@ class EarlySigns(Probe):
         self._scale = 0.0
         self._rms = Outliers()
         self._logits: np.ndarray | None = None
+        self._rows = 0
         self._armed_until = 0
         self._armed_steps = 0
 
@@ -55,7 +56,8 @@ class EarlySigns(Probe):
     def row_complete(self, step: int, row: Decoded) -> Mapping[str, float]:
         """Look for a sign in what ``step`` has shown."""
         sign = self._sign(row)
-        allowed = ARMED_STEPS + SHARE_ARMED * step
+        self._rows += 1  # not the step: a resumed attempt begins at a large one
+        allowed = ARMED_STEPS + SHARE_ARMED * self._rows
         if sign is not None and step > self._armed_until and self._armed_steps + ARMED_STEPS <= allowed:
             self._armed_until = step + ARMED_STEPS
             self._armed_steps += ARMED_STEPS

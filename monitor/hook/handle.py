@@ -273,7 +273,7 @@ class Monitor:
         atexit.unregister(self._close_at_exit)
         if outcome == "crashed" or signal is not None:
             with contained("the last steps in full"):
-                self._recorder.freeze(outcome if signal is None else f"signal {signal}")
+                self._recorder.freeze(outcome if signal is None else f"signal {signal}", at_end=True)
                 self._writer.keep_dense(0)
         self._closed = True
         if self._values:  # of a step that never ended

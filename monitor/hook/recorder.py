@@ -23,7 +23,8 @@ from monitor.runfile.reader import Run
 STEPS = 16
 """Steps that are kept: some 10 kB each in memory, half of it in the run."""
 MOST_WRITTEN = 8
-"""Windows of one attempt. A training that is in trouble all the time must not fill the disk with random states."""
+"""Windows of one attempt, its end aside. A training that is in trouble all the time must not fill the disk with random
+states."""
 
 
 class FlightRecorder:
@@ -43,10 +44,14 @@ class FlightRecorder:
         """Keep the states as they are at the first forward of ``step``."""
         self._kept.append((step, _states()))
 
-    def freeze(self, reason: str) -> None:
-        """Write the states of the last steps that have not been written yet, as an event of kind ``flight``."""
+    def freeze(self, reason: str, *, at_end: bool = False) -> None:
+        """Write the states of the last steps that have not been written yet, as an event of kind ``flight``.
+
+        Args:
+            at_end: the training ends with this trouble; written however many windows there have been.
+        """
         kept = [(step, states) for step, states in tuple(self._kept) if step > self._last_frozen]
-        if not kept or self._written >= MOST_WRITTEN:
+        if not kept or (self._written >= MOST_WRITTEN and not at_end):
             return
         self._written += 1
         self._last_frozen = kept[-1][0]

@@ -83,8 +83,10 @@ def test_attention_logits_that_double_are_a_sign() -> None:
     assert "doubled" in watch.told[0][1]
 
 
-def test_a_restless_training_is_armed_for_a_bounded_share_of_its_steps() -> None:
+@pytest.mark.parametrize("resumed_at", [0, 1_000_000])
+def test_a_restless_training_is_armed_for_a_bounded_share_of_its_steps(resumed_at: int) -> None:
     watch, armed = Watch(), 0
+    watch.step = resumed_at
     for step in range(1, 6001):
         watch.row(loss_scale=float(2 ** (20 - step % 20)), grad_norm_preclip=1.0)
         armed += watch.probes.armed

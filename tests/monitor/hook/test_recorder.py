@@ -79,3 +79,6 @@ def test_a_training_in_trouble_all_the_time_writes_a_bounded_number_of_windows()
     assert len(written) == recorder.MOST_WRITTEN
     steps = [entry["step"] for fields in written for entry in fields["random"]]
     assert steps == list(range(1, 3 * recorder.MOST_WRITTEN + 1))  # none twice
+    flight.freeze("crashed", at_end=True)
+    assert written[-1]["reason"] == "crashed"
+    assert [entry["step"] for entry in written[-1]["random"]] == list(range(1000 - STEPS, 1000))

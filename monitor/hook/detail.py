@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import nn
@@ -32,7 +32,7 @@ def checked(detail: object) -> Detail:
         ValueError: it is not one of the accepted words.
     """
     if isinstance(detail, str) and detail in get_args(Detail):
-        return detail  # type: ignore[return-value]
+        return cast(Detail, detail)
     raise ValueError(
         f"detail is {detail!r:.60}; accepted are 'norms' (gradient norms only), 'standard', and 'full' "
         f"(everything at least every {FULL_EVERY} steps)"

@@ -16,7 +16,7 @@ from monitor.hook.adam import FAMILY
 from monitor.hook.estimates import learning_rate
 from monitor.hook.layers import LayerTable
 from monitor.hook.passes import entries, owned_by, real
-from monitor.hook.probe import Decoded, Probe, Reading
+from monitor.hook.probe import Decoded, Probe, Reading, Stat
 from monitor.hook.unmoved import Unmoved
 
 SAMPLED = 16384
@@ -184,15 +184,24 @@ class Directions(Probe):
             ought[own] = np.array(rates)[:, None] * (ADAM_STEP if adam else np.abs(of_gradient))
         if whole and self._unmoved is not None:
             self._unmoved.looked_at(gradient, weights, ought, change)
-        decoded = Decoded({}, {})
+        scalars: dict[str, float] = {}
+        by_layer: dict[str, Stat] = {}
         before, self._before = self._before, (step, gradient, taken)
         if whole:
-            self._add(decoded, "update_cosine", gradient, -change, taken)
+            self._add(scalars, by_layer, "update_cosine", gradient, -change, taken)
         if whole and before is not None and before[0] == step - 1:
-            self._add(decoded, "grad_cosine", gradient, before[1], taken & before[2])
-        return decoded
+            self._add(scalars, by_layer, "grad_cosine", gradient, before[1], taken & before[2])
+        return Decoded(scalars, by_layer)
 
-    def _add(self, decoded: Decoded, name: str, a: np.ndarray, b: np.ndarray, both: np.ndarray) -> None:
+    def _add(
+        self,
+        scalars: dict[str, float],
+        by_layer: dict[str, Stat],
+        name: str,
+        a: np.ndarray,
+        b: np.ndarray,
+        both: np.ndarray,
+    ) -> None:
         """The cosines of the rows of ``a`` and ``b`` in ``both``, and that of the whole vectors that they sample."""
         with np.errstate(invalid="ignore", over="ignore"):
             products = np.stack([(a * b).sum(axis=1), (a * a).sum(axis=1), (b * b).sum(axis=1)])
@@ -200,7 +209,7 @@ class Directions(Probe):
             present = both & (lengths != 0)
             if present.any():
                 cosine = np.divide(products[0], lengths, out=np.zeros(len(lengths)), where=present)
-                decoded.layers[name] = (cosine.astype(np.float32), present)  # type: ignore[index]
+                by_layer[name] = (cosine.astype(np.float32), present)
             dot, first, second = (products * self._sample.sizes)[:, both].sum(axis=1)
             if first * second != 0:
-                decoded.scalars[name] = float(dot / (np.sqrt(first) * np.sqrt(second)))  # type: ignore[index]
+                scalars[name] = float(dot / (np.sqrt(first) * np.sqrt(second)))

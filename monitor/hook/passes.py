@@ -101,11 +101,11 @@ class RowNorms:
 
 
 def measured(
-    rows: Sequence[int], parts: Sequence[Tensor], taken: Iterable[Bite], **more: float | Tensor | None
+    rows: Sequence[int], parts: Sequence[Tensor], taken: Iterable[Bite], factor: float | Tensor = 1.0
 ) -> RowNorms:
     """Norms taken bite by bite; ``rows`` are those of the list that the bites are of."""
     of_parts = [rows[position] for bite in taken for position in bite.at]
-    return RowNorms(of_parts, torch.stack(list(parts)), **more)  # type: ignore[arg-type]
+    return RowNorms(of_parts, torch.stack(list(parts)), factor)
 
 
 def on_host(layers: int, norms: Sequence[RowNorms], arrays: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -338,7 +338,16 @@ def load_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
 
 def atomic_write_json(path: Path, value: Any) -> None:
     """Replace ``path`` whole: a reader sees the old content or the new, never a half."""
-    temporary = _write_temporary(path, value)
+    atomic_write(path, (dump_json(value) + "\n").encode())
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """As :func:`atomic_write_json`, of bytes.
+
+    Raises:
+        OSError: it cannot be written; ``path`` is as it was.
+    """
+    temporary = _write_temporary(path, data)
     try:
         temporary.replace(path)
     except OSError:
@@ -352,7 +361,7 @@ def exclusive_write_json(path: Path, value: Any) -> None:
     Raises:
         FileExistsError: somebody else was first.
     """
-    temporary = _write_temporary(path, value)
+    temporary = _write_temporary(path, (dump_json(value) + "\n").encode())
     try:
         os.link(temporary, path)  # unlike rename, link refuses an existing target
     except OSError as error:
@@ -374,11 +383,12 @@ def _write_exclusively(path: Path, value: Any) -> None:
             raise
 
 
-def _write_temporary(path: Path, value: Any) -> Path:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+def _write_temporary(path: Path, data: bytes) -> Path:
+    """A new file beside ``path``, to be renamed or linked to it; none is left when it cannot be written."""
+    temporary = path.with_name(f".{path.name.removeprefix('.')}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
-        view = memoryview((dump_json(value) + "\n").encode())
+        view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
     except OSError:

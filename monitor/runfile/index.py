@@ -12,7 +12,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import secrets
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -378,19 +377,4 @@ def _replace(path: Path, data: bytes) -> None:
                 old.unlink()
         except OSError:
             continue
-    temporary = path.with_name(f"{INDEX_FILE}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(fd, view) :]
-    except OSError:
-        temporary.unlink()
-        raise
-    finally:
-        os.close(fd)
-    try:
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink()
-        raise
+    fmt.atomic_write(path, data)

@@ -108,7 +108,8 @@ def _dense_rows(
             continue
         low, high = np.searchsorted(arrays[0], [first, last])
         if high > low:
-            found.append(tuple(array[low:high] for array in arrays))  # type: ignore[arg-type]
+            step, value, present = arrays
+            found.append((step[low:high], value[low:high], present[low:high]))
     return found
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +11,9 @@ import torch
 import monitor
 from tests.monitor.hook import recorded
 from tests.monitor.hook.problems import PROBLEMS
+from tests.monitor.hook.torchrun import run_ranks
 from tests.monitor.hook.twin import norms_by_autograd, norms_of_grads, total
 
-ROOT = Path(__file__).parents[3]
 MODES = {
     # name: (autocast dtype, scaler, micro-steps, tolerance of the gradients' arithmetic, relative to the global norm)
     "fp32": (None, False, 1, 2e-5),
@@ -102,15 +99,9 @@ dist.destroy_process_group()
 
 def test_two_ranks_of_ddp(tmp_path):
     """Gradients are global: equal on both ranks and equal to the twin's on all four micro-batches together."""
-    script = tmp_path / "two_ranks.py"
-    script.write_text(_TWO_RANKS)
     runs = tmp_path / "runs"
     runs.mkdir()
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
-         "--nproc-per-node", "2", str(script), str(runs)],
-        cwd=ROOT, check=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    run_ranks(tmp_path, _TWO_RANKS, 2, str(runs))
     found = [torch.load(runs / f"rank-{rank}.pt", weights_only=False) for rank in (0, 1)]
     assert [folder.name for folder in runs.iterdir() if folder.is_dir()].__len__() == 6  # one run, not one a rank
     for problem in PROBLEMS:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,8 +17,7 @@ from monitor.runfile.reader import open_run
 from monitor.signals import CATALOGUE, LAYER_CATALOGUE
 from tests.monitor.hook import recorded
 from tests.monitor.hook.problems import CNN, GPT, MLP, Problem
-
-ROOT = Path(__file__).parents[3]
+from tests.monitor.hook.torchrun import run_ranks
 
 
 def _train(problem: Problem, folder: Path | None, detail: str, steps: int = 45, arm_at: int = 0):
@@ -160,16 +156,7 @@ print(mon.run_dir)
 
 
 def test_two_ranks_measure_the_same_reduced_gradient_and_the_same_update(tmp_path: Path) -> None:
-    script = tmp_path / "rank.py"
-    script.write_text(_RANK)
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
-         "--nproc-per-node", "2", str(script), str(tmp_path / "runs")],
-        cwd=ROOT, capture_output=True, text=True, timeout=280,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    run_dir = Path(done.stdout.splitlines()[-1])
+    run_dir = Path(run_ranks(tmp_path, _RANK, 2, str(tmp_path / "runs")).splitlines()[-1])
 
     model = MLP.made()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +10,8 @@ import torch
 
 from monitor.runfile.reader import open_run
 from tests.monitor.hook.problems import PROBLEMS
+from tests.monitor.hook.torchrun import run_ranks
 from tests.monitor.hook.twin import total
-
-ROOT = Path(__file__).parents[3]
 
 _RANKS = """
 import sys, warnings, torch, torch.distributed as dist
@@ -114,15 +109,9 @@ def _one_process(groups: int) -> tuple[list[list[float]], list[torch.Tensor]]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of four ranks found, by kind of sharding."""
     folder = tmp_path_factory.mktemp("sharded")
-    script = folder / "ranks.py"
-    script.write_text(_RANKS)
     runs = folder / "runs"
     runs.mkdir()
-    subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
-         "--nproc-per-node", "4", str(script), str(runs)],
-        cwd=ROOT, check=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    run_ranks(folder, _RANKS, 4, str(runs))
     return [torch.load(runs / f"rank-{rank}.pt", weights_only=True) for rank in range(4)]
 
 

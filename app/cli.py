@@ -114,11 +114,16 @@ def doctor(
 ) -> None:
     """Say what went wrong in a run, which layer moved first, why, and what to do.
 
-    Exit status: 0 no finding at or above --fail-on, 1 there is one, 2 the run cannot be read.
+    Exit status: 0 no finding at or above --fail-on, 1 there is one, 2 the run cannot be read. Damage in the run's files
+    is told on standard error; the report is about what could be read.
     """
     from monitor.diagnosis.engine import diagnose
+    from monitor.runfile.reader import open_run
 
-    report = _or_exit(lambda: diagnose(_run_path(path, runs)))
+    run = _or_exit(lambda: open_run(_run_path(path, runs)))
+    report = _or_exit(lambda: diagnose(run))
+    for problem in run.problems:
+        print(f"not read: {plain(problem)}", file=sys.stderr)
     if as_json:
         print(json.dumps(report.to_dict(), indent=2, allow_nan=False))
     else:

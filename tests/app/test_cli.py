@@ -68,6 +68,15 @@ def test_doctor_of_a_broken_run_exits_1_and_names_the_step(broken):
     assert (finding["id"], finding["onset_step"]) == ("non-finite", 151)
 
 
+def test_doctor_says_what_of_a_damaged_run_it_could_not_read(healthy):
+    segment = next(healthy.glob("attempts/0000/rank-00000/scalars-*.arrows"))
+    os.truncate(segment, segment.stat().st_size - 100)
+    done = gradiometer("doctor", healthy, "--json")
+    assert json.loads(done.stdout)["steps"] < 200
+    assert segment.name in done.stderr
+    assert "when it was finished" in done.stderr
+
+
 def test_doctor_speaks_to_people(broken):
     done = gradiometer("doctor", broken)
     assert done.returncode == 1

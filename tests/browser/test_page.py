@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 from monitor.errors import ConfigError
 from tests.app import runs_for_tests as made
@@ -229,7 +230,8 @@ def test_a_refused_value_is_explained_beside_its_field(tab: Tab):
     with pytest.raises(ConfigError) as refused:
         with_values(TrainConfig(), {"steps": -3})
     tab.page.get_by_text(str(refused.value).removeprefix("config: ")).wait_for()
-    assert tab.page.get_by_test_id("stBaseButton-primary").is_disabled()
+    # The page is drawn element by element: the button follows the message.
+    expect(tab.page.get_by_test_id("stBaseButton-primary")).to_be_disabled(timeout=30_000)
     ARTIFACTS.mkdir(exist_ok=True)
     tab.page.screenshot(path=ARTIFACTS / "launch-refused.png")
 

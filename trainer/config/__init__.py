@@ -19,6 +19,7 @@ from trainer.config.sections import ClipConfig as ClipConfig
 from trainer.config.sections import EvaluationConfig as EvaluationConfig
 from trainer.config.sections import FaultConfig as FaultConfig
 from trainer.config.sections import FaultKind as FaultKind
+from trainer.config.sections import LossConfig as LossConfig
 from trainer.config.sections import ModelConfig as ModelConfig
 from trainer.config.sections import MonitorConfig as MonitorConfig
 from trainer.config.sections import OptimizerConfig as OptimizerConfig

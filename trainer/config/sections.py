@@ -77,6 +77,23 @@ class ModelConfig(Section):
     )
 
 
+class LossConfig(Section):
+    """What is added to the cross-entropy in training; validation is the plain cross-entropy."""
+
+    label_smoothing: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Share of a target's probability spread over all classes in training, dimensionless; 0 is off.",
+    )
+    z_loss: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="Weight of the squared log of the softmax's denominator in training; 0 is off, 1e-4 is usual.",
+    )
+
+
 class OptimizerConfig(Section):
     """How a gradient becomes an update."""
 
@@ -247,6 +264,7 @@ class TrainConfig(Section):
     )
     task: TaskConfig = Field(default=TaskConfig(), description="What is learnt, and from which data.")
     model: ModelConfig = Field(default=ModelConfig(), description="Size and shape of the model.")
+    loss: LossConfig = Field(default=LossConfig(), description="What is added to the cross-entropy in training.")
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="How a gradient becomes an update.")
     schedule: ScheduleConfig = Field(
         default=ScheduleConfig(), description="The factor on the learning rate over the steps."

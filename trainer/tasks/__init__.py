@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from trainer.config import TrainConfig
-from trainer.tasks.base import IGNORED, Batch, EpochSampler, Task
+from trainer.losses import IGNORED
+from trainer.tasks.base import Batch, EpochSampler, Task
 from trainer.tasks.charmlp import build_charmlp
 from trainer.tasks.gpt import build_gpt
 

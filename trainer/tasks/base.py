@@ -8,8 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-IGNORED = -100
-"""Targets with this value carry no loss and are not counted as tokens: ``cross_entropy``'s own default."""
+from trainer.losses import IGNORED
 
 
 @dataclass(frozen=True, slots=True)

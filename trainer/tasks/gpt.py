@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trainer.config import ModelConfig, TrainConfig
-from trainer.tasks.base import IGNORED, Batch
+from trainer.config import LossConfig, ModelConfig, TrainConfig
+from trainer.losses import token_loss
+from trainer.tasks.base import Batch
 from trainer.tasks.text import Text, Windows, load_text
 
 VOCABULARY = 256
+PLAIN = LossConfig()
+"""Nothing is added: the loss by which models are compared."""
 INIT_STD = 0.02
 """GPT-2's, Radford et al. 2019: logits of a fresh model are then small and its loss is close to ln 256 = 5.545."""
 
@@ -121,10 +124,10 @@ class NextByte:
         return self.val.batch(indices)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy in float32 whatever autocast chose for the logits."""
-        logits = model(batch.inputs)
-        return F.cross_entropy(
-            logits.float().flatten(0, 1), batch.targets.flatten(), ignore_index=IGNORED, reduction="sum"
+        """Cross-entropy, and in training what the section ``loss`` adds to it."""
+        added = self.config.loss if model.training else PLAIN
+        return token_loss(
+            model(batch.inputs), batch.targets, label_smoothing=added.label_smoothing, z_loss=added.z_loss
         )
 
 

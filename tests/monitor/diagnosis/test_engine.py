@@ -15,7 +15,8 @@ from monitor.diagnosis.rule import Abstained, Finding, Rule, Severity
 from monitor.diagnosis.view import Facts, Mark, Signals
 from monitor.errors import RunError
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run
-from tests.monitor.diagnosis.cases import FIRES, changed, level, norms, only
+from tests.monitor.diagnosis.cases import FIRES
+from tests.monitor.diagnosis.cases.drawn import changed, level, norms, only
 from tests.monitor.diagnosis.controls import CONTROLS, LAYERS, amp_back_off, heavy_tails
 from tests.monitor.diagnosis.mishaps import MISHAPS, Mishap, bloom
 from trainer.config import TrainConfig, with_values

@@ -11,7 +11,8 @@ from monitor.diagnosis import rules as rules_package
 from monitor.diagnosis.engine import diagnose
 from monitor.diagnosis.rule import Severity
 from monitor.diagnosis.rules import RULES
-from tests.monitor.diagnosis.cases import ABSTAINS, FIRES, NEAR_MISSES, Case
+from tests.monitor.diagnosis.cases import ABSTAINS, FIRES, NEAR_MISSES
+from tests.monitor.diagnosis.cases.drawn import Case
 
 BY_ID = {rule.id: rule for rule in RULES}
 HEADINGS = ("Why it matters:", "Stays silent:", "Thresholds:", "Source:")

@@ -8,7 +8,7 @@ import pytest
 from monitor.diagnosis.context import early_bar, gate_steps, gradient_moved, lr_jump_steps, span, warmup_end
 from monitor.diagnosis.view import Mark, Signals
 from monitor.diagnosis.wording import count, number, percent, times
-from tests.monitor.diagnosis.cases import changed, level, loss_and_norm, norms, only
+from tests.monitor.diagnosis.cases.drawn import changed, level, loss_and_norm, norms, only
 
 
 def test_an_unknown_signal_is_empty_and_not_there():

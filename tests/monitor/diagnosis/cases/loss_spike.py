@@ -1,0 +1,64 @@
+"""Cases of loss-spike: the loss jumps."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.monitor.diagnosis.cases.drawn import (
+    AT,
+    STEPS,
+    Case,
+    changed,
+    climbing,
+    level,
+    moved_data,
+    norms,
+    only,
+    put,
+    restarted,
+)
+
+FIRES = (
+    Case("one step, +40 %", lambda: only(train_loss=changed(level(), AT, 1.4)), "warning", words="back after 1 step"),
+    Case("one step, +20 %, quiet run", lambda: only(train_loss=changed(level(sd=0.005), AT, 1.2)), "info"),
+    Case("three steps, +15 %", lambda: only(train_loss=changed(level(), slice(AT, AT + 3), 1.15)), "warning"),
+    Case(
+        "does not come back",
+        lambda: only(train_loss=changed(level(), slice(AT, None), 3.0)),
+        "critical",
+        words="does not come back",
+    ),
+    Case(
+        "a new level",
+        lambda: only(train_loss=changed(level(), slice(AT, None), 1.25)),
+        "warning",
+        words="new level",
+    ),
+    Case(
+        "ends in NaN",
+        lambda: only(train_loss=put(changed(level(), slice(AT, AT + 9), 2.0), slice(AT + 9, None), np.nan)),
+        "critical",
+    ),
+    Case("learning rate to a new height", lambda: restarted(1.3, known_height=False), "warning"),
+    Case("blow-up after a restart", lambda: restarted(2.5, known_height=True), "critical"),
+)
+
+NEAR_MISSES = (
+    Case("+6 % for five steps", lambda: only(train_loss=changed(level(sd=0.001), slice(AT, AT + 5), 1.06))),
+    Case("within its own noise", lambda: only(train_loss=changed(level(sd=0.2), AT, 1.8))),
+    Case(
+        "hard sample at a loss near zero",
+        lambda: only(train_loss=put(0.002 + 2 * np.exp(-np.arange(STEPS) / 20), AT, 0.3)),
+    ),
+    Case("restart of the learning rate", lambda: restarted(1.3, known_height=True)),
+    Case("harder data, logged", lambda: moved_data(1.3, "data_stage")),
+    Case("fall to a new level", lambda: only(train_loss=changed(level(), slice(AT, None), 0.5))),
+    Case("slow climb", lambda: only(train_loss=climbing(0.002))),
+    Case("steep fall that flattens", lambda: only(train_loss=2.4 + 3.1 * np.exp(-np.arange(STEPS) / 10))),
+)
+
+ABSTAINS = (
+    Case("no loss", lambda: only(grad_norm_preclip=norms()), words="train_loss not recorded"),
+    Case("too few rows", lambda: only(train_loss=level()[:24]), words="24 losses"),
+    Case("a loss about zero", lambda: only(train_loss=0.1 * np.sin(np.arange(STEPS))), words="zero or negative"),
+)

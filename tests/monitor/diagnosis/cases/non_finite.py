@@ -1,0 +1,79 @@
+"""Cases of non-finite: a NaN or an infinity."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from monitor.diagnosis.view import Signals
+from tests.monitor.diagnosis.cases.drawn import (
+    AT,
+    STEPS,
+    Case,
+    constant_lr,
+    hit,
+    layer_norms,
+    level,
+    loss_and_norm,
+    norms,
+    only,
+    put,
+    scaled,
+    with_layers,
+)
+from tests.monitor.diagnosis.controls import LAYERS
+
+FIRES = (
+    Case(
+        "NaN loss to the end",
+        lambda: only(train_loss=put(level(), slice(AT, None), np.nan)),
+        "critical",
+        words="became NaN",
+    ),
+    Case("one NaN loss", lambda: only(train_loss=put(level(), AT, np.nan)), "warning", words="recovered"),
+    Case("infinite loss", lambda: only(train_loss=put(level(), slice(AT, None), -np.inf)), "critical", words="-Inf"),
+    Case(
+        "NaN gradients to the end",
+        lambda: loss_and_norm(level(), put(norms(), slice(AT, None), np.nan)),
+        "critical",
+        words="Gradient became NaN",
+    ),
+    Case("gradient norm alone", lambda: only(grad_norm_preclip=put(norms(), slice(AT, None), np.nan)), "critical"),
+    Case("one infinite gradient without a scaler", lambda: loss_and_norm(level(), put(norms(), AT, np.inf)), "info"),
+    Case("one layer", lambda: with_layers(level(), hit(layer_norms(), AT, 4, np.nan)), "info", words=LAYERS[4]),
+    Case(
+        "loss falls to exactly 0",
+        lambda: only(train_loss=put(level(), slice(AT, None), 0.0)),
+        "critical",
+        words="exactly 0",
+    ),
+    Case(
+        "validation loss",
+        lambda: Signals.from_arrays(
+            {"train_loss": level(), "val_loss": (np.array([100, AT + 1]), np.array([2.0, np.inf]))}
+        ),
+        "warning",
+        words="Validation",
+    ),
+    Case(
+        "scale used up",
+        lambda: scaled(list(range(AT - 20, AT, 2)), inf=list(range(AT - 20, AT, 2))),
+        "warning",
+        onset=None,
+        words="fp16",
+    ),
+)
+
+NEAR_MISSES = (
+    Case("finite and huge", lambda: only(train_loss=put(level(), AT, 1e30))),
+    Case("overflow that the scaler skipped", lambda: scaled([AT], inf=[AT])),
+    Case("overflow on the last row, scaler undecided", lambda: scaled([], inf=[STEPS - 1])),
+    Case("learnt down to 0", lambda: only(train_loss=np.maximum(0.0, 2.0 - 0.01 * np.arange(STEPS)))),
+    Case(
+        "about zero from the start",
+        lambda: only(train_loss=put(0.1 * np.sin(np.arange(STEPS)), slice(AT, None), 0.0)),
+    ),
+    Case("two zeros", lambda: only(train_loss=put(level(), slice(STEPS - 2, None), 0.0))),
+    Case("halvings far apart", lambda: scaled([60, 120, 180, 240], inf=[60, 120, 180, 240])),
+)
+
+ABSTAINS = (Case("neither loss nor gradient", lambda: only(lr=constant_lr()), words="train_loss or grad_norm_preclip"),)

@@ -34,9 +34,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, D = x.shape
-        q, k, v = self.qkv(x).view(B, T, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)  # each [B, H, T, E]
+        # Rows of qkv are ordered by head: a rank that holds some of them (tensor parallel) holds whole heads.
+        q, k, v = self.qkv(x).view(B, T, -1, 3, D // self.n_head).permute(3, 0, 2, 1, 4)  # each [B, H, T, E]
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0)
-        return self.proj(y.transpose(1, 2).reshape(B, T, D))
+        return self.proj(y.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):

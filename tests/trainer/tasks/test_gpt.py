@@ -52,7 +52,8 @@ def test_attention_is_softmax_of_scaled_products_of_the_past() -> None:
     model = GPT(SMALL, 16).eval()
     attention = model.blocks[0].attn
     x = torch.randn(2, 16, 32)
-    q, k, v = attention.qkv(x).split(32, dim=2)
+    qkv = attention.qkv(x).view(2, 16, 2, 3, 16)  # by head, then query, key and value
+    q, k, v = (qkv[:, :, :, index].flatten(2) for index in range(3))
     heads = []
     for h in range(2):
         part = slice(16 * h, 16 * h + 16)

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 from monitor.diagnosis.rule import Rule
-from monitor.diagnosis.rules import gradient_explosion, loss_spike, non_finite, slow_divergence
+from monitor.diagnosis.rules import (
+    gradient_explosion,
+    loss_spike,
+    lr_schedule,
+    non_finite,
+    not_learning,
+    overfitting,
+    resume_mismatch,
+    slow_divergence,
+)
 
 RULES: tuple[Rule, ...] = (
     non_finite.RULE,
     gradient_explosion.RULE,
     loss_spike.RULE,
     slow_divergence.RULE,
+    resume_mismatch.RULE,
+    lr_schedule.RULE,
+    overfitting.RULE,
+    not_learning.RULE,
 )

@@ -1,0 +1,143 @@
+"""The learning rate is zero for long, jumps to a new height, or drops to nearly nothing at once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from monitor.diagnosis.primitives import episodes, jumps_to_new_height, warmup_rows
+from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
+from monitor.diagnosis.view import Signals
+from monitor.diagnosis.wording import count, number, times
+from monitor.signals import Signal
+
+LEAST_ROWS = 5
+
+
+def lr_schedule(
+    signals: Signals,
+    *,
+    zero_share: float = 0.01,
+    zero_rows: int = 10,
+    jump: float = 10.0,
+    drop: float = 50.0,
+) -> Verdict:
+    """The learning rate does what no schedule does: it stays at zero, leaps to a new height, or collapses at once.
+
+    Why it matters: at a rate of zero every step is lost, silently; a leap is the commonest cause of a divergence, and
+    a collapse looks like convergence.
+
+    Stays silent: on warm-up and every smooth decay, however steep; on restarts to a height held before; on the usual
+    step decays; on zeros at the first rows of a warm-up and at the last of a decay.
+
+    Thresholds: ``zero_rows`` at exactly zero in a row, and more than the share ``zero_share`` of all rows; ``jump``,
+    factor of one row to a height never held before, after warm-up; ``drop``, factor of one row downward that the slope
+    of the rows before does not explain (step decays take 2 to 10). Our judgement; a jump of ten as in trainpulse.
+
+    Source: design notes F24; PyTorch documentation of torch.optim.lr_scheduler (scheduler.step() after every batch
+    with a schedule meant for epochs is the usual cause).
+    """
+    lr = signals["lr"]
+    keep = np.isfinite(lr.value)
+    lr = Signal(lr.name, lr.step[keep], lr.value[keep], lr.unit)
+    if len(lr) < LEAST_ROWS:
+        return Abstained(f"{count(len(lr), 'learning rate')} recorded, at least {LEAST_ROWS} are needed")
+    found = [_zero(lr, first, last) for first, last in _zero_stretches(lr.value, zero_share, zero_rows)]
+    rising = warmup_rows(lr.value)
+    leaps = jumps_to_new_height(lr.value, factor=jump)
+    found += [_leap(lr, int(row)) for row in leaps if row >= rising and not _smooth(lr.value, int(row))]
+    return found + [_collapse(lr, row) for row in _drops(lr.value, drop)]
+
+
+def _zero_stretches(value: np.ndarray, share: float, rows: int) -> list[tuple[int, int]]:
+    least = max(rows, share * len(value))
+    return [(first, last) for first, last in episodes(np.flatnonzero(value == 0), 1) if last - first + 1 > least]
+
+
+def _smooth(value: np.ndarray, row: int) -> bool:
+    """Whether the change into ``row`` is no more than twice the change before it: a schedule on its way."""
+    if row < 2:
+        return False
+    return abs(value[row] - value[row - 1]) <= 2 * abs(value[row - 1] - value[row - 2])
+
+
+def _drops(value: np.ndarray, factor: float) -> list[int]:
+    positive = (value[1:] > 0) & (value[:-1] > factor * value[1:])
+    return [int(row) + 1 for row in np.flatnonzero(positive) if not _smooth(value, int(row) + 1)]
+
+
+def _zero(lr: Signal, first: int, last: int) -> Finding:
+    to_the_end = last == len(lr) - 1
+    from_the_start = first == 0
+    if from_the_start:
+        when, cause = "from the start on", "scheduler-never-stepped"
+    elif to_the_end:
+        when, cause = "to the end", "schedule-too-short"
+    else:
+        when, cause = f"until step {int(lr.step[last])}", "schedule-too-short"
+    return Finding(
+        summary=f"Learning rate is exactly 0 from step {int(lr.step[first])} {when}: {count(last - first + 1, 'row')} "
+        "without learning",
+        onset_step=int(lr.step[first]),
+        first_step=int(lr.step[min(last, first + 10)]),
+        last_step=int(lr.step[last]),
+        severity=Severity.WARNING,
+        evidence={"zero_rows": last - first + 1, "rows": len(lr)},
+        causes=(Cause(cause, 0.8, supports=(f"the learning rate is 0 {when}",)),),
+        remedy=Remedy(
+            "Give the schedule the number of optimizer steps that are really taken (batches per epoch / accumulation x "
+            "epochs), and check that scheduler.step() is called once for each of them.",
+            {},
+            "total_steps = len(loader) // accumulation * epochs  # what the scheduler must be given",
+        ),
+    )
+
+
+def _leap(lr: Signal, row: int) -> Finding:
+    before, after = float(lr.value[row - 1]), float(lr.value[row])
+    return Finding(
+        summary=f"Learning rate jumped {times(after / before)} at step {int(lr.step[row])}, from {number(before)} to "
+        f"{number(after)}, higher than ever before",
+        onset_step=int(lr.step[row]),
+        first_step=int(lr.step[row]),
+        last_step=int(lr.step[row]),
+        severity=Severity.WARNING,
+        evidence={"before": before, "after": after},
+        causes=(Cause("lr-too-high", 0.8, supports=(f"the learning rate jumped {times(after / before)}",)),),
+        remedy=Remedy(
+            f"If this was not meant, go back to the last checkpoint before step {int(lr.step[row])} and keep the "
+            f"learning rate at {number(before)}.",
+            {},
+            f'for group in optimizer.param_groups:\n    group["lr"] = {before:.6g}',
+        ),
+    )
+
+
+def _collapse(lr: Signal, row: int) -> Finding:
+    before, after = float(lr.value[row - 1]), float(lr.value[row])
+    return Finding(
+        summary=f"Learning rate fell from {number(before)} to {number(after)} at step {int(lr.step[row])}, by a factor "
+        f"of {number(before / after)} at once",
+        onset_step=int(lr.step[row]),
+        first_step=int(lr.step[row]),
+        last_step=int(lr.step[-1]),
+        severity=Severity.WARNING,
+        evidence={"before": before, "after": after},
+        causes=(
+            Cause("lr-too-low", 0.8, supports=(f"the learning rate fell by a factor of {number(before / after)}",)),
+        ),
+        remedy=Remedy(
+            f"If this was not meant, go on with {number(before)}: look for a scheduler stepped once per batch instead "
+            "of once per epoch, or for one of two schedulers on the same optimizer.",
+            {},
+            f'for group in optimizer.param_groups:\n    group["lr"] = {before:.6g}',
+        ),
+    )
+
+
+RULE = Rule(
+    id="lr-schedule",
+    severity=Severity.WARNING,
+    needs=("lr",),
+    check=lr_schedule,
+    remedy="Check what sets the learning rate, and how often scheduler.step() is called.",
+)

@@ -1,0 +1,164 @@
+"""The training loss is no better than at the start."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from monitor.diagnosis.context import first_level, loss_is_signed
+from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
+from monitor.diagnosis.view import Signals
+from monitor.diagnosis.wording import count, number, percent
+from monitor.signals import Signal
+
+LEVEL_ROWS = 20
+"""Rows of one short-term level."""
+LEAST_DIGITS = 4
+"""Significant digits that a log must show before equal numbers mean equal losses."""
+
+
+def not_learning(
+    signals: Signals,
+    *,
+    rows: int = 100,
+    planned: float = 0.05,
+    improvement: float = 0.01,
+    frozen_rows: int = 30,
+    chance: float = 0.02,
+    chance_steps: int = 300,
+) -> Verdict:
+    """The training loss has not improved on its first level, or does not change at all.
+
+    Why it matters: whatever the run costs, it buys nothing; the reason is nearly always a bug that takes minutes to
+    find once looked for.
+
+    Stays silent: before ``rows`` losses and the share ``planned`` of the planned steps; once the best level was lower
+    than the first by ``improvement``. Abstains on a loss that is often zero or negative (reinforcement learning).
+    Information only, because fine-tuning a good model, adversarial pairs and denoising look alike, except in two
+    cases that no healthy run shows: the loss is the same number at every step, to all digits logged, though batches
+    differ; or it has stayed within ``chance`` of a uniform guess, log of the number of classes, for ``chance_steps``
+    steps.
+
+    Thresholds: ``rows``, losses; ``planned``, share of the planned steps; ``improvement``, relative fall of the best
+    median of 20 losses below the median of the first ten; ``frozen_rows``, equal losses in a row; ``chance``, relative
+    distance from a uniform guess; ``chance_steps``, steps it must last. From the design notes (F27, F19) and our
+    judgement.
+
+    Source: Zhang et al. 2021, AutoTrainer, https://arxiv.org/abs/2103.01681 (slow convergence); a uniform guess:
+    Karpathy 2019, A recipe for training neural networks.
+    """
+    loss = signals["train_loss"]
+    keep = np.isfinite(loss.value)
+    step, value = loss.step[keep], loss.value[keep]
+    if len(value) < min(rows, frozen_rows):
+        return Abstained(f"{count(len(value), 'loss')} recorded, at least {min(rows, frozen_rows)} are needed")
+    if loss_is_signed(signals):
+        return Abstained("the loss is often zero or negative, so no improvement of its level can be told")
+    frozen = _frozen(step, value, frozen_rows)
+    if frozen is not None:
+        return frozen
+    start, best = first_level(loss), _best_level(value)
+    if len(value) < rows or step[-1] < planned * (signals.facts.planned_steps or 0):
+        return None
+    if best < (1 - improvement) * start:
+        return None
+    return _flat(signals, step, start, best, chance, chance_steps)
+
+
+def _frozen(step: np.ndarray, value: np.ndarray, rows: int) -> Finding | None:
+    """The same loss to all digits, to the end of what was recorded."""
+    changes = np.flatnonzero(value[1:] != value[:-1])
+    first = int(changes[-1]) + 1 if len(changes) else 0
+    if len(value) - first < rows or value[-1] == 0 or _digits(value) < LEAST_DIGITS:
+        return None
+    return Finding(
+        summary=f"Training loss is {number(float(value[-1]))} at every step from {int(step[first])} on, to all digits "
+        "that were logged",
+        onset_step=int(step[first]),
+        first_step=int(step[first + rows - 1]),
+        last_step=int(step[-1]),
+        severity=Severity.WARNING,
+        evidence={"loss": float(value[-1]), "equal_rows": len(value) - first},
+        causes=(
+            Cause(
+                "loss-independent-of-data",
+                0.8,
+                supports=("batches differ and the loss does not: it depends on neither data nor weights",),
+            ),
+        ),
+        remedy=Remedy(
+            "Look at what the loss is computed from: outputs saturated or constant, a mask that covers every target, a "
+            "value that is logged but never renewed, weights that are all NaN or zero.",
+            {},
+            "print(outputs.std(), targets.unique(return_counts=True), loss)  # for two batches",
+        ),
+    )
+
+
+def _digits(value: np.ndarray) -> int:
+    """Significant digits that most of the distinct values show; 17 for unrounded floats."""
+    shown = [
+        len(f"{x!r}".replace(".", "").replace("-", "").lstrip("0").split("e")[0])
+        for x in np.unique(value)[:200].tolist()
+    ]
+    return int(np.median(shown)) if shown else 0
+
+
+def _best_level(value: np.ndarray) -> float:
+    """The lowest median of 20 losses, windows half overlapping."""
+    starts = range(0, max(1, len(value) - LEVEL_ROWS + 1), LEVEL_ROWS // 2)
+    return min(float(np.median(value[start : start + LEVEL_ROWS])) for start in starts)
+
+
+def _flat(signals: Signals, step: np.ndarray, start: float, best: float, chance: float, chance_steps: int) -> Finding:
+    guess = _uniform_guess(signals["log_classes"])
+    at_chance = guess is not None and abs(best - guess) < chance * guess and step[-1] - step[0] >= chance_steps
+    what = f", that of a uniform guess ({number(guess)})" if at_chance and guess is not None else ""
+    return Finding(
+        summary=f"Training loss has not improved in {int(step[-1] - step[0]) + 1} steps: {number(start)} at the start, "
+        f"{number(best)} at best ({percent(best / start - 1)}){what}",
+        onset_step=int(step[0]),
+        first_step=int(step[-1]),
+        last_step=int(step[-1]),
+        severity=Severity.WARNING if at_chance else Severity.INFO,
+        evidence={"first_level": start, "best_level": best, "uniform_guess": guess},
+        causes=_causes(signals, at_chance),
+    )
+
+
+def _uniform_guess(log_classes: Signal) -> float | None:
+    value = log_classes.value[np.isfinite(log_classes.value) & (log_classes.value > 0)]
+    return float(np.median(value)) if len(value) else None
+
+
+def _causes(signals: Signals, at_chance: bool) -> tuple[Cause, ...]:
+    ratio = signals["update_to_weight_ratio"].tail(50).value
+    ratio = ratio[np.isfinite(ratio)]
+    norm = signals["grad_norm_preclip"].tail(50).value
+    norm = norm[np.isfinite(norm)]
+    causes = []
+    if len(norm) and float(np.median(norm)) == 0:
+        causes.append(Cause("no-gradient", 0.8, supports=("the gradient norm is exactly 0",)))
+    if len(ratio) and float(np.median(ratio)) < 1e-5:
+        causes.append(
+            Cause("lr-too-low", 0.7, supports=(f"an update changes the weights by {number(float(np.median(ratio)))}",))
+        )
+    if at_chance and not causes:
+        causes.append(
+            Cause(
+                "labels-without-signal",
+                0.6,
+                supports=("gradients flow and updates are of a normal size, and the loss stays that of a guess",),
+                against=("not recorded: whether the model can learn one batch by heart, which would settle it",),
+            )
+        )
+    return tuple(causes) or (Cause("unknown", 1.0, against=("no cause has evidence for it",)),)
+
+
+RULE = Rule(
+    id="not-learning",
+    severity=Severity.INFO,
+    needs=("train_loss",),
+    check=not_learning,
+    remedy="Try to learn one batch by heart. If that works, look at how inputs and labels are paired; if not, at the "
+    "loss, the parameters given to the optimizer and the learning rate.",
+)

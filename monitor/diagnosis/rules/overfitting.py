@@ -1,0 +1,167 @@
+"""The validation loss rises from its best while the training loss goes on falling."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from monitor.diagnosis.context import loss_is_signed
+from monitor.diagnosis.primitives import MAD_TO_SD
+from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
+from monitor.diagnosis.view import Signals
+from monitor.diagnosis.wording import count, number, percent
+from monitor.signals import Signal
+
+TRAIN_ROWS = 20
+"""Training losses before an evaluation whose median is compared; fewer where the log is sparser."""
+SCORE = re.compile(
+    r"(^|[/_-])(acc(uracy)?|f1|auc|auroc|map(50)?(-95)?|bleu|rouge\w*|em|exact_match|top[15]|dice|iou)($|[/_(])", re.I
+)
+"""Names of validation scores of which more is better."""
+
+
+def overfitting(
+    signals: Signals,
+    *,
+    evaluations: int = 3,
+    rise: float = 0.02,
+    worrying: float = 0.1,
+    train_fall: float = 0.01,
+    noise: float = 3.0,
+) -> Verdict:
+    """The validation loss has left its best value upward while the training loss kept falling.
+
+    Why it matters: from the best evaluation on, compute makes the model worse on data it has not seen; the checkpoint
+    to keep is an earlier one.
+
+    Stays silent: while either loss is often zero or negative; on a validation loss that rises together with the
+    training loss (that is a divergence); within the scatter between evaluations; after a new best. Information only: a
+    rise below ``worrying``, and a larger one while a validation score such as accuracy still improves, since a
+    classifier's loss then grows by over-confidence alone.
+
+    Thresholds: ``evaluations`` in a row above the best by the relative ``rise``; ``worrying``, relative rise that is a
+    warning; ``train_fall``, relative fall of the training loss since the best evaluation (median of 20 losses);
+    ``noise``, standard deviations of one evaluation by which the rise must
+    exceed what the lowest of so many is below the level by chance. Our judgement; three evaluations as in
+    losslint, a tenth as in SageMaker Debugger's Overfit rule.
+
+    Source: Prechelt 1998, Early stopping - but when?, https://doi.org/10.1007/3-540-49430-8_3.
+    """
+    loss, val = _finite(signals["train_loss"]), _finite(signals["val_loss"])
+    if loss_is_signed(signals) or (len(val) and float(val.value.min()) <= 0):
+        return Abstained("a loss that is zero or negative has no relative rise")
+    if len(val) <= evaluations:
+        return Abstained(f"{count(len(val), 'evaluation')} recorded, more than {evaluations} are needed")
+    found = []
+    for best, stop in _stretches(val.value):
+        since = np.arange(best + 1, stop)
+        bars = np.array([max(rise, _beyond_chance(val.value[: row + 1], noise)) for row in since])
+        raised = val.value[since] > val.value[best] * (1 + bars)
+        fell = np.array([_train_level(loss, val, row) for row in since.tolist()]) < (1 - train_fall) * _train_level(
+            loss, val, best
+        )
+        rows = _first_run(raised & fell, evaluations)
+        if rows is not None:
+            found.append(_finding(signals, loss, val, best, best + 1 + rows, stop - 1, worrying))
+    return found
+
+
+def _finite(series: Signal) -> Signal:
+    keep = np.isfinite(series.value)
+    return Signal(series.name, series.step[keep], series.value[keep], series.unit)
+
+
+def _stretches(value: np.ndarray) -> list[tuple[int, int]]:
+    """(best, stop) rows: each best value so far, up to the next one."""
+    lowest = np.minimum.accumulate(value)
+    best = np.flatnonzero(np.concatenate([[True], value[1:] < lowest[:-1]]))
+    return list(zip(best.tolist(), [*best[1:].tolist(), len(value)], strict=True))
+
+
+def _beyond_chance(value: np.ndarray, noise: float) -> float:
+    """Relative rise over the lowest of these evaluations that their scatter does not explain; 0 with fewer than five.
+
+    The lowest of n lies about sqrt(2 ln n) standard deviations below the level, ``noise`` more are asked for. One
+    standard deviation is taken from second differences, which a steady fall and a steady rise leave alone.
+    """
+    if len(value) < 5:
+        return 0.0
+    bends = np.diff(np.log(value), n=2)
+    sd = float(MAD_TO_SD * np.median(np.abs(bends)) / np.sqrt(6))
+    return float(np.expm1((noise + np.sqrt(2 * np.log(len(value)))) * sd))
+
+
+def _train_level(loss: Signal, val: Signal, row: int) -> float:
+    """Median training loss of the rows between the evaluation before ``row`` and ``row``; at most 20, NaN without."""
+    begin = int(val.step[row - 1]) + 1 if row else None
+    value = loss.between(begin, int(val.step[row])).tail(TRAIN_ROWS).value
+    return float(np.median(value)) if len(value) else np.nan
+
+
+def _first_run(flags: np.ndarray, length: int) -> int | None:
+    """Index of the last flag of the first ``length`` set in a row; None without."""
+    run = 0
+    for index, flag in enumerate(flags.tolist()):
+        run = run + 1 if flag else 0
+        if run == length:
+            return index
+    return None
+
+
+def _finding(signals: Signals, loss: Signal, val: Signal, best: int, fired: int, last: int, worrying: float) -> Finding:
+    worst = best + int(np.argmax(val.value[best : last + 1]))
+    rose = float(val.value[worst] / val.value[best] - 1)
+    level = float(np.median(val.value[max(fired, last - 2) : last + 1]) / val.value[best] - 1)
+    score = _improving_score(signals, int(val.step[best]), int(val.step[last]))
+    over = last < len(val) - 1
+    severity = Severity.WARNING if level >= worrying and score is None and not over else Severity.INFO
+    improving = f"; {score} still improves, so that the loss grows by over-confidence" if score else ""
+    before, after = _train_level(loss, val, best), _train_level(loss, val, last)
+    best_step = int(val.step[best])
+    return Finding(
+        summary=f"Validation loss rose from its best, {number(float(val.value[best]))} at step {best_step}, to "
+        f"{number(float(val.value[worst]))} ({percent(rose)}) while the training loss fell from {number(before)} to "
+        f"{number(after)}{improving}",
+        onset_step=best_step,
+        first_step=int(val.step[fired]),
+        last_step=int(val.step[last]),
+        severity=severity,
+        evidence={
+            "best_validation_loss": float(val.value[best]),
+            "worst_validation_loss": float(val.value[worst]),
+            "rise": rose,
+            "train_loss_at_best": before,
+            "train_loss_at_last": after,
+            "improving_score": score,
+            "new_best_later": over,
+        },
+        causes=(Cause("overfitting", 0.9, supports=("the training loss falls and the validation loss rises",)),),
+        remedy=Remedy(
+            f"Keep the checkpoint nearest to step {best_step}. Stop there, or regularise: more or augmented data, "
+            "dropout, weight decay, fewer epochs, a smaller model.",
+            {"model.dropout": 0.1},
+            "if val_loss < best:\n    best = val_loss; torch.save(model.state_dict(), 'best.pt')  # and stop after "
+            "3 evaluations without a new best",
+        ),
+    )
+
+
+def _improving_score(signals: Signals, best: int, last: int) -> str | None:
+    """A validation score that is higher at step ``last`` than at the best validation loss; None without one."""
+    for name in signals.names:
+        if SCORE.search(name) and not name.lower().startswith("train"):
+            score = _finite(signals[name])
+            then, now = score.between(None, best).tail(1).value, score.between(best + 1, last).tail(3).value
+            if len(then) and len(now) and float(np.median(now)) > float(then[0]):
+                return name
+    return None
+
+
+RULE = Rule(
+    id="overfitting",
+    severity=Severity.WARNING,
+    needs=("train_loss", "val_loss"),
+    check=overfitting,
+    remedy="Keep the checkpoint with the best validation loss.",
+)

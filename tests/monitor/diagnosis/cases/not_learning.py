@@ -1,0 +1,49 @@
+"""Cases of not-learning: a loss no better than at the start."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.monitor.diagnosis.cases.drawn import AT, STEPS, Case, constant_lr, level, norms, only, put
+
+
+def flat(at: float, sd: float = 0.01, steps: int = 400) -> np.ndarray:
+    return at * np.exp(np.random.default_rng(0).normal(0, sd, steps))
+
+
+def classes(steps: int = 400) -> np.ndarray:
+    return np.full(steps, np.log(10))
+
+
+FIRES = (
+    Case("flat", lambda: only(train_loss=flat(0.5)), "info", onset=1, words="has not improved"),
+    Case(
+        "flat at a uniform guess",
+        lambda: only(train_loss=flat(np.log(10)), log_classes=classes(), grad_norm_preclip=norms(steps=400)),
+        "warning",
+        onset=1,
+        words="uniform guess",
+    ),
+    Case(
+        "the same number to the end",
+        lambda: only(train_loss=put(level(), slice(AT, None), 2.30259)),
+        "warning",
+        words="at every step",
+    ),
+)
+
+NEAR_MISSES = (
+    Case("a tenth better", lambda: only(train_loss=flat(1.0) * np.linspace(1, 0.9, 400))),
+    Case("rounded to two digits", lambda: only(train_loss=np.round(level(sd=0.001), 1), lr=constant_lr())),
+    Case("too early", lambda: only(train_loss=flat(0.5, steps=90))),
+    Case(
+        "at a uniform guess for 200 steps",
+        lambda: only(train_loss=flat(np.log(10), steps=200), log_classes=classes(200)),
+    ),
+)
+
+ABSTAINS = (
+    Case("no loss", lambda: only(grad_norm_preclip=norms()), words="train_loss not recorded"),
+    Case("few losses", lambda: only(train_loss=level()[:20]), words="20 losses"),
+    Case("a loss about zero", lambda: only(train_loss=0.1 * np.sin(np.arange(STEPS))), words="zero or negative"),
+)

@@ -1,0 +1,63 @@
+"""Cases of overfitting: validation rises while training falls."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from monitor.diagnosis.view import Signals
+from tests.monitor.diagnosis.cases.drawn import Case
+
+EPOCH = 25
+EVALUATIONS = 12
+BEST = 5
+"""Row of the best evaluation in the cases that fire."""
+
+
+def run(val: np.ndarray, train_end: float = 0.2, **more: np.ndarray) -> Signals:
+    """A training loss that falls from 2 to ``train_end`` in a straight line of logs, and evaluations every epoch."""
+    steps = EPOCH * len(val)
+    rng = np.random.default_rng(0)
+    train = np.exp(np.linspace(np.log(2.0), np.log(train_end), steps)) * np.exp(rng.normal(0, 0.05, steps))
+    at = EPOCH * np.arange(1, len(val) + 1)
+    series = {"train_loss": (np.arange(1, steps + 1), train), "val_loss": (at, val)}
+    return Signals.from_arrays({**series, **{name: (at, value) for name, value in more.items()}})
+
+
+def valley(rise: float, *, sd: float = 0.0) -> np.ndarray:
+    """Falls to 1 at evaluation BEST, then rises to ``1 + rise`` at the end."""
+    row = np.arange(EVALUATIONS)
+    value = np.where(row <= BEST, 1.0 + 0.15 * (BEST - row), 1.0 + rise * (row - BEST) / (EVALUATIONS - 1 - BEST))
+    return value * np.exp(np.random.default_rng(3).normal(0, sd, EVALUATIONS))
+
+
+FIRES = (
+    Case("rises by half", lambda: run(valley(0.5)), "warning", onset=EPOCH * (BEST + 1), words="Validation loss rose"),
+    Case("rises by 8 %", lambda: run(valley(0.08)), "info", onset=EPOCH * (BEST + 1)),
+    Case(
+        "accuracy still improves",
+        lambda: run(valley(0.5), **{"eval/accuracy": np.linspace(0.5, 0.9, EVALUATIONS)}),
+        "info",
+        onset=EPOCH * (BEST + 1),
+        words="over-confidence",
+    ),
+    Case(
+        "a training score improves, which says nothing",
+        lambda: run(valley(0.5), **{"train/accuracy": np.linspace(0.5, 0.9, EVALUATIONS)}),
+        "warning",
+        onset=EPOCH * (BEST + 1),
+    ),
+)
+
+NEAR_MISSES = (
+    Case("both rise", lambda: run(valley(0.5), train_end=4.0)),
+    Case("a new best after a rise", lambda: run(np.concatenate([valley(0.5), [0.9, 0.8, 0.7]]))),
+    Case("flat with scatter", lambda: run(np.exp(np.random.default_rng(1).normal(0, 0.1, 40)))),
+    Case("two evaluations above the best", lambda: run(np.array([1.5, 1.2, 1.0, 1.3, 1.4]))),
+    Case("still falling", lambda: run(np.linspace(2, 1, EVALUATIONS))),
+)
+
+ABSTAINS = (
+    Case("no validation", lambda: Signals.from_arrays({"train_loss": np.ones(50)}), words="val_loss not recorded"),
+    Case("three evaluations", lambda: run(np.array([1.0, 1.2, 1.4])), words="3 evaluations"),
+    Case("a negative loss", lambda: run(valley(0.5) - 1.2), words="zero or negative"),
+)

@@ -7,56 +7,117 @@ from collections.abc import Callable
 
 from trainer.config import ScheduleConfig
 
-Shape = Callable[[float, float], float]
-"""``(progress, floor) -> factor``; progress runs from 0 at the end of warm-up towards 1 at the end of training."""
+Shape = Callable[[ScheduleConfig, int, int], float]
+"""``(schedule, done, steps) -> factor``: ``done`` of ``steps`` optimizer steps after the warm-up are behind."""
 
 
 def lr_multiplier(schedule: ScheduleConfig, step: int, steps: int) -> float:
     """The factor on the peak learning rate at optimizer step ``step`` (from 1) of ``steps``.
 
-    Linear warm-up reaches 1 at step ``warmup_steps``; the step after it starts the shape, again at 1. A run that is
-    shorter than its warm-up ends in the warm-up. Beyond ``steps`` the floor holds.
+    Linear warm-up reaches the shape's first value at step ``warmup_steps``; the step after it has that value again. A
+    run that is shorter than its warm-up ends in the warm-up. No shape falls below the floor. Beyond ``steps`` the value
+    that the shape has there holds.
     """
-    done = step - 1
-    if done < schedule.warmup_steps:
-        return (done + 1) / schedule.warmup_steps
-    after_warmup = steps - schedule.warmup_steps
-    progress = min(1.0, (done - schedule.warmup_steps) / after_warmup) if after_warmup > 0 else 1.0
-    if schedule.kind == "wsd":
-        return _warmup_stable_decay(schedule, done, steps)
-    return SHAPES[schedule.kind](progress, schedule.min_lr_ratio)
+    shape, done = SHAPES[schedule.kind], step - 1 - schedule.warmup_steps
+    after_warmup = max(1, steps - schedule.warmup_steps)
+    if done < 0:
+        return shape(schedule, 0, after_warmup) * step / schedule.warmup_steps
+    return shape(schedule, min(done, after_warmup), after_warmup)
 
 
-def cosine(progress: float, floor: float) -> float:
-    """Half a cosine from 1 to ``floor``.
-
-    Source: Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983, eq. 5.
-    """
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def linear(progress: float, floor: float) -> float:
-    """A straight line from 1 to ``floor``."""
-    return 1 - (1 - floor) * progress
-
-
-def constant(progress: float, floor: float) -> float:
-    """1 all along; ``floor`` is not used."""
+def constant(schedule: ScheduleConfig, done: int, steps: int) -> float:
+    """1 all along."""
     return 1.0
 
 
-def _warmup_stable_decay(schedule: ScheduleConfig, done: int, steps: int) -> float:
+def linear(schedule: ScheduleConfig, done: int, steps: int) -> float:
+    """A straight line from 1 to the floor."""
+    return _line(1.0, schedule.min_lr_ratio, done / steps)
+
+
+def cosine(schedule: ScheduleConfig, done: int, steps: int) -> float:
+    """Half a cosine from 1 to the floor.
+
+    Source: Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983, eq. 5.
+    """
+    return _half_cosine(1.0, schedule.min_lr_ratio, done / steps)
+
+
+def cosine_restarts(schedule: ScheduleConfig, done: int, steps: int) -> float:
+    """Half cosines from 1 to the floor, one after another, each ``cycle_factor`` times as long as the one before.
+
+    Source: Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983, section 3.
+    """
+    length = _period(schedule, steps)
+    if schedule.cycle_factor == 1:
+        done %= length
+    while done >= length:
+        done, length = done - length, length * schedule.cycle_factor
+    return _half_cosine(1.0, schedule.min_lr_ratio, done / length)
+
+
+def steps_down(schedule: ScheduleConfig, done: int, steps: int) -> float:
+    """``gamma`` once more after every ``period_steps``, not below the floor."""
+    return max(schedule.min_lr_ratio, schedule.gamma ** (done // _period(schedule, steps)))
+
+
+def exponential(schedule: ScheduleConfig, done: int, steps: int) -> float:
+    """``gamma`` over every ``period_steps``, by the same factor in each step, not below the floor."""
+    return max(schedule.min_lr_ratio, schedule.gamma ** (done / _period(schedule, steps)))
+
+
+def inverse_sqrt(schedule: ScheduleConfig, done: int, steps: int) -> float:
+    """The root of the warm-up's steps over all steps so far, not below the floor.
+
+    Source: Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 5.3.
+    """
+    timescale = max(1, schedule.warmup_steps)
+    return max(schedule.min_lr_ratio, math.sqrt(timescale / (timescale + done)))
+
+
+def one_cycle(schedule: ScheduleConfig, done: int, steps: int) -> float:
+    """Half a cosine up from ``start_ratio`` to 1, then one down to the floor, which the last step has.
+
+    Source: Smith and Topin 2018, https://arxiv.org/abs/1708.07120; with cosines, as in fastai and torch's OneCycleLR.
+    """
+    top, end = max(0.0, schedule.peak_at * steps - 1), steps - 1
+    if done < top:
+        return _half_cosine(schedule.start_ratio, 1.0, done / top)
+    return _half_cosine(1.0, schedule.min_lr_ratio, min(1.0, (done - top) / (end - top)) if done > top else 0.0)
+
+
+def warmup_stable_decay(schedule: ScheduleConfig, done: int, steps: int) -> float:
     """1 until the last ``decay_steps``, then a straight line to the floor.
 
     Source: Hu et al. 2024 (MiniCPM), https://arxiv.org/abs/2404.06395, section 4; the linear decay is that of
     Hägele et al. 2024, https://arxiv.org/abs/2405.18392.
     """
-    decay_steps = schedule.decay_steps or max(1, steps // 5)
-    decay_starts = max(schedule.warmup_steps, steps - decay_steps)
-    if done < decay_starts:
-        return 1.0
-    return linear(min(1.0, (done - decay_starts) / max(1, steps - decay_starts)), schedule.min_lr_ratio)
+    decay_steps = min(steps, schedule.decay_steps or max(1, (schedule.warmup_steps + steps) // 5))
+    return _line(1.0, schedule.min_lr_ratio, max(0, done - (steps - decay_steps)) / decay_steps)
 
 
-SHAPES: dict[str, Shape] = {"cosine": cosine, "linear": linear, "constant": constant}
-"""What follows the warm-up, by the name in the configuration; ``wsd`` counts back from the last step instead."""
+SHAPES: dict[str, Shape] = {
+    "cosine": cosine,
+    "cosine_restarts": cosine_restarts,
+    "linear": linear,
+    "step": steps_down,
+    "exponential": exponential,
+    "inverse_sqrt": inverse_sqrt,
+    "one_cycle": one_cycle,
+    "wsd": warmup_stable_decay,
+    "constant": constant,
+}
+"""What follows the warm-up, by the name in the configuration."""
+
+
+def _line(start: float, end: float, progress: float) -> float:
+    return start + (end - start) * progress
+
+
+def _half_cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _period(schedule: ScheduleConfig, steps: int) -> int:
+    """``period_steps``, by default a third of the steps after the warm-up."""
+    return schedule.period_steps or max(1, steps // 3)

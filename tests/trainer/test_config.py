@@ -23,6 +23,10 @@ from trainer.config import (
     to_overrides,
     with_values,
 )
+from trainer.schedules import SHAPES
+
+LOWER_CASE = ("wsd", "fp16", "fp32,", "one_cycle", "cosine_restarts", "step,")
+"""Words of the configuration with which a description may begin."""
 
 
 def refusal(*overrides: str, path: Path | None = None, preset: str | None = None) -> str:
@@ -97,13 +101,17 @@ def test_override_is_read_as_what_the_field_wants(override: str, read: Any, valu
         (
             "schedule.kind=cosin",
             '--set: schedule.kind = "cosin": unknown. Did you mean "cosine"? '
-            "Choose from: cosine, linear, constant, wsd.",
+            "Choose from: cosine, cosine_restarts, linear, step, exponential, inverse_sqrt, one_cycle, wsd, constant.",
         ),
         (
             "optimizer=3",
             "--set: optimizer = 3: is a section, so its values are set one by one, such as optimizer.kind=...",
         ),
         ("lr", "--set lr: not of the form name=value, such as optimizer.lr=3e-4."),
+        ("schedule.gamma=0", "--set: schedule.gamma = 0: must be greater than 0."),
+        ("schedule.period_steps=0", "--set: schedule.period_steps = 0: must be 1 or more, or none."),
+        ("schedule.cycle_factor=1.5", "--set: schedule.cycle_factor = 1.5: must be a whole number."),
+        ("schedule.peak_at=1", "--set: schedule.peak_at = 1: must be less than 1."),
         ("optimizer..lr=1", "--set optimizer..lr=1: not of the form name=value, such as optimizer.lr=3e-4."),
         ("model.d_model=130", "model.d_model = 130 is not a multiple of model.n_head = 4; nearest that fits: 128."),
     ],
@@ -220,10 +228,10 @@ def test_every_value_is_described_in_one_sentence_and_is_in_the_form() -> None:
     assert set(fields) == set(dict(_leaves(TrainConfig().record())))
     for field in fields.values():
         assert field.description and field.description.endswith("."), field.name
-        assert field.description[0].isupper() or field.description.split()[0].rstrip(":") in ("wsd", "fp16", "fp32,")
+        assert field.description[0].isupper() or field.description.split()[0].rstrip(":") in LOWER_CASE
     lr = fields["optimizer.lr"]
     assert (lr.kind, lr.minimum, lr.exclusive_minimum, lr.maximum, lr.optional) == ("float", 0, True, 100, False)
-    assert fields["schedule.kind"].choices == ("cosine", "linear", "constant", "wsd")
+    assert set(fields["schedule.kind"].choices) == set(SHAPES)
     assert fields["clip.max_norm"].optional
 
 

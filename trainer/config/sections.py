@@ -119,17 +119,38 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """The factor on the learning rate, a pure function of the step."""
 
-    kind: Literal["cosine", "linear", "constant", "wsd"] = Field(
-        default="cosine", description="Shape after warm-up: cosine, linear, constant, or wsd (warm-up, stable, decay)."
+    kind: Literal[
+        "cosine", "cosine_restarts", "linear", "step", "exponential", "inverse_sqrt", "one_cycle", "wsd", "constant"
+    ] = Field(
+        default="cosine",
+        description="Shape after warm-up, such as cosine, step, one_cycle, or wsd (warm-up, stable, decay).",
     )
     warmup_steps: int = Field(
-        default=50, ge=0, description="Optimizer steps of linear warm-up from near zero to the peak."
+        default=50, ge=0, description="Optimizer steps of linear warm-up from near zero to the shape's first value."
     )
     min_lr_ratio: float = Field(
         default=0.1, ge=0, le=1, description="Floor of the schedule, as a share of the peak learning rate."
     )
     decay_steps: int | None = Field(
         default=None, ge=1, description="wsd: optimizer steps of the final decay; none takes a fifth of all steps."
+    )
+    period_steps: int | None = Field(
+        default=None,
+        ge=1,
+        description="cosine_restarts: optimizer steps of the first cycle; step, exponential: steps in which the rate "
+        "falls by gamma; none takes a third of the steps after warm-up.",
+    )
+    cycle_factor: int = Field(
+        default=1, ge=1, le=10, description="cosine_restarts: length of a cycle, as a multiple of the one before."
+    )
+    gamma: float = Field(
+        default=0.1, gt=0, le=1, description="step, exponential: factor on the rate over period_steps, dimensionless."
+    )
+    peak_at: float = Field(
+        default=0.3, gt=0, lt=1, description="one_cycle: where the peak is, as a share of the steps after warm-up."
+    )
+    start_ratio: float = Field(
+        default=0.04, gt=0, le=1, description="one_cycle: first learning rate, as a share of the peak."
     )
 
 

@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 
 from monitor.errors import RunError
 from trainer.commit import MODEL, TRAINING, commit, keep_newest, remove_leftovers, sync_file, temporary_folder
+from trainer.optim import load_optimizer
 from trainer.parallel import Parallel
 from trainer.tasks.base import EpochSampler
 
@@ -90,7 +91,7 @@ def restore(path: Path, state: State, parallel: Parallel) -> list[str]:
     try:
         safetensors.torch.load_model(state.model, str(path / MODEL), device=str(parallel.device))
         training = _load_tensors(path / TRAINING, parallel.device)
-        state.optimizer.load_state_dict(training["optimizer"])
+        load_optimizer(state.optimizer, training["optimizer"])
         state.sampler.load_state_dict(training["sampler"])
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:600]

@@ -96,7 +96,7 @@ def test_override_is_read_as_what_the_field_wants(override: str, read: Any, valu
         (
             "optimizer.lrr=1",
             '--set: optimizer.lrr: no such field. Did you mean "lr"? '
-            "Accepted: kind, lr, weight_decay, beta1, beta2, eps, momentum, nesterov.",
+            "Accepted: kind, lr, weight_decay, beta1, beta2, eps, momentum, nesterov, trust.",
         ),
         (
             "schedule.kind=cosin",

@@ -1,30 +1,59 @@
-"""Decay groups and the two optimizers, against arithmetic by hand."""
+"""Decay groups and optimizers, against torch's own, slow twins in numpy, and what the monitor says of their updates."""
 
 from __future__ import annotations
 
+import copy
+import math
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import monitor
 from trainer.config import ModelConfig, OptimizerConfig
-from trainer.optim import build_optimizer, decay_groups, set_lr, state_bytes
+from trainer.optim import LAMB, LARS, StableAdamW, build_optimizer, decay_groups, load_optimizer, set_lr, state_bytes
 from trainer.tasks.gpt import GPT
 
 SMALL = ModelConfig(n_layer=1, n_head=2, d_model=16)
+KINDS = get_args(OptimizerConfig.model_fields["kind"].annotation)
+Array = np.ndarray
+
+
+def built(model: nn.Module, **options: object) -> torch.optim.Optimizer:
+    return build_optimizer(model, OptimizerConfig.model_validate(options))
+
+
+def small_model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Steps on fixed random data; the gradient of every third is 30 times larger, so that Adam's v lags behind."""
+    generator = torch.Generator().manual_seed(1)
+    for step in range(steps):
+        x, y = torch.randn(5, 6, generator=generator), torch.randn(5, 4, generator=generator)
+        set_lr(optimizer, 0.002 * (1 + step))
+        optimizer.zero_grad()
+        ((model(x) - y).square().mean() * (30 if step % 3 == 2 else 1)).backward()
+        optimizer.step()
 
 
 def test_matrices_are_decayed_and_vectors_are_not() -> None:
     model = GPT(SMALL, seq_len=8)
     decayed, plain = decay_groups(model, 0.1)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    assert {names[id(p)] for p in plain["params"]} == {name for name in names.values() if "norm" in name}  # type: ignore[attr-defined]
-    assert all(p.dim() == 2 for p in decayed["params"])  # type: ignore[attr-defined]
+    assert {names[id(p)] for p in plain["params"]} == {name for name in names.values() if "norm" in name}
+    assert all(p.dim() == 2 for p in decayed["params"])
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
 
 
 def test_tied_head_is_in_one_group_once() -> None:
     model = GPT(SMALL.model_copy(update={"tied_head": True}), seq_len=8)
-    listed = [id(p) for group in decay_groups(model, 0.1) for p in group["params"]]  # type: ignore[attr-defined]
+    listed = [id(p) for group in decay_groups(model, 0.1) for p in group["params"]]
     assert model.head.weight is model.token.weight
     assert len(listed) == len(set(listed)) == sum(1 for _ in model.parameters())
 
@@ -36,11 +65,11 @@ def test_frozen_parameters_are_left_out_and_no_group_is_empty() -> None:
     assert group["params"] == [model[0].weight]
 
 
-@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+@pytest.mark.parametrize("kind", ["adamw", "stable_adamw", "sgd"])
 def test_without_gradient_matrices_shrink_by_the_decay_alone(kind: str) -> None:
     model = nn.Linear(4, 3)
     before = model.weight.detach().clone(), model.bias.detach().clone()
-    optimizer = build_optimizer(model, OptimizerConfig(kind=kind, lr=0.1, weight_decay=0.5))  # type: ignore[arg-type]
+    optimizer = built(model, kind=kind, lr=0.1, weight_decay=0.5)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
@@ -48,31 +77,144 @@ def test_without_gradient_matrices_shrink_by_the_decay_alone(kind: str) -> None:
     assert torch.equal(model.bias, before[1])
 
 
-def test_adamw_first_step_is_the_sign_of_the_gradient_times_lr() -> None:
-    model = nn.Linear(4, 3, bias=False)
-    before = model.weight.detach().clone()
-    optimizer = build_optimizer(model, OptimizerConfig(lr=0.01, weight_decay=0.0))
-    model.weight.grad = torch.randn_like(model.weight)
-    optimizer.step()
-    assert torch.allclose(model.weight, before - 0.01 * model.weight.grad.sign(), atol=1e-5)
+@pytest.mark.parametrize(
+    ("kind", "theirs"),
+    [
+        ("adamw", lambda groups: torch.optim.AdamW(groups, betas=(0.9, 0.95), foreach=False)),
+        ("adam", lambda groups: torch.optim.Adam(groups, betas=(0.9, 0.95), foreach=False)),
+        ("sgd", lambda groups: torch.optim.SGD(groups, momentum=0.9, nesterov=True, foreach=False)),
+    ],
+)
+def test_torchs_optimizers_have_their_options_and_are_fused_to_rounding(kind: str, theirs: object) -> None:
+    one, other = small_model(), small_model()
+    train(one, built(one, kind=kind, nesterov=True), 12)
+    train(other, theirs(decay_groups(other, 0.1)), 12)  # type: ignore[operator]
+    for ours, expected in zip(one.parameters(), other.parameters(), strict=True):
+        assert torch.allclose(ours, expected, atol=1e-5)
 
 
-def test_fused_adamw_is_the_plain_one_to_rounding() -> None:
-    torch.manual_seed(0)
-    models = [nn.Linear(8, 8) for _ in range(2)]
-    models[1].load_state_dict(models[0].state_dict())
-    config = OptimizerConfig(lr=0.01)
-    optimizers = [
-        build_optimizer(models[0], config),
-        torch.optim.AdamW(decay_groups(models[1], 0.1), lr=0.01, betas=(0.9, 0.95), eps=1e-8, foreach=False),
-    ]
-    for _ in range(20):
-        x = torch.randn(5, 8)
-        for model, optimizer in zip(models, optimizers, strict=True):
-            optimizer.zero_grad()
-            model(x).square().mean().backward()
+class Twin:
+    """One tensor's optimizer in float64, from the paper's algorithm, entry by entry where torch would use a kernel."""
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.first = self.second = 0.0
+        self.steps = 0
+
+    def lars(self, w: Array, g: Array, lr: float) -> Array:
+        weight, grad = math.sqrt((w**2).sum()), math.sqrt((g**2).sum())
+        local = 1e-3 * weight / (grad + self.decay * weight) if w.ndim > 1 and weight and grad else 1.0
+        self.first = 0.9 * self.first + lr * local * (g + self.decay * w)
+        return w - self.first
+
+    def adam(self, w: Array, g: Array) -> tuple[Array, Array]:
+        self.steps += 1
+        self.first = 0.9 * self.first + 0.1 * g
+        self.second = 0.95 * self.second + 0.05 * g**2
+        v = self.second / (1 - 0.95**self.steps)
+        return self.first / (1 - 0.9**self.steps) / (np.sqrt(v) + 1e-8) + self.decay * w, v
+
+    def lamb(self, w: Array, g: Array, lr: float) -> Array:
+        update, _ = self.adam(w, g)
+        trust = math.sqrt((w**2).sum() / (update**2).sum()) if w.ndim > 1 and w.any() and update.any() else 1.0
+        return w - lr * trust * update
+
+    def stable_adamw(self, w: Array, g: Array, lr: float) -> Array:
+        update, v = self.adam(w, g)
+        rms = math.sqrt((g**2 / np.maximum(v, 1e-16)).mean())
+        return w - lr / max(1.0, rms) * update
+
+
+@pytest.mark.parametrize(("kind", "built_as"), [("lars", LARS), ("lamb", LAMB), ("stable_adamw", StableAdamW)])
+def test_optimizer_follows_its_slow_twin(kind: str, built_as: type) -> None:
+    model = small_model()
+    with torch.no_grad():
+        model[2].weight.zero_()  # a trust ratio of 0 would keep it there
+    optimizer = built(model, kind=kind)
+    assert type(optimizer) is built_as
+    twins = [(Twin(0.1 if p.dim() > 1 else 0.0), p, p.detach().double().numpy().copy()) for p in model.parameters()]
+    for step in range(9):
+        grads = [torch.randn(p.shape, generator=torch.Generator().manual_seed(step)) for p in model.parameters()]
+        lr = 0.01 * (1 + step % 4)
+        set_lr(optimizer, lr)
+        for i, (twin, p, w) in enumerate(twins):
+            p.grad = grads[i] * (100 if step == 5 else 1)
+            twins[i] = twin, p, getattr(twin, kind)(w, p.grad.double().numpy(), lr)
+        optimizer.step()
+        for _, p, w in twins:
+            np.testing.assert_allclose(p.detach().numpy(), w, rtol=2e-5, atol=2e-6)
+
+
+def test_stable_adamw_is_adamw_until_the_second_moment_lags_behind() -> None:
+    weights = []
+    for kind in ("adamw", "stable_adamw"):
+        model = nn.Linear(6, 8)
+        nn.init.ones_(model.weight)
+        optimizer = built(model, kind=kind, lr=0.1)
+        moved = []
+        for size in (1.0, 1.0, 1.0, 100.0):
+            before = model.weight.detach().clone()
+            model.weight.grad = torch.full_like(before, size)
             optimizer.step()
-    assert torch.allclose(models[0].weight, models[1].weight, atol=1e-6)
+            moved.append(float((model.weight - before).detach().norm()))
+        weights.append(moved)
+    plain, stable = weights
+    assert stable[:3] == pytest.approx(plain[:3], rel=1e-5)
+    v = 0.95 * (1 - 0.95**3) + 0.05 * 100**2
+    assert stable[3] == pytest.approx(plain[3] / (100 / math.sqrt(v / (1 - 0.95**4))), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_monitor_reports_the_update_that_was_made(kind: str, tmp_path: Path) -> None:
+    model = small_model()
+    optimizer = built(model, kind=kind)
+    expected = []
+    with monitor.attach(model, optimizer, run=tmp_path) as mon:
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss = model(torch.randn(5, 6)).square().mean()
+            loss.backward()
+            before = [p.detach().clone() for p in model.parameters()]
+            optimizer.step()
+            moved = [(p - old).detach().norm() for p, old in zip(model.parameters(), before, strict=True)]
+            expected.append(float(torch.stack(moved).norm()))
+            mon.step(loss=loss.detach())
+    recorded = monitor.open_run(mon.run_dir).series("update_norm")
+    assert recorded.value == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_reloaded_optimizer_goes_on_bit_for_bit(kind: str) -> None:
+    model, other = small_model(), small_model()
+    optimizer = built(model, kind=kind)
+    train(model, optimizer, 4)
+    other.load_state_dict(model.state_dict())
+    again = built(other, kind=kind)
+    load_optimizer(again, copy.deepcopy(optimizer.state_dict()))
+    for one in ((model, optimizer), (other, again)):
+        train(*one, 3)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_options_of_the_configuration_stand_when_moments_are_reloaded() -> None:
+    model = small_model()
+    optimizer = built(model, beta2=0.999, weight_decay=0.1)
+    train(model, optimizer, 2)
+    again = built(model, beta2=0.95, weight_decay=0.3)
+    load_optimizer(again, optimizer.state_dict())
+    assert [group["betas"] for group in again.param_groups] == [(0.9, 0.95)] * 2
+    assert [group["weight_decay"] for group in again.param_groups] == [0.3, 0.0]
+    (name, *_) = again.state
+    assert torch.equal(again.state[name]["exp_avg"], optimizer.state[name]["exp_avg"])
+
+
+def test_moments_of_another_optimizer_are_refused() -> None:
+    model = small_model()
+    optimizer = built(model, kind="sgd")
+    with pytest.raises(
+        ValueError, match=r"the optimizer here is AdamW and the checkpoint's was another, without .*bet"
+    ):
+        load_optimizer(built(model), optimizer.state_dict())
 
 
 def test_set_lr_reaches_every_group_and_state_is_counted() -> None:

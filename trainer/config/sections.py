@@ -97,23 +97,42 @@ class LossConfig(Section):
 class OptimizerConfig(Section):
     """How a gradient becomes an update."""
 
-    kind: Literal["adamw", "sgd"] = Field(default="adamw", description="Update rule: adamw, or sgd with momentum.")
+    kind: Literal["adamw", "adam", "stable_adamw", "sgd", "lars", "lamb"] = Field(
+        default="adamw",
+        description="Update rule; stable_adamw shortens updates that Adam's second moment lags behind, lars and lamb "
+        "fit sgd's and adamw's to each matrix's norm.",
+    )
     lr: float = Field(default=2e-3, gt=0, le=100, description="Peak learning rate, before the schedule's factor.")
     weight_decay: float = Field(
         default=0.1,
         ge=0,
         le=10,
-        description="Decoupled decay of matrices per unit of learning rate; norms and biases are not decayed.",
+        description="Decay of matrices per unit of learning rate, not of norms and biases; decoupled, but in adam, sgd "
+        "and lars L2, through the gradient.",
     )
-    beta1: float = Field(default=0.9, ge=0, lt=1, description="AdamW: decay of the gradient's running mean, per step.")
+    beta1: float = Field(
+        default=0.9, ge=0, lt=1, description="Adam, AdamW, LAMB: decay of the gradient's running mean, per step."
+    )
     beta2: float = Field(
-        default=0.95, ge=0, lt=1, description="AdamW: decay of the squared gradient's running mean, per step."
+        default=0.95,
+        ge=0,
+        lt=1,
+        description="Adam, AdamW, LAMB: decay of the squared gradient's running mean, per step.",
     )
     eps: float = Field(
-        default=1e-8, gt=0, le=1, description="AdamW: added to the root of the second moment, in gradient units."
+        default=1e-8,
+        gt=0,
+        le=1,
+        description="Adam, AdamW, LAMB: added to the root of the second moment, in gradient units.",
     )
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD: decay of the velocity, per step.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="SGD, LARS: decay of the velocity, per step.")
     nesterov: bool = Field(default=False, description="SGD: whether to look ahead along the velocity (Nesterov).")
+    trust: float = Field(
+        default=1e-3,
+        gt=0,
+        le=1,
+        description="LARS: update of a matrix per unit of learning rate, as a share of its norm.",
+    )
 
 
 class ScheduleConfig(Section):

@@ -81,9 +81,11 @@ def one_cycle(schedule: ScheduleConfig, done: int, steps: int) -> float:
     Source: Smith and Topin 2018, https://arxiv.org/abs/1708.07120; with cosines, as in fastai and torch's OneCycleLR.
     """
     top, end = max(0.0, schedule.peak_at * steps - 1), steps - 1
-    if done < top:
-        return _half_cosine(schedule.start_ratio, 1.0, done / top)
-    return _half_cosine(1.0, schedule.min_lr_ratio, min(1.0, (done - top) / (end - top)) if done > top else 0.0)
+    if done <= top:
+        return _half_cosine(schedule.start_ratio, 1.0, done / top if top else 1.0)
+    if done < end:
+        return _half_cosine(1.0, schedule.min_lr_ratio, (done - top) / (end - top))
+    return schedule.min_lr_ratio
 
 
 def warmup_stable_decay(schedule: ScheduleConfig, done: int, steps: int) -> float:

@@ -53,8 +53,8 @@ def temporary_folder(checkpoints: Path, step: int, attempt: int) -> Path:
     return checkpoints / f"{TEMPORARY}{step:08d}-{attempt}"
 
 
-def commit(folder: Path, final: Path, *, step: int, attempt: int, world_size: int, torch_version: str) -> None:
-    """Declare everything in ``folder`` complete and rename it to ``final``."""
+def commit(folder: Path, final: Path, *, step: int, attempt: int, world_size: int, torch_version: str) -> int:
+    """Declare everything in ``folder`` complete and rename it to ``final``; gives back its size in bytes."""
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
     record = {"step": step, "attempt": attempt, "world_size": world_size, "time": time.time(), "torch": torch_version}
     with (folder / COMMIT).open("x") as file:
@@ -63,11 +63,14 @@ def commit(folder: Path, final: Path, *, step: int, attempt: int, world_size: in
         os.fsync(file.fileno())
     _sync_folder(folder)
     _put_in_place(folder, final)
+    return sum(path.stat().st_size for path in final.iterdir())
 
 
-def keep_newest(checkpoints: Path, count: int) -> None:
-    """Delete all complete checkpoints but the newest ``count``."""
+def keep_newest(checkpoints: Path, count: int, best_step: int | None = None) -> None:
+    """Delete all complete checkpoints but the newest ``count`` and the one of ``best_step``."""
     for checkpoint in _committed(checkpoints, lambda message: None)[:-count]:
+        if checkpoint.step == best_step:
+            continue
         going = checkpoint.path.with_name(f"{TEMPORARY}gone-{checkpoint.path.name}")
         checkpoint.path.rename(going)  # first: a folder that is half deleted must not look like a checkpoint
         shutil.rmtree(going)

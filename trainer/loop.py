@@ -9,7 +9,8 @@
             mon.step                                    the measurements of this step are complete
             landscape sample                            every monitor.landscape_every steps, rank 0
         evaluate                      every evaluation.every_steps, and after the last step
-        checkpoint                    every checkpoint.every_steps, after the last step, and when asked to stop
+        checkpoint                    every checkpoint.every_steps, at a new lowest held-out loss, after the last step,
+                                      and when asked to stop; written while the next steps run
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -87,11 +88,11 @@ def train(config: TrainConfig, place: Place | None, stop: StopFlag) -> Outcome:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         session = build_session(config, parallel)
-        remarks = checkpoint.restore(place.checkpoint, session.state, parallel) if place.checkpoint else []
+        parts = checkpoint.restore(place.checkpoint, session.state, parallel) if place.checkpoint else []
         display = _display(session)
         try:
             with attach(session, place) as mon:
-                _announce(session, place, remarks, display, mon)
+                _announce(session, place, parts, display, mon)
                 outcome = run(session, place, mon, display, stop)
                 mon.close(outcome.word, outcome.reason, signal=outcome.signal)
         finally:
@@ -102,7 +103,26 @@ def train(config: TrainConfig, place: Place | None, stop: StopFlag) -> Outcome:
 
 
 def run(session: Session, place: Place, mon: Any, display: Display, stop: StopFlag) -> Outcome:
-    """Every remaining step, with what is due between steps."""
+    """Every remaining step, with what is due between steps; every checkpoint is on disk when it returns."""
+    saver = checkpoint.Saver(
+        place.checkpoints, session.config.checkpoint, attempt=place.attempt, parallel=session.parallel
+    )
+    try:
+        outcome = _steps(session, place, saver, mon, display, stop)
+        saver.wait()
+    except Exception:
+        saver.join()  # without the others, who may be gone; a person who insists (KeyboardInterrupt) does not wait
+        raise
+    finally:
+        lost = tell_saves(saver, mon, display)
+    if lost == session.state.step:
+        return replace(outcome, reason=f"{outcome.reason}, but its checkpoint could not be written")
+    return outcome
+
+
+def _steps(
+    session: Session, place: Place, saver: checkpoint.Saver, mon: Any, display: Display, stop: StopFlag
+) -> Outcome:
     config, state, parallel = session.config, session.state, session.parallel
     saved_at = state.step
     while state.step < config.steps:
@@ -110,15 +130,17 @@ def run(session: Session, place: Place, mon: Any, display: Display, stop: StopFl
             if state.step == place.start_step:
                 return Outcome("stopped", state.step, f"{reason(asked)}, before the first step", asked)
             if state.step != saved_at:
-                save(session, place, mon)
+                save(session, saver, mon)
             return Outcome("stopped", state.step, reason(asked), asked)
         training_step(session, mon, display)
         last = state.step == config.steps
+        best = False
         if last or _due(config.evaluation.every_steps, state.step):
-            evaluate(session, mon, display)
-        if last or _due(config.checkpoint.every_steps, state.step):
-            save(session, place, mon)
+            best = state.evaluated(evaluate(session, mon, display)) and config.checkpoint.keep_best
+        if last or best or _due(config.checkpoint.every_steps, state.step):
+            save(session, saver, mon)
             saved_at = state.step
+        tell_saves(saver, mon, display)
     return Outcome("finished", state.step, f"all {config.steps} steps")
 
 
@@ -191,19 +213,27 @@ def evaluate(session: Session, mon: Any, display: Display) -> float:
     return val_loss
 
 
-def save(session: Session, place: Place, mon: Any) -> None:
-    """A checkpoint of the present step."""
+def save(session: Session, saver: checkpoint.Saver, mon: Any) -> None:
+    """Begin the checkpoint of the present step."""
     with mon.phase("checkpoint"):
         mon.sync()  # a run resumed from here has the rows up to here
-        path = checkpoint.save(
-            place.checkpoints,
-            session.state,
-            attempt=place.attempt,
-            parallel=session.parallel,
-            keep_last=session.config.checkpoint.keep_last,
-        )
-    if session.parallel.is_first:
-        mon.event("checkpoint", path=f"checkpoints/{path.name}")
+        saver.save(session.state)
+
+
+def tell_saves(saver: checkpoint.Saver, mon: Any, display: Display) -> int | None:
+    """Record what has become of checkpoints; gives back the step of the last one that could not be written, if any."""
+    lost = None
+    for saved in saver.reports():
+        if saved.problem is None:
+            path = f"checkpoints/{saved.path.name}"
+            mon.event("checkpoint", step=saved.step, path=path, seconds=saved.seconds, bytes=saved.size)
+            copy = f", from a copy of {saved.copy_size / 2**20:.1f} MiB in memory" if saved.copy_size else ""
+            display.say(f"step {saved.step}  checkpoint of {saved.size / 2**20:.1f} MiB in {saved.seconds:.2f} s{copy}")
+        else:
+            lost = saved.step
+            mon.event("checkpoint_failed", step=saved.step, text=saved.problem)
+            display.say(f"step {saved.step}  the checkpoint could not be written, training goes on: {saved.problem}")
+    return lost
 
 
 # --- before the first step --------------------------------------------------------------------------------------------
@@ -272,7 +302,7 @@ def _display(session: Session) -> Display:
     return build_display(session.config.steps, session.state.step, session.config.log_every_s)
 
 
-def _announce(session: Session, place: Place, remarks: list[str], display: Display, mon: Any) -> None:
+def _announce(session: Session, place: Place, parts: list[checkpoint.Part], display: Display, mon: Any) -> None:
     parameters = sum(parameter.numel() for parameter in session.state.model.parameters())
     processes = f", {session.parallel.world_size} processes" if session.parallel.world_size > 1 else ""
     display.say(f"  {session.task.data_summary}")
@@ -282,9 +312,10 @@ def _announce(session: Session, place: Place, remarks: list[str], display: Displ
     )
     if place.checkpoint:
         display.say(f"  resumed from {place.checkpoint} after step {session.state.step}")
+        remarks = [f"{part.name} not restored exactly: {part.problem}" for part in parts if part.problem]
         mon.event("resume", checkpoint=f"checkpoints/{place.checkpoint.name}", remarks=remarks)
-    for remark in remarks:
-        display.say(f"  {remark}")
+        for remark in remarks:
+            display.say(f"  {remark}")
 
 
 # --- small parts ------------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ OWN_VALUES_SHOWN = 48
 MARKED_EVENTS = {
     "resume": "resumed",
     "checkpoint": "checkpoint",
+    "checkpoint_failed": "checkpoint not written",
     "eval": "evaluation",
     "lr_change": "learning rate changed",
     "data_stage": "data stage",

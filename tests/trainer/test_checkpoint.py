@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from monitor.errors import ConfigError, RunError
 from tests.trainer.conftest import Desk, Trained, assert_same
+from trainer.checkpoint import Saver, restore
 from trainer.commit import newest_complete, remove_leftovers
+from trainer.config import CheckpointConfig
+from trainer.loop import Session, build_session
+from trainer.parallel import Parallel
 from trainer.place import resumed_run
 
 ROUGH = ("model.dropout=0.2", "grad_accum_steps=2", "batch_size=8")
 """What makes resuming hard: random numbers in forward, and several micro-batches per step."""
+ALONE = Parallel(rank=0, world_size=1, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
@@ -159,6 +166,110 @@ def test_changed_data_are_refused(desk: Desk, tmp_path: Path) -> None:
     other.write_text("another text " * 500)
     with pytest.raises(RunError, match=r"the data hold .* training examples now"):
         desk.resume(trained, ["steps=4", f"task.data={other}"])
+
+
+def saver_into(folder: Path, **values: object) -> Saver:
+    return Saver(folder, CheckpointConfig.model_validate(values), attempt=0, parallel=ALONE)
+
+
+@pytest.fixture
+def session(desk: Desk) -> Session:
+    return build_session(desk.config(*ROUGH), ALONE)
+
+
+def test_what_changes_after_a_save_in_the_background_is_not_in_it(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight = next(session.state.model.parameters())
+    before = weight.detach().clone()
+    may_write = threading.Event()
+    write = safetensors.torch.save_file
+
+    def patient(*arguments: object, **more: object) -> None:
+        assert may_write.wait(60)
+        write(*arguments, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(safetensors.torch, "save_file", patient)
+    saver = saver_into(tmp_path / "checkpoints")
+    saver.save(session.state)
+    with torch.no_grad():
+        weight.zero_()
+    assert newest_complete(tmp_path / "checkpoints", lambda message: None) is None
+    may_write.set()
+    saver.wait()
+    (saved,) = saver.reports()
+    assert saved.problem is None
+    assert saved.copy_size >= sum(tensor.nbytes for tensor in session.state.model.parameters())
+    assert restore(saved.path, session.state, ALONE)[0].problem is None
+    assert torch.equal(weight, before) and before.any()
+
+
+def test_never_are_two_written_at_once(session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = safetensors.torch.save_file
+    writing: list[str] = []
+    most = 0
+
+    def counted(*arguments: object, **more: object) -> None:
+        nonlocal most
+        writing.append(threading.current_thread().name)
+        most = max(most, len(writing))
+        write(*arguments, **more)  # type: ignore[arg-type]
+        writing.pop()
+
+    monkeypatch.setattr(safetensors.torch, "save_file", counted)
+    saver = saver_into(tmp_path / "checkpoints", keep_last=9)
+    for step in range(1, 7):
+        session.state.step = step
+        saver.save(session.state)
+    saver.wait()
+    assert most == 1
+    assert [saved.step for saved in saver.reports()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_best_is_kept_beside_the_newest(session: Session, tmp_path: Path) -> None:
+    saver = saver_into(tmp_path / "checkpoints", keep_last=2)
+    state = session.state
+    for step, loss in enumerate([3.0, 2.0, 2.5, float("nan"), 2.0, 4.0], start=1):
+        state.step = step
+        assert state.evaluated(loss) == (step <= 2)
+        saver.save(state)
+    saver.wait()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["00000002", "00000005", "00000006"]
+    state.best_loss, state.best_step = 0.0, None
+    restore(tmp_path / "checkpoints" / "00000006", state, ALONE)
+    assert (state.best_loss, state.best_step) == (2.0, 2)
+
+
+@pytest.mark.parametrize("background", ["true", "false"])
+def test_a_checkpoint_that_cannot_be_written_is_told_and_the_training_goes_on(
+    desk: Desk, background: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write = safetensors.torch.save_file
+
+    def full_disk_at_the_second(tensors: object, path: Path, **more: object) -> None:
+        if "00000004" in str(path):
+            raise OSError(28, "No space left on device")
+        write(tensors, path, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full_disk_at_the_second)
+    trained = desk.train("steps=6", "checkpoint.every_steps=2", f"checkpoint.background={background}", *ROUGH)
+    assert trained.outcome.reason == "all 6 steps"
+    assert sorted(path.name for path in trained.place.checkpoints.iterdir()) == ["00000002", "00000006"]
+    (failed,) = trained.run.events("checkpoint_failed")
+    assert (failed.step, failed.fields["text"]) == (4, "OSError: [Errno 28] No space left on device")
+    assert "step 4  the checkpoint could not be written, training goes on: OSError" in capsys.readouterr().out
+
+
+def test_a_last_checkpoint_that_is_lost_is_in_the_reason_of_the_end(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full_disk(*arguments: object, **more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full_disk)
+    trained = desk.train("steps=2", *ROUGH)
+    assert trained.outcome.reason == "all 2 steps, but its checkpoint could not be written"
+    assert not list(trained.place.checkpoints.iterdir())
 
 
 def newest(trained: Trained) -> Path:

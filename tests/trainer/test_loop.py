@@ -32,8 +32,11 @@ def test_training_learns_and_is_recorded(desk: Desk, kind: str) -> None:
     assert run.series("lr").value[:4] == pytest.approx([5e-3 * k / 4 for k in (1, 2, 3, 4)])
     assert run.problems == ()
     assert (run.state.word, run.last_step, run.planned_steps) == ("finished", 60, 60)
-    assert [checkpoint.step for checkpoint in run.checkpoints() if checkpoint.complete] == [60]
-    assert [event.fields["path"] for event in run.events("checkpoint")] == ["checkpoints/00000060"]
+    assert [checkpoint.step for checkpoint in run.checkpoints() if checkpoint.complete] == [40, 60]
+    # each evaluation found the loss lower than ever
+    assert [event.fields["path"] for event in run.events("checkpoint")] == [
+        f"checkpoints/{step:08d}" for step in (20, 40, 60)
+    ]
 
 
 def test_same_seed_gives_the_same_losses_and_another_seed_others(desk: Desk) -> None:

@@ -30,11 +30,13 @@ PATIENCE_S = 120.0
 class Trainer:
     """One ``python -m trainer`` process."""
 
-    def __init__(self, words: Sequence[str], log: Path, **environment: str) -> None:
+    def __init__(
+        self, words: Sequence[str], log: Path, program: Sequence[str] = ("-m", "trainer"), **environment: str
+    ) -> None:
         self.log = log
         with log.open("ab") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "trainer", *words],
+                [sys.executable, *program, *words],
                 cwd=ROOT,
                 env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
                 stdin=subprocess.DEVNULL,
@@ -140,24 +142,30 @@ def test_a_launcher_hands_over_the_configuration_with_its_faults(desk: Desk, tmp
     assert "lr_factor" not in (place.run_dir / "run.json").read_text()
 
 
-def test_a_crash_is_recorded_with_its_traceback(desk: Desk, tmp_path: Path) -> None:
-    data = tmp_path / "data.txt"
-    data.write_text("some text " * 300)
-    trainer = Trainer(words(desk, "steps=100000", f"task.data={data}", "checkpoint.every_steps=5"), tmp_path / "log")
-    trainer.until(lambda: reached(desk, 1), "the first step")
-    run = only_run(desk)
-    assert run is not None
-    checkpoints = run.path / "checkpoints"
-    moved = checkpoints.rename(run.path / "elsewhere")
-    checkpoints.write_text("a file where a folder must be")  # what a mistaken clean-up does: the next save fails
+CRASHES_AT_ITS_EVALUATION = """
+import sys, trainer.loop
+from trainer.__main__ import main
+def evaluate(session, mon, display):
+    session.val_batches[10**6]
+trainer.loop.evaluate = evaluate
+sys.exit(main())
+"""
+
+
+def test_a_crash_is_recorded_with_its_traceback_and_the_last_random_states(desk: Desk, tmp_path: Path) -> None:
+    more = ("steps=9", "evaluation.every_steps=5", "checkpoint.every_steps=4")
+    trainer = Trainer(words(desk, *more), tmp_path / "log", program=("-c", CRASHES_AT_ITS_EVALUATION))
     assert trainer.wait() == 1
-    assert moved.is_dir()
-    run = open_run(run.path)
-    assert run.state.word == "crashed"
+    run = only_run(desk)
+    assert run is not None and run.state.word == "crashed"
     exit_record = run.attempts[0].exit
     assert exit_record is not None
-    assert "Error" in exit_record["reason"]
-    assert any("checkpoint" in line for line in exit_record["traceback"])
+    assert (exit_record["reason"], exit_record["step"]) == ("IndexError: list index out of range", 5)
+    assert any("val_batches[10**6]" in line or "in evaluate" in line for line in exit_record["traceback"])
+    (flight,) = run.events("flight")
+    assert [entry["step"] for entry in flight.fields["random"]] == [1, 2, 3, 4, 5]
+    # the checkpoint that was on its way is whole
+    assert [checkpoint.step for checkpoint in run.checkpoints() if checkpoint.complete] == [4]
 
 
 @pytest.mark.parametrize(

@@ -233,6 +233,14 @@ class CheckpointConfig(Section):
     keep_last: int = Field(
         default=2, ge=1, le=10_000, description="Number of newest complete checkpoints that are kept."
     )
+    keep_best: bool = Field(
+        default=True,
+        description="Whether each new lowest held-out loss gets a checkpoint, and the lowest one's is kept too.",
+    )
+    background: bool = Field(
+        default=True,
+        description="Whether training goes on while a copy in host memory (weights and optimizer) is written.",
+    )
 
 
 class MonitorConfig(Section):

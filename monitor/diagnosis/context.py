@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 
@@ -123,6 +124,17 @@ def loss_is_signed(signals: Signals, *, share: float = 0.02) -> bool:
     value = signals["train_loss"].value
     finite = value[np.isfinite(value)]
     return len(finite) > 0 and float(np.mean(finite <= 0)) > share
+
+
+REWARDED = re.compile(
+    r"reward|advantage|(^|[/_])(kl|return|returns|policy_loss|value_loss|entropy_loss)($|[/_])", re.IGNORECASE
+)
+"""Names that only reinforcement learning logs; its policy loss may be 0 or negative in health."""
+
+
+def is_reinforcement(signals: Signals) -> bool:
+    """Whether the run logs what only reinforcement learning has, such as a reward."""
+    return any(REWARDED.search(name) for name in signals.names)
 
 
 def first_level(loss: Signal, rows: int = 10) -> float:

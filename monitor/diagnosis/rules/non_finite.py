@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from monitor.diagnosis.context import GRADIENT_SETTINGS, first_level, gradient_signal, gradient_spikes, span
+from monitor.diagnosis.context import (
+    GRADIENT_SETTINGS,
+    first_level,
+    gradient_signal,
+    gradient_spikes,
+    is_reinforcement,
+    span,
+)
 from monitor.diagnosis.localise import NonfiniteLayers, first_moved, nonfinite_layers, nonfinite_steps
 from monitor.diagnosis.primitives import episodes, nonfinite_rows, word_for
 from monitor.diagnosis.rule import Finding, Rule, Severity, Verdict
@@ -33,12 +40,14 @@ def non_finite(
     Stays silent: on the back-off of mixed precision, a step whose gradient overflowed while the loss stayed finite and
     the loss scale was lowered; that is how the scaler finds its scale. Information only: gradients that were
     non-finite for a row or two and then finite again, because then the update cannot have been applied.
-    A positive loss that drops to exactly 0 and stays there counts as non-finite: some trainers log NaN as 0, and a
-    real loss gets there gradually or not at all.
+    A positive loss that drops to exactly 0 and stays there counts as non-finite, and so does an exact 0 whose gradient
+    is not finite: some trainers log NaN as 0, and a real loss gets there gradually or not at all. Not so where a
+    reward is logged: a policy loss may be 0.
 
     Thresholds: zero tolerance on values. ``gap``, rows between two non-finite rows of one episode; ``isolated_rows``,
     non-finite rows that are information when gradients recover; ``zero_rows``, rows at exactly 0 in a row;
-    ``zero_fall``, share of the first losses above which the loss must have been before; ``halvings`` of the loss scale
+    ``zero_fall``, share of the first losses above which the loss must have been before, and ten times
+    the last digit logged; ``halvings`` of the loss scale
     within 50 rows, or a scale at or below ``lowest_scale``, that show the fp16 range is exhausted. Our judgement.
 
     Source: Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740 (loss scaling); torch.amp.GradScaler.
@@ -77,7 +86,7 @@ class Trace:
         matrix = signals.layers("grad_norm_preclip")
         layer_steps = matrix.step if matrix is not None else np.zeros(0, np.int64)
         step = np.union1d(np.union1d(loss.step, norm.step), layer_steps)
-        zeros = zero_steps(loss, zero_rows, zero_fall)
+        zeros = zero_steps(signals, zero_rows, zero_fall)
         bad_loss = np.isin(step, np.union1d(loss.step[nonfinite_rows(loss.value)], zeros))
         bad_norm = norm.step[nonfinite_rows(norm.value)]
         gradient_steps = np.union1d(bad_norm, nonfinite_steps(matrix, bad_norm))
@@ -86,20 +95,34 @@ class Trace:
         return cls(step, bad_loss, bad_gradient & ~backed_off, backed_off, int(zeros[0]) if len(zeros) else None)
 
 
-def zero_steps(loss: Signal, rows: int, fall: float) -> np.ndarray:
-    """Steps of a loss that was positive, fell to exactly 0 at once, and stays there for ``rows`` rows or more."""
-    value = loss.value
-    zero = np.flatnonzero(value == 0)
-    if len(zero) < rows:
+def zero_steps(signals: Signals, rows: int, fall: float) -> np.ndarray:
+    """Steps at which a loss of exactly 0 stands for a NaN that the trainer did not log.
+
+    Those whose gradient was not finite; and those of a loss that was positive, fell to exactly 0 at once, and stays
+    there for ``rows`` rows or more.
+    """
+    loss, norm = signals["train_loss"], signals["grad_norm_preclip"]
+    zero = np.flatnonzero(loss.value == 0)
+    if len(zero) == 0 or is_reinforcement(signals):
         return np.zeros(0, np.int64)
-    first = int(zero[0])
-    before = value[:first][np.isfinite(value[:first])]
-    bar = fall * first_level(loss)
-    sudden = len(before) >= 5 and (before > 0).all() and min(float(np.median(before[-10:])), float(before[-1])) > bar
-    stays = first + rows <= len(value) and bool((value[first : first + rows] == 0).all())
-    if not (sudden and stays):
-        return np.zeros(0, np.int64)
-    return loss.step[zero]
+    hit = np.intersect1d(loss.step[zero], norm.step[nonfinite_rows(norm.value)])
+    return np.union1d(hit, loss.step[zero] if _fell_at_once(loss, int(zero[0]), rows, fall) else [])
+
+
+def _fell_at_once(loss: Signal, first: int, rows: int, fall: float) -> bool:
+    """Whether the loss was positive up to its first zero, row ``first``, too high to get there in one step."""
+    before = loss.value[:first][np.isfinite(loss.value[:first])]
+    stays = first + rows <= len(loss) and bool((loss.value[first : first + rows] == 0).all())
+    if not stays or len(before) == 0 or not (before > 0).all():
+        return False
+    bar = max(fall * first_level(loss), 10 * _resolution(before))
+    return min(float(np.median(before[-10:])), float(before[-1])) > bar
+
+
+def _resolution(value: np.ndarray) -> float:
+    """The smallest difference that the log shows: 1e-4 where all numbers have four decimals or fewer."""
+    decimals = max(len(f"{x:.10f}".rstrip("0").split(".")[1]) for x in value[-50:].tolist())
+    return 10.0**-decimals if decimals < 8 else 0.0
 
 
 def _back_offs(signals: Signals, overflowed: np.ndarray) -> np.ndarray:
@@ -169,7 +192,7 @@ class Episode:
         what = {
             "loss": f"Training loss became {_first_word(signals['train_loss'], self.first)}",
             "gradient": f"Gradient became {_first_word(signals['grad_norm_preclip'], self.first)}",
-            "zero loss": "Training loss fell to exactly 0 at once",
+            "zero loss": "Training loss became exactly 0 at once",
         }[self.began]
         then = ", then the loss" if self.began == "gradient" and self.bad_loss else ""
         stayed = " and stayed so to the last step recorded"

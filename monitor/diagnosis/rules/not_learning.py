@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from monitor.diagnosis.context import first_level, loss_is_signed
+from monitor.diagnosis.context import first_level, is_reinforcement, loss_is_signed
 from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
 from monitor.diagnosis.view import Signals
 from monitor.diagnosis.wording import count, number, percent
@@ -12,6 +12,8 @@ from monitor.signals import Signal
 
 LEVEL_ROWS = 20
 """Rows of one short-term level."""
+LEAST_ZEROS = 3
+"""Losses, all exactly 0, from which on a run is said to have nothing to learn."""
 LEAST_DIGITS = 4
 """Significant digits that a log must show before equal numbers mean equal losses."""
 
@@ -33,10 +35,10 @@ def not_learning(
 
     Stays silent: before ``rows`` losses and the share ``planned`` of the planned steps; once the best level was lower
     than the first by ``improvement``. Abstains on a loss that is often zero or negative (reinforcement learning).
-    Information only, because fine-tuning a good model, adversarial pairs and denoising look alike, except in two
-    cases that no healthy run shows: the loss is the same number at every step, to all digits logged, though batches
-    differ; or it has stayed within ``chance`` of a uniform guess, log of the number of classes, for ``chance_steps``
-    steps.
+    Information only, because fine-tuning a good model, adversarial pairs and denoising look alike, except in three
+    cases that no healthy run shows: the loss is exactly 0 from the start, without a gradient; it is the same number at
+    every step, to all digits logged, though batches differ; it has stayed within ``chance`` of a uniform guess, log of
+    the number of classes, for ``chance_steps`` steps.
 
     Thresholds: ``rows``, losses; ``planned``, share of the planned steps; ``improvement``, relative fall of the best
     median of 20 losses below the median of the first ten; ``frozen_rows``, equal losses in a row; ``chance``, relative
@@ -49,6 +51,8 @@ def not_learning(
     loss = signals["train_loss"]
     keep = np.isfinite(loss.value)
     step, value = loss.step[keep], loss.value[keep]
+    if len(value) >= LEAST_ZEROS and not value.any() and not is_reinforcement(signals):
+        return _nothing_to_learn(signals, step)
     if len(value) < min(rows, frozen_rows):
         return Abstained(f"{count(len(value), 'loss')} recorded, at least {min(rows, frozen_rows)} are needed")
     if loss_is_signed(signals):
@@ -62,6 +66,36 @@ def not_learning(
     if best < (1 - improvement) * start:
         return None
     return _flat(signals, step, start, best, chance, chance_steps)
+
+
+def _nothing_to_learn(signals: Signals, step: np.ndarray) -> Finding | None:
+    """A loss of exactly 0 from the first step on, unless there are gradients: non-finite ones are another rule's."""
+    if signals["grad_norm_preclip"].value.any():
+        return None
+    return Finding(
+        summary=f"Training loss is exactly 0 at every step from {int(step[0])} to {int(step[-1])}",
+        onset_step=int(step[0]),
+        first_step=int(step[LEAST_ZEROS - 1]),
+        last_step=int(step[-1]),
+        severity=Severity.WARNING,
+        evidence={"zero_rows": len(step)},
+        causes=(
+            Cause(
+                "no-targets",
+                0.6,
+                supports=(
+                    "a loss of exactly 0 without any gradient: no target is left, or the loss was NaN and logged as 0",
+                ),
+            ),
+            Cause("non-finite", 0.3, supports=("some trainers log NaN as 0",)),
+        ),
+        remedy=Remedy(
+            "Print the targets of one batch: when all of them are masked (-100), the prompt template or the maximum "
+            "length has cut the answers off. If the loss itself is NaN, train in bf16 or fp32 instead of fp16.",
+            {},
+            "print((labels != -100).sum(dim=1), loss)  # targets left in each sequence",
+        ),
+    )
 
 
 def _frozen(step: np.ndarray, value: np.ndarray, rows: int) -> Finding | None:

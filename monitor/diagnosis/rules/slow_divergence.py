@@ -18,6 +18,10 @@ from monitor.diagnosis.view import Signals
 from monitor.diagnosis.wording import count, number, percent
 from monitor.signals import Signal
 
+LAST_ROWS = 3
+"""Rows of a log of few rows that must all lie above what was before."""
+ABOVE_ALL = 1.5
+"""Multiple of the highest loss before above which these rows must lie."""
 LOOK_BACK_ROWS = 100
 """Rows before the CUSUM's own onset in which the turn is looked for."""
 
@@ -40,7 +44,8 @@ def slow_divergence(
     Stays silent: on a warm-up hump (up to twice the warm-up only a rise beyond ``early_effect`` counts, then the bar
     falls over as long again); on restarts of the learning rate and logged changes of data, after which the best level
     is looked for anew; on wander that the run has recently shown and recovered from; on a rise within the noise of a
-    single step; on a loss that is nearly zero; on a jump that loss-spike reports. Abstains on a loss often <= 0.
+    single step; on a loss that is nearly zero; on a jump that loss-spike reports. Abstains on a loss often <= 0. In a
+    log of 6 to 20 rows the last three or more, each above 1.5 times the highest before, show it.
 
     Thresholds: ``k`` and ``h`` of the CUSUM in standard deviations; ``effect``, ``worrying``, ``lost`` and
     ``early_effect`` are relative rises of the median of ten losses over the best rolling median of 50: smallest that
@@ -51,14 +56,43 @@ def slow_divergence(
     """
     loss = signals["train_loss"]
     settings = DriftSettings(k=k, h=h, effect=effect)
-    if np.isfinite(loss.value).sum() <= settings.least:
-        return Abstained(f"{count(len(loss), 'loss')} recorded, more than {settings.least} are needed for a best level")
     if loss_is_signed(signals):
         return Abstained("the loss is often zero or negative, so a rise relative to its best level has no meaning")
+    if (rows := int(np.isfinite(loss.value).sum())) <= settings.least:
+        return (
+            _of_few(loss)
+            if rows >= 2 * LAST_ROWS
+            else Abstained(f"{count(len(loss), 'loss')} recorded, at least {2 * LAST_ROWS} are needed for a best level")
+        )
     drifts = loss_drifts(signals, settings, early_effect=early_effect).drifts
     learnt = LOSS_NEAR_ZERO * first_level(loss)
     told = (drift for drift in drifts if drift.peak_level > learnt and not _is_a_jump(signals, drift))
     return [_finding(loss, drift, worrying, lost) for drift in told]
+
+
+def _of_few(loss: Signal) -> Finding | None:
+    """A log of 6 to 20 rows, often means over hundreds of steps: its last three rows or more lie above all before."""
+    keep = np.isfinite(loss.value)
+    step, value = loss.step[keep], loss.value[keep]
+    highest = np.maximum.accumulate(value)
+    lowest_ahead = np.minimum.accumulate(value[::-1])[::-1]
+    above = lowest_ahead[1:] > ABOVE_ALL * highest[:-1]
+    starts = np.flatnonzero(above[LAST_ROWS - 1 : len(value) - LAST_ROWS]) + LAST_ROWS
+    if len(starts) == 0:
+        return None
+    first = int(starts[0])
+    best = float(np.min(value[:first]))
+    peak = first + int(np.argmax(value[first:]))
+    rise = float(value[peak] / best - 1)
+    return Finding(
+        summary=f"Training loss rose from {number(best)} to {number(float(value[peak]))} ({percent(rise)}) by step "
+        f"{int(step[peak])}, and every row from step {int(step[first])} on is above all before",
+        onset_step=int(step[first]),
+        first_step=int(step[first + LAST_ROWS - 1]),
+        last_step=int(step[-1]),
+        severity=Severity.CRITICAL,
+        evidence={"best_level": best, "highest_level": float(value[peak]), "rise": rise, "rows": len(value)},
+    )
 
 
 def _is_a_jump(signals: Signals, drift: Drift) -> bool:

@@ -61,6 +61,20 @@ FIRES = (
         onset=None,
         words="fp16",
     ),
+    Case(
+        "two rows: a loss, then 0 with a NaN gradient",
+        lambda: only(train_loss=np.array([80.8, 0.0]), grad_norm_preclip=np.array([np.nan, np.nan])),
+        "critical",
+        onset=1,
+        words="Gradient became NaN",
+    ),
+    Case(
+        "three rows, then 0",
+        lambda: only(train_loss=np.r_[2.31, 2.02, 1.84, np.zeros(5)]),
+        "critical",
+        onset=4,
+        words="exactly 0",
+    ),
 )
 
 NEAR_MISSES = (
@@ -71,6 +85,10 @@ NEAR_MISSES = (
     Case(
         "about zero from the start",
         lambda: only(train_loss=put(0.1 * np.sin(np.arange(STEPS)), slice(AT, None), 0.0)),
+    ),
+    Case("zeros of a policy loss", lambda: only(train_loss=put(level(), slice(AT, None), 0.0), reward=level(1))),
+    Case(
+        "rounded to 0 after 0.0003", lambda: only(train_loss=np.r_[np.round(np.geomspace(2, 3e-4, 8), 4), np.zeros(8)])
     ),
     Case("two zeros", lambda: only(train_loss=put(level(), slice(STEPS - 2, None), 0.0))),
     Case("halvings far apart", lambda: scaled([60, 120, 180, 240], inf=[60, 120, 180, 240])),

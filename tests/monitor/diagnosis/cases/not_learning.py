@@ -16,6 +16,7 @@ def classes(steps: int = 400) -> np.ndarray:
 
 
 FIRES = (
+    Case("zero from the start", lambda: only(train_loss=np.zeros(40)), "warning", onset=1, words="exactly 0"),
     Case("flat", lambda: only(train_loss=flat(0.5)), "info", onset=1, words="has not improved"),
     Case(
         "flat at a uniform guess",
@@ -33,6 +34,10 @@ FIRES = (
 )
 
 NEAR_MISSES = (
+    Case(
+        "zero from the start, gradients flow",
+        lambda: only(train_loss=np.zeros(400), grad_norm_preclip=norms(steps=400)),
+    ),
     Case("a tenth better", lambda: only(train_loss=flat(1.0) * np.linspace(1, 0.9, 400))),
     Case("rounded to two digits", lambda: only(train_loss=np.round(level(sd=0.001), 1), lr=constant_lr())),
     Case("too early", lambda: only(train_loss=flat(0.5, steps=90))),
@@ -43,6 +48,12 @@ NEAR_MISSES = (
 )
 
 ABSTAINS = (
+    Case(
+        "zero from the start, with a reward",
+        lambda: only(train_loss=np.zeros(400), reward=level(steps=400)),
+        words="zero or negative",
+    ),
+    Case("zeros later on", lambda: only(train_loss=put(level(), slice(AT, None), 0.0)), words="zero or negative"),
     Case("no loss", lambda: only(grad_norm_preclip=norms()), words="train_loss not recorded"),
     Case("few losses", lambda: only(train_loss=level()[:20]), words="20 losses"),
     Case("a loss about zero", lambda: only(train_loss=0.1 * np.sin(np.arange(STEPS))), words="zero or negative"),

@@ -16,9 +16,18 @@ FIRES = (
         words="is not back",
     ),
     Case("+0.4 % a step", lambda: only(train_loss=climbing(0.004), lr=constant_lr()), "critical", onset=None),
+    Case(
+        "twelve rows, the last five above all before",
+        lambda: only(train_loss=np.r_[2.3, 2.0, 1.8, 1.7, 1.6, 1.55, 1.5, 7.4, 7.3, 7.5, 7.4, 7.4]),
+        "critical",
+        onset=8,
+        words="above all before",
+    ),
 )
 
 NEAR_MISSES = (
+    Case("few rows, two high ones at the end", lambda: only(train_loss=np.r_[2.3, 2.0, 1.8, 1.7, 1.6, 7.4, 7.3])),
+    Case("few rows, noisy", lambda: only(train_loss=np.random.default_rng(0).gamma(3.0, 0.5, 18))),
     Case("+0.02 % a step", lambda: only(train_loss=climbing(0.0002), lr=constant_lr())),
     Case(
         "a jump, which is loss-spike's",
@@ -43,6 +52,6 @@ NEAR_MISSES = (
 
 ABSTAINS = (
     Case("no loss", lambda: only(grad_norm_preclip=norms()), words="train_loss not recorded"),
-    Case("too few rows", lambda: only(train_loss=level()[:20]), words="20 losses"),
+    Case("too few rows", lambda: only(train_loss=level()[:5]), words="5 losses"),
     Case("a loss about zero", lambda: only(train_loss=0.1 * np.sin(np.arange(STEPS))), words="zero or negative"),
 )

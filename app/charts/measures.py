@@ -103,11 +103,8 @@ class Choice:
 
     @property
     def explained(self) -> str:
-        """What it is, and how often it is measured unless told otherwise; empty for one that no catalogue has."""
-        if self.spec is None:
-            return ""
-        cadence = self.spec.cadence.replace("when armed", "each step after an early sign of trouble")
-        return f"{self.spec.meaning} Measured by default: {cadence}."
+        """What it is, how often it is measured and at what cost; empty for one that no catalogue has."""
+        return self.spec.explained if self.spec else ""
 
 
 def choices(run: Run) -> list[Choice]:

@@ -8,6 +8,7 @@ from typing import Any
 from app.charts.describe import Chart, Mark, Trace
 from app.charts.measures import chosen, matrix_of
 from monitor.runfile.reader import Run
+from monitor.runfile.stability import DERIVED
 from monitor.runfile.zoom import LongMatrix, LongSignal, drawn
 from monitor.signals import CATALOGUE, TIME_PARTS, LayerMatrix, Signal, spec_of, unit_of
 
@@ -28,6 +29,8 @@ MARKED_EVENTS = {
     "nonfinite": "not finite",
     "cadence": "measured less often",
     "thinning": "fewer steps kept",
+    "throttle": "GPU clocks",
+    "ecc": "GPU memory error",
 }
 """Event kinds that are marks, and the words for them."""
 
@@ -41,6 +44,7 @@ def story_charts(run: Run, *, stat: str | None = None, layer: str | None = None)
         layer: a layer or module to draw a curve for, beneath the heatmap.
     """
     names = set(run.names)
+    names |= {name for name, (source, _) in DERIVED.items() if source in names}
     charts = [
         Chart(
             "events",
@@ -150,6 +154,14 @@ _SIGNAL_CHARTS: dict[str, dict[str, Any]] = {
         "title": "Log Z of the output", "height": 120,
         "signals": (("log_z_mean", "mean log Z"), ("log_classes", "log of the number of classes")),
     },
+    "loss_deviation": {
+        "title": "Noise of the loss", "log": True, "height": 110, "section": "Stability of the loss",
+        "signals": (("loss_deviation", "of the logarithm"),),
+    },
+    "loss_spike_share": {
+        "title": "Share of spikes in the last 128 steps", "zero": True, "height": 110,
+        "section": "Stability of the loss", "signals": (("loss_spike_share", "share"),),
+    },
     "sizes": {
         "title": "Norm of all weights and of their change", "log": True, "height": 130, "section": "Weights and output",
         "signals": (("weight_norm", "weights"), ("update_norm", "change in one step")),
@@ -178,6 +190,24 @@ _SIGNAL_CHARTS: dict[str, dict[str, Any]] = {
         "title": "Share of input values that differ from each other", "zero": True, "height": 110, "section": "Input",
         "signals": (("input_unique_share", "share"),),
     },
+    "device_time": {
+        "title": "Device time", "zero": True, "height": 130, "section": "Speed",
+        "signals": (
+            ("forward_device_s", "forward"), ("backward_device_s", "backward"), ("optimizer_device_s", "optimizer"),
+        ),
+    },
+    "samples_per_s": {
+        "title": "Samples per second", "zero": True, "height": 110, "section": "Speed",
+        "signals": (("samples_per_s", "samples/s"),),
+    },
+    "tflops": {
+        "title": "Operations per second", "zero": True, "height": 110, "section": "Speed",
+        "signals": (("tflops_per_s", "TFLOP/s"),),
+    },
+    "mfu": {
+        "title": "Share of the device's peak", "zero": True, "height": 110, "section": "Speed",
+        "signals": (("mfu", "MFU"),),
+    },
 }  # fmt: skip
 """Charts of signals that the monitor takes by itself beside the story's own; those with a section are folded away."""
 _BOUNDS = {"log_classes"}
@@ -202,7 +232,7 @@ def _of_signals(run: Run, names: set[str], chart_id: str) -> Chart | None:
         log=look.get("log", False),
         zero=look.get("zero", False),
         height=look["height"],
-        help=" ".join(CATALOGUE[name].meaning for name, _ in there),
+        help=" ".join(CATALOGUE[name].meaning for name, _ in there[:-1]) + " " + CATALOGUE[there[-1][0]].explained,
         section=look.get("section", ""),
     )
 
@@ -218,7 +248,7 @@ def _throughput(run: Run, names: set[str]) -> Chart | None:
         traces=traces,
         zero=True,
         height=130,
-        help=CATALOGUE["tokens_per_s"].meaning,
+        help=CATALOGUE["tokens_per_s"].explained,
     )
 
 
@@ -330,6 +360,7 @@ _SHOWN_ELSEWHERE = {
         "landscape_loss_mean",
         "landscape_loss_variance",
         "lr",
+        "samples",
         *("input_hash", "parameter_checksum"),  # identities, as batch_id
     ),
     *(name for look in _SIGNAL_CHARTS.values() for name, _ in look["signals"]),
@@ -395,12 +426,18 @@ _SYSTEM_CHARTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
      ("gpu_memory_allocated_gib", "gpu_memory_reserved_gib", "gpu_memory_peak_gib", "gpu_memory_used_gib")),
     ("gpu_temperature", "GPU temperature", "°C", ("gpu_temperature_c",)),
     ("gpu_power", "GPU power", "W", ("gpu_power_w",)),
+    ("gpu_clocks", "GPU clocks", "MHz", ("gpu_sm_clock_mhz", "gpu_memory_clock_mhz")),
+    ("gpu_ecc", "Memory errors of the GPU", "errors", ("gpu_ecc_corrected", "gpu_ecc_uncorrected")),
 )  # fmt: skip
 _SYSTEM_LABELS = {
     "gpu_memory_allocated_gib": "allocated",
     "gpu_memory_reserved_gib": "reserved",
     "gpu_memory_peak_gib": "peak",
     "gpu_memory_used_gib": "in use by all processes",
+    "gpu_sm_clock_mhz": "multiprocessors",
+    "gpu_memory_clock_mhz": "memory",
+    "gpu_ecc_corrected": "corrected",
+    "gpu_ecc_uncorrected": "not corrected",
 }
 
 
@@ -460,9 +497,10 @@ def story_marks(run: Run, findings: list[dict[str, Any]]) -> list[Mark]:
             event.step is None
             or event.kind not in MARKED_EVENTS
             or (event.kind == "resume" and event.step in resumed_at)
+            or (event.kind == "throttle" and event.fields.get("harmful") is not True)
         ):
             continue
-        severity = "critical" if event.kind == "nonfinite" else "info"
+        severity = "critical" if event.kind in ("nonfinite", "ecc") else "info"
         marks.append(Mark(event.step, event.kind, _event_text(event.kind, event.fields), severity))
     return sorted(marks, key=lambda mark: (mark.step, mark.kind))
 

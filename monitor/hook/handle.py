@@ -113,7 +113,7 @@ class Monitor:
             clock=self._clock, probes=self._probes, scaler=scaler,
             step_begins=self._step_begins, tell=self._warn_in_run,
         )  # fmt: skip
-        sampler = SystemSampler(writer, note=lambda text: self.event("note", text=text))
+        sampler = SystemSampler(writer, event=self.event)
         self._background = Background(self._rows, sampler, self._beat) if background else None
         atexit.register(self._close_at_exit)
 

@@ -18,6 +18,7 @@ from monitor.runfile.records import Attempt as Attempt
 from monitor.runfile.records import Checkpoint as Checkpoint
 from monitor.runfile.records import Event as Event
 from monitor.runfile.records import LandscapeSample as LandscapeSample
+from monitor.runfile.stability import DERIVED, Made, derived
 from monitor.runfile.store import (
     MAX_ATTEMPTS,
     AttemptRecords,
@@ -77,6 +78,7 @@ class Run:
         self._problems: list[str] = []
         self._problem_count = 0
         self._cache: dict[Any, Any] = {}
+        self._derived: dict[Any, Made] = {}
         """Answers that hold until something changes."""
         self._joined: dict[Any, Joined] = {}
         """Pieces of several attempts, put together once and then only added to."""
@@ -268,8 +270,15 @@ class Run:
     # Values -----------------------------------------------------------------------------------------------------------
 
     def series(self, name: str, *, attempt: int | None = None, rank: int = 0) -> Signal:
-        """One scalar over the current line of attempts, or over one ``attempt`` alone; empty when there is none."""
+        """One scalar over the current line of attempts, or over one ``attempt`` alone; empty when there is none.
+
+        A derived one (``monitor.runfile.stability.DERIVED``) is made here, unless the run has one of its name.
+        """
         key = ("series", name, attempt, rank)
+        if key not in self._cache and name in DERIVED and name not in self.names:
+            source = self.series(DERIVED[name][0], attempt=attempt, rank=rank)
+            self._derived[key] = derived(name, source, self._derived.get(key))
+            self._cache[key] = self._derived[key].result
         if key not in self._cache:
             pieces = self._line if attempt is None else (Piece(attempt, -1, None),)
             parts = [self._piece(name, piece, rank) for piece in pieces]

@@ -13,7 +13,8 @@ import psutil
 import pytest
 import torch
 
-from monitor.hook.system import SystemSampler, allocator_values
+from monitor.hook.system import THROTTLE_REASONS, SystemSampler, allocator_values
+from monitor.signals import CATALOGUE
 
 ROOT = Path(__file__).parents[3]
 STUB = Path(__file__).with_name("nvml_stub.c")
@@ -29,7 +30,7 @@ class Collected:
 
 def test_process_and_host():
     collected, notes = Collected(), []
-    sampler = SystemSampler(collected, note=notes.append, clock=lambda: 12.5)
+    sampler = SystemSampler(collected, event=lambda kind, **fields: notes.append(kind), clock=lambda: 12.5)
     ballast = bytearray(os.urandom(1 << 20) * 200)
     sampler.sample()
     sampler.close()
@@ -53,7 +54,7 @@ samples, notes = [], []
 class Writer:
     def system(self, time, values):
         samples.append(values)
-sampler = SystemSampler(Writer(), note=notes.append)
+sampler = SystemSampler(Writer(), event=lambda kind, **fields: notes.append({"kind": kind, **fields}))
 for _ in range(3):
     sampler.sample()
 sampler.close()
@@ -90,29 +91,74 @@ def _gpu(values):
     return {name: value for name, value in values.items() if name.startswith("gpu")}
 
 
+_NAMES = {
+    "gpu_util_pct", "gpu_memory_used_gib", "gpu_temperature_c", "gpu_power_w", "gpu_sm_clock_mhz",
+    "gpu_memory_clock_mhz", "gpu_throttle_reasons", "gpu_ecc_corrected", "gpu_ecc_uncorrected",
+}  # fmt: skip
+_ALL_THERE = {"STUB_DEVICES": 1, "STUB_THROTTLE": 0, "STUB_CORRECTED": 0, "STUB_UNCORRECTED": 0}
+
+
 def test_nvml_values(stub):
-    samples, notes = _sampled(stub["new"], STUB_DEVICES=2)
+    lists = {"STUB_THROTTLE": 0, "STUB_CORRECTED": 5, "STUB_UNCORRECTED": 0}
+    samples, notes = _sampled(stub["new"], STUB_DEVICES=2, **lists)
     assert notes == []
-    assert _gpu(samples[-1]) == {
-        "gpu_util_pct": 40.0, "gpu_memory_used_gib": 1.0, "gpu_temperature_c": 60.0, "gpu_power_w": 150.5,
-        "gpu_util_pct/1": 41.0, "gpu_memory_used_gib/1": 2.0, "gpu_temperature_c/1": 61.0, "gpu_power_w/1": 150.5,
+    same = {
+        "gpu_power_w": 150.5, "gpu_sm_clock_mhz": 1410.0, "gpu_memory_clock_mhz": 1593.0, "gpu_throttle_reasons": 0.0,
+        "gpu_ecc_corrected": 5.0, "gpu_ecc_uncorrected": 0.0,
     }  # fmt: skip
+    first = {"gpu_util_pct": 40.0, "gpu_memory_used_gib": 1.0, "gpu_temperature_c": 60.0, **same}
+    second = {"gpu_util_pct": 41.0, "gpu_memory_used_gib": 2.0, "gpu_temperature_c": 61.0, **same}
+    assert _gpu(samples[-1]) == first | {f"{name}/1": value for name, value in second.items()}
+    assert set(first) == _NAMES <= CATALOGUE.keys()
 
 
 @pytest.mark.parametrize(
     ("which", "environ", "missing", "words"),
     [
-        ("new", {"STUB_DEVICES": 1, "STUB_LOST": 15}, {"gpu_util_pct"}, "GpuIsLost"),
-        ("old", {"STUB_DEVICES": 1}, {"gpu_power_w"}, "FunctionNotFound"),
-        ("new", {"STUB_DEVICES": 1, "STUB_INIT": 9}, None, "DriverNotLoaded"),
-        ("new", {"STUB_DEVICES": 0}, None, "no device"),
+        ("new", {**_ALL_THERE, "STUB_LOST": 15}, {"gpu_util_pct"}, {"GpuIsLost"}),
+        ("new", {**_ALL_THERE, "STUB_THROTTLE": -15}, {"gpu_throttle_reasons"}, {"GpuIsLost"}),
+        ("old", _ALL_THERE, {"gpu_power_w", "gpu_throttle_reasons"}, {"gpu_power_w", "FunctionNotFound"}),
+        # A device without ECC memory, as those for desktops.
+        (
+            "new",
+            {"STUB_DEVICES": 1, "STUB_THROTTLE": 0},
+            {"gpu_ecc_corrected", "gpu_ecc_uncorrected"},
+            {"NotSupported"},
+        ),
+        ("new", {"STUB_DEVICES": 1, "STUB_INIT": 9}, _NAMES, {"DriverNotLoaded"}),
+        ("new", {"STUB_DEVICES": 0}, _NAMES, {"no device"}),
     ],
 )
 def test_what_nvml_does_not_give_is_absent_and_said_once(stub, which, environ, missing, words):
     samples, notes = _sampled(stub[which], **environ)
-    names = {"gpu_util_pct", "gpu_memory_used_gib", "gpu_temperature_c", "gpu_power_w"}
-    assert set(_gpu(samples[-1])) == (set() if missing is None else names - missing)
+    assert set(_gpu(samples[-1])) == _NAMES - missing
     assert all("rss_gib" in sample for sample in samples)
-    (note,) = notes
-    assert words in note
-    assert "absent" in note
+    assert len(notes) == (1 if missing == _NAMES else len(missing))  # of three samples
+    assert all(note["kind"] == "note" and "absent" in note["text"] for note in notes)
+    assert all(any(word in note["text"] for note in notes) for word in words)
+
+
+def test_throttling_and_lost_memory_are_events_when_they_change(stub):
+    environ = {"STUB_THROTTLE": f"1,{1 | 64 | 1 << 20},0", "STUB_UNCORRECTED": "0,2,2"}
+    samples, events = _sampled(stub["new"], **{**_ALL_THERE, **environ})
+    assert [sample["gpu_throttle_reasons"] for sample in samples] == [1, 65 + (1 << 20), 0]
+    told = [(event["kind"], event.get("reasons"), event.get("harmful"), event.get("uncorrected")) for event in events]
+    assert told == [
+        ("throttle", ["idle"], False, None),
+        ("throttle", ["idle", "hardware thermal slowdown", "bits 0x100000"], True, None),
+        ("ecc", None, None, 2),
+        ("throttle", [], False, None),
+    ]
+    assert "could not be corrected" in events[2]["text"]
+
+
+def test_throttle_reasons_are_those_of_the_driver_s_binding():
+    pynvml = pytest.importorskip("pynvml")
+    named = {
+        getattr(pynvml, name): name.removeprefix("nvmlClocksEventReason").lower()
+        for name in dir(pynvml)
+        if name.startswith("nvmlClocksEventReason") and not name.endswith(("All", "None"))
+    }
+    assert named.keys() == THROTTLE_REASONS.keys()
+    for bit, ours in THROTTLE_REASONS.items():
+        assert ours.split()[-1].rstrip("s") in named[bit]  # our last word is in NVML's own

@@ -29,6 +29,7 @@ copied behind the kernels and read one or two steps later, and the loop never wa
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ from torch import nn
 from monitor.errors import RunError
 from monitor.guard import contained
 from monitor.hook.detail import Detail, checked, default_probes
+from monitor.hook.flops import Flops
 from monitor.hook.handle import Monitor
 from monitor.hook.probe import Probe
 from monitor.hook.ranks import agree, environment, rank_and_world, stages, together
@@ -68,6 +70,8 @@ def attach(
     start_step: int = 0,
     start_tokens: float | None = None,
     layer_budget_bytes: int | None = None,
+    flops: bool = False,
+    peak_flops: float | None = None,
 ) -> Monitor:
     """Measure the training of ``model`` by ``optimizer`` into a run.
 
@@ -96,16 +100,24 @@ def attach(
         layer_budget_bytes: bytes of per-layer statistics of this attempt and rank up to which every step is kept, 256
             MiB by default. Beyond, every 4th, 8th, 16th, ... step is, with the extremes and non-finite values of the
             others, and every step round an early sign of trouble. Not with a ``writer`` of your own.
+        flops: count the operations of a step, once for each of the first input shapes: a copy of the model without
+            memory runs forward and backward. Gives TFLOP/s and, where the device's peak is known, its share (MFU).
+        peak_flops: operations per second that one device can do at most, where that is not known; implies ``flops``.
 
     Raises:
         RunError: the run cannot be made, found or written. Every rank raises it.
         TypeError: ``model`` or ``optimizer`` is something else.
-        ValueError: ``detail`` is not one of its words. Once attached, nothing of the monitor raises.
+        ValueError: ``detail`` is not one of its words, or ``peak_flops`` is no positive number. Once attached, nothing
+            of the monitor raises.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"attach needs a torch.nn.Module, not {type(model).__name__}: attach(model, optimizer)")
     optimizers = _optimizers(optimizer)
     detail = checked(detail)
+    if peak_flops is not None and not (math.isfinite(peak_flops) and peak_flops > 0):
+        raise ValueError(
+            f"peak_flops is {peak_flops!r}; a positive number of operations per second is accepted: 312e12"
+        )
     rank, world_size = rank_and_world(rank, world_size)
     if writer is not None:
         run_dir, attempt = writer.folder.parents[2], writer.attempt
@@ -130,6 +142,8 @@ def attach(
     probes: list[Probe] = []
     with contained("what is measured beside the gradient norms"):
         probes = default_probes(detail, model, optimizers, world_size)
+        if flops or peak_flops is not None:
+            probes.append(Flops(model, peak_flops))
     if start_tokens is None:
         start_tokens = start_step * (tokens_per_step or 0)
     monitor = Monitor(

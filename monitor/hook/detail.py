@@ -56,7 +56,7 @@ def default_probes(
         Updates(table),
         AdamRms(table, leading_rows(model, table)),
         AdamFloor(table),
-        *module_probes(model),
+        *module_probes(model, world_size),
         NoiseScale(table, model),
         *([Checksum(table)] if world_size > 1 else []),
         EarlySigns(),

@@ -22,6 +22,7 @@ from monitor.guard import contained
 from monitor.hook import observe
 from monitor.hook.background import Background
 from monitor.hook.budget import Budget
+from monitor.hook.inputs import SAMPLES_SEEN
 from monitor.hook.layers import layer_table, module_names
 from monitor.hook.loop import Loop, StepFacts
 from monitor.hook.observe import ClipCall
@@ -119,12 +120,21 @@ class Monitor:
 
     # What the loop calls ---------------------------------------------------------------------------------------------
 
-    def step(self, loss: Any = None, *, tokens: float | None = None, batch_id: int | str | None = None) -> None:
+    def step(
+        self,
+        loss: Any = None,
+        *,
+        tokens: float | None = None,
+        samples: float | None = None,
+        batch_id: int | str | None = None,
+    ) -> None:
         """End one optimizer step, after ``optimizer.step()`` (and after ``scaler.update()``).
 
         Args:
             loss: the step's training loss; a tensor on a device stays there and is read when it has arrived.
             tokens: tokens of this step over all ranks and micro-steps.
+            samples: samples of this step, likewise. With one process the first dimension of the model's inputs unless
+                told otherwise; give it where that is not the batch.
             batch_id: identity of the step's batch, an integer or a string.
         """
         if not self._loop.live:
@@ -133,7 +143,7 @@ class Monitor:
         self._clock.settle("other")
         with contained("steps of the loop"):
             facts = self._loop.end_step()
-            self._end_step(facts, loss, tokens, batch_id)
+            self._end_step(facts, loss, tokens, samples, batch_id)
 
     def log(self, values: dict[str, Any]) -> None:
         """Record values of the step in progress; right after ``mon.step()``, of the step that just ended.
@@ -313,7 +323,9 @@ class Monitor:
 
     # How a row is made -----------------------------------------------------------------------------------------------
 
-    def _end_step(self, facts: StepFacts, loss: Any, tokens: float | None, batch_id: int | str | None) -> None:
+    def _end_step(
+        self, facts: StepFacts, loss: Any, tokens: float | None, samples: float | None, batch_id: int | str | None
+    ) -> None:
         self.step_number += 1
         values, device = self._values, self._device_values
         self._values, self._device_values = {}, {}
@@ -323,6 +335,9 @@ class Monitor:
         if batch_id is not None:
             with contained("the batch_id given to mon.step"):
                 values["batch_id"] = batch_number(batch_id)
+        if samples is not None:
+            with contained("the samples given to mon.step"):
+                values["samples"] = float(samples)
         row = Row(self.step_number, self._wall(), values, lr_names=_LR_NAMES[: len(facts.lrs)])
         for name, lr in zip(row.lr_names, facts.lrs, strict=False):
             _put(values, device, name, lr)
@@ -381,6 +396,12 @@ class Monitor:
             fell = values.pop(_SCALE_AFTER, float("inf")) < values["loss_scale"]
             self._skipped += int(values["skipped_steps"] or fell)
             values["skipped_steps"] = float(self._skipped)
+        seen = values.pop(SAMPLES_SEEN, None)
+        samples = values.get("samples", seen)
+        if samples is not None:
+            values["samples"] = samples
+            if values["step_time_s"] > 0:
+                values.setdefault("samples_per_s", samples / values["step_time_s"])
         for name in row.lr_names:
             lr = values[name]
             before = self._last_lrs.get(name, 0.0)

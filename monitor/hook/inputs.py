@@ -21,39 +21,56 @@ from monitor.hook.outputs import Hooks, even_step, measurable, tensors_of
 from monitor.hook.probe import Decoded, Probe, Reading
 
 VALUES = 4096
+SAMPLES_SEEN = "\0samples seen"
+"""Key of a value that only the monitor sees, which records it unless the loop gives a number of its own."""
 NAMED = 8
 """Modules that are named in one event."""
 
 
 class Inputs(Probe):
-    """Mean, spread, extreme, variety and hash of each step's first input."""
+    """Mean, spread, extreme, variety and hash of each step's first input, and the samples of the step.
+
+    Args:
+        count_samples: take the first dimension of the inputs, added up over micro-steps, for samples. Not with several
+            ranks, where it cannot be known whether they see the same batch.
+    """
 
     name = "fingerprints of the input"
     every = 1
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, count_samples: bool = True) -> None:
         super().__init__()
+        self._count_samples = count_samples
         self._model = model
         self._hooks = Hooks()
         self._sample: Tensor | None = None
+        self._samples = 0
 
     def begin(self) -> None:
-        self._sample = None
+        self._sample, self._samples = None, 0
         self._hooks.remove()
         self._hooks.after(self._saw, [(0, self._model)])
 
     def _saw(self, _index: int, _module: nn.Module, args: Any, kwargs: Any, _output: Any) -> None:
-        if self.measuring and self._sample is None and self.watch.in_forward():
+        if self.measuring and self.watch.in_forward():
             with self.watch.charged(self):
                 given = args[0] if args else None
                 if not isinstance(given, Tensor):
                     given = next(iter(tensors_of((args, kwargs), depth=3)), None)
-                if given is not None and measurable(given) and not given.is_complex():
+                if given is None:
+                    return
+                self._samples += given.shape[0] if given.dim() else 0
+                if self._sample is None and measurable(given) and not given.is_complex():
                     self._sample = _spread(given)
 
     def end_step(self) -> Reading | None:
         self._hooks.remove()
         sample, self._sample = self._sample, None
+        if self._count_samples and self._samples:
+            samples = {SAMPLES_SEEN: float(self._samples)}
+            if sample is None:
+                return Reading((), lambda _arrays: Decoded(samples))
+            return Reading([sample], lambda arrays: Decoded({**_decode(arrays).scalars, **samples}))
         return None if sample is None else Reading([sample], _decode)
 
     def remove(self) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from monitor.guard import contained
 from monitor.hook import observe
+from monitor.hook.device_time import DeviceClock
 from monitor.hook.gradients import PART, Gradients
 from monitor.hook.layers import LayerTable
 from monitor.hook.observe import ClipCall
@@ -45,7 +46,7 @@ class StepFacts:
     skipped: bool
     """The scaler left the optimizer step out."""
     readings: list[Reading]
-    """Of the probes that measured this step."""
+    """Of the probes that measured this step, and of the device's clock."""
     measured: Sequence[Probe]
     """These probes."""
     dense: bool
@@ -94,6 +95,7 @@ class Loop:
         scaler: Any = None,
     ) -> None:
         self.clock = clock
+        self.device: DeviceClock | None = None  # while the model is on a CUDA device
         self.probes = probes
         probes.in_forward = self.in_forward
         probes.loss_scale = self._scale
@@ -142,12 +144,21 @@ class Loop:
     def aside(self, part: str) -> Iterator[None]:
         """Time that is not the loop's own: an evaluation, a checkpoint, a landscape sample. Its passes do not count."""
         before = self.clock.switch(part)
+        on_device = self.device.part if self.device is not None else None
+        self._mark(None)
         self._aside += 1
         try:
             yield
         finally:
             self._aside -= 1
+            self._mark(on_device)
             self.clock.switch(before)
+
+    def _mark(self, part: str | None) -> None:
+        """Say that the work given to the device from here on is that of ``part``."""
+        if self.device is not None:
+            with contained("device times"):
+                self.device.mark(part)
 
     def _mine(self) -> bool:
         return self.live and not self._aside and threading.get_ident() == self.thread
@@ -162,6 +173,7 @@ class Loop:
         if torch.is_grad_enabled() or module.training:
             clock.settle("data_wait")
             self._begin()
+            self._mark("forward")
             clock.switch("forward")
         else:
             # An evaluation outside mon.phase("eval"). Where it ends only the next event tells.
@@ -178,6 +190,7 @@ class Loop:
             if not self.begun:
                 self._say("no forward", _NO_FORWARD)
             self._begin()
+            self._mark("backward")
             self.clock.switch("backward")
 
     def backward_ended(self) -> None:
@@ -186,6 +199,7 @@ class Loop:
         self._backward_depth -= 1
         if self._backward_depth:
             return
+        self._mark("optimizer" if self._between == "optimizer" else None)
         self.clock.switch("monitor")
         with contained(PART):
             self.gradients.backward_ended(self._scale())
@@ -201,6 +215,8 @@ class Loop:
     def _begin(self) -> None:
         if not self.begun:
             self.begun = True
+            if self.device is None and self._table.parameters and self._table.parameters[0].is_cuda:
+                self.device = DeviceClock()
             self._step_begins()
 
     # Once per optimizer step -----------------------------------------------------------------------------------------
@@ -270,11 +286,13 @@ class Loop:
         if not _has_closure(args, kwargs):
             self.probes.before_optimizer(optimizer)
         self._between = "optimizer"
+        self._mark("optimizer")
         self.clock.switch("optimizer")
 
     def _optimizer_ended(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._mine() or torch.compiler.is_compiling():
             return
+        self._mark(None)
         self.clock.switch("monitor")
         if _has_closure(args, kwargs):
             with contained(PART):
@@ -294,7 +312,7 @@ class Loop:
             loss_scale=self._loss_scale,
             scale_after=self._scale_now() if self._scaler_stepped and self._skips_on_device else None,
             skipped=self._scaler_stepped and not self._stepped,
-            readings=self.probes.end_step(),
+            readings=[*self.probes.end_step(), *self._device_times()],
             measured=measured,
             dense=self.probes.armed,
         )
@@ -302,6 +320,12 @@ class Loop:
             self._say("no step", "mon.step() was called though no optimizer step was seen since the last one")
         self._new_step()
         return facts
+
+    def _device_times(self) -> list[Reading]:
+        times: Reading | None = None
+        with contained("device times"):
+            times = self.device.end_step() if self.device is not None else None
+        return [times] if times is not None else []
 
     def _say(self, key: str, text: str) -> None:
         if key not in self._told:

@@ -13,9 +13,14 @@ from monitor.hook.nonfinite import NonFinite
 from monitor.hook.probe import Probe
 
 
-def module_probes(model: nn.Module) -> list[Probe]:
+def module_probes(model: nn.Module, world_size: int = 1) -> list[Probe]:
     """All of them, for a model that is about to be attached. Each must be removed, or given to a monitor that does."""
-    probes: list[Probe] = [Inputs(model), Modes(model), OutputLogits(model), NonFinite(model)]
+    probes: list[Probe] = [
+        Inputs(model, count_samples=world_size == 1),
+        Modes(model),
+        OutputLogits(model),
+        NonFinite(model),
+    ]
     if module_names(model):  # a model that is one torch module alone has no table of modules
         probes += [Activations(model), Attention(model)]
     return probes

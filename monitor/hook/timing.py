@@ -4,7 +4,7 @@ The clock is always in exactly one part, so the parts of a step add up to its wa
 exactly, in seconds to the rounding of a float.
 
 On CUDA these are host times: kernels run later than the call that started them, so the part in which the host waits
-for the device (usually ``loss.item()`` or the clip) carries their time.
+for the device (usually ``loss.item()`` or the clip) carries their time. What the device did is in ``device_time.py``.
 """
 
 from __future__ import annotations

@@ -51,6 +51,16 @@ def undisturbed(model: nn.Module) -> Iterator[Borrowed]:
         _set_random_states(states)
 
 
+@contextlib.contextmanager
+def same_randomness_after() -> Iterator[None]:
+    """Whatever is drawn inside, the random states of torch, NumPy and Python are afterwards what they were before."""
+    states = _random_states()
+    try:
+        yield
+    finally:
+        _set_random_states(states)
+
+
 def _random_states() -> dict[str, Any]:
     states: dict[str, Any] = {
         "torch": torch.get_rng_state(),

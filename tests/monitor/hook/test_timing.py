@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import monitor
 from monitor.hook.timing import GAP, PARTS, StepClock, as_signals
+from monitor.runfile.writer import create_run
 from monitor.signals import TIME_PARTS
 from tests.monitor.hook import recorded
 from tests.monitor.hook.problems import MLP
@@ -177,3 +178,36 @@ def test_reentrant_checkpointing_is_one_backward(tmp_path):
             optimizer.zero_grad()
             mon.step()
     assert len(recorded.layers(mon.run_dir)) == 3
+
+
+@pytest.mark.parametrize(("given", "ranks", "expected"), [(None, 1, 24), (7, 1, 7), (None, 2, None), (48, 2, 48)])
+def test_samples_are_given_or_the_first_dimension_of_all_micro_steps(tmp_path, given, ranks, expected):
+    model = MLP.made()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options = {"rank": 0, "world_size": ranks, "attempt": None if ranks == 1 else 0}
+    run = tmp_path if ranks == 1 else create_run(tmp_path)
+    with monitor.attach(model, optimizer, run=run, **options) as mon:
+        for number in range(2):
+            for size in (16, 8):
+                x, y = (part[:size] for part in MLP.batch(number))
+                MLP.loss(model, x, y).backward()
+            optimizer.step()
+            with mon.phase("eval"), torch.no_grad():
+                model(MLP.batch(0)[0])
+            mon.step(samples=given)
+    for row in recorded.scalars(mon.run_dir).values():
+        assert row.get("samples") == expected
+        rate = None if expected is None else pytest.approx(expected / row["step_time_s"])
+        assert row.get("samples_per_s") == rate
+
+
+def test_the_loop_s_own_value_of_that_name_stays(tmp_path):
+    model = MLP.made()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with monitor.attach(model, optimizer, run=tmp_path) as mon:
+        MLP.loss(model, *MLP.batch(0)).backward()
+        optimizer.step()
+        mon.step()
+        mon.log({"samples_per_s": 3.0, "samples": 2.0})
+    (row,) = recorded.scalars(mon.run_dir).values()
+    assert (row["samples"], row["samples_per_s"]) == (2.0, 3.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -63,12 +64,16 @@ class Signals:
         names: Iterable[str],
         *,
         layers: Callable[[str], LayerMatrix | None] = lambda stat: None,
+        modules: Callable[[str], LayerMatrix | None] = lambda stat: None,
+        ranks: Mapping[int, Callable[[], Signals]] | None = None,
         events: Sequence[EventLike] = (),
         facts: Facts | None = None,
         last: int | None = None,
     ) -> None:
         self._series = series
         self._layers = layers
+        self._modules = modules
+        self._ranks = dict(ranks or {})
         self._events = tuple(events)
         self._memory: dict[Hashable, Any] = {}
         self.names = tuple(names)
@@ -79,12 +84,25 @@ class Signals:
     def from_run(cls, run: Run, *, rank: int = 0) -> Signals:
         """The current line of attempts of ``run`` as rank ``rank`` recorded it."""
 
+        # Of a thinned run the worst of the steps that each row stands for, so that nothing left out is missed.
         def layers(stat: str) -> LayerMatrix | None:
-            # Of a thinned run the worst of the steps that each row stands for, so that nothing left out is missed.
             return run.peaks(stat, rank=rank) if stat in run.layer_stats else None
 
+        def modules(stat: str) -> LayerMatrix | None:
+            return run.peaks(stat, stream="modules", rank=rank) if stat in run.module_stats else None
+
         facts = Facts(run.id, run.name, str(run.path), run.state.word, run.config, run.planned_steps)
-        return cls(lambda name: run.series(name, rank=rank), run.names, layers=layers, events=run.events(), facts=facts)
+        known = run.ranks(run.attempts[-1].number) if rank == 0 and run.attempts else {}
+        others = {number: partial(cls.from_run, run, rank=number) for number in sorted(known)} if len(known) > 1 else {}
+        return cls(
+            lambda name: run.series(name, rank=rank),
+            run.names,
+            layers=layers,
+            modules=modules,
+            ranks=others,
+            events=run.events(),
+            facts=facts,
+        )
 
     @classmethod
     def from_arrays(
@@ -92,19 +110,25 @@ class Signals:
         series: Mapping[str, Series],
         *,
         layers: Mapping[str, LayerMatrix | tuple[Sequence[str], np.ndarray]] | None = None,
+        modules: Mapping[str, LayerMatrix | tuple[Sequence[str], np.ndarray]] | None = None,
+        ranks: Sequence[Signals] = (),
         events: Sequence[EventLike] = (),
         facts: Facts | None = None,
     ) -> Signals:
         """A view of plain arrays: values at steps 1, 2, 3, ..., or a pair ``(steps, values)``.
 
-        ``layers`` maps a statistic to ``(names, float[T, L])`` at steps 1..T, every layer present, or to a LayerMatrix.
+        ``layers`` and ``modules`` map a statistic to ``(names, float[T, L])`` at steps 1..T, every layer present, or to
+        a LayerMatrix. ``ranks`` holds the view of every rank, the first included, where there are several.
         """
         signals = {name: _signal(name, data) for name, data in series.items()}
         matrices = {stat: _matrix(stat, data) for stat, data in (layers or {}).items()}
+        of_modules = {stat: _matrix(stat, data) for stat, data in (modules or {}).items()}
         return cls(
             lambda name: signals.get(name) or _empty(name),
             signals,
             layers=matrices.get,
+            modules=of_modules.get,
+            ranks={number: partial(_same, view) for number, view in enumerate(ranks)},
             events=events,
             facts=facts,
         )
@@ -122,6 +146,23 @@ class Signals:
         """
         return self.remember(("layers", stat), lambda: _cut(self._layers(stat), self.last))
 
+    def modules(self, stat: str) -> LayerMatrix | None:
+        """Statistic ``stat`` of every watched module's output, as :meth:`layers`."""
+        return self.remember(("modules", stat), lambda: _cut(self._modules(stat), self.last))
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that recorded the last attempt; empty where there was one process only."""
+        return tuple(self._ranks)
+
+    def of_rank(self, rank: int) -> Signals:
+        """What rank ``rank`` recorded; the view itself is rank 0's.
+
+        Raises:
+            KeyError: there is no such rank.
+        """
+        return self.remember(("rank", rank), lambda: self._ranks[rank]().until(self.last))
+
     def events(self, *kinds: str) -> list[EventLike]:
         """The events of the given kinds (all of them without an argument), in order, up to the view's last step."""
         seen = (event for event in self._events if not kinds or event.kind in kinds)
@@ -132,7 +173,16 @@ class Signals:
         if step is None:
             return self
         last = step if self.last is None else min(step, self.last)
-        return Signals(self._series, self.names, layers=self._layers, events=self._events, facts=self.facts, last=last)
+        return Signals(
+            self._series,
+            self.names,
+            layers=self._layers,
+            modules=self._modules,
+            ranks=self._ranks,
+            events=self._events,
+            facts=self.facts,
+            last=last,
+        )
 
     @property
     def last_step(self) -> int:
@@ -146,6 +196,10 @@ class Signals:
         if key not in self._memory:
             self._memory[key] = compute()
         return self._memory[key]
+
+
+def _same(view: Signals) -> Signals:
+    return view
 
 
 def _empty(name: str) -> Signal:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from monitor.diagnosis.context import early_bar, gate_steps, gradient_moved, lr_jump_steps, span, warmup_end
 from monitor.diagnosis.view import Mark, Signals
 from monitor.diagnosis.wording import count, number, percent, times
+from monitor.runfile.begin import begin_attempt, create_run
+from monitor.runfile.reader import open_run
+from monitor.runfile.writer import RankWriter
 from tests.monitor.diagnosis.cases.drawn import changed, level, loss_and_norm, norms, only
 
 
@@ -88,3 +93,30 @@ def test_numbers_are_told_with_sensible_digits():
     assert [times(x) for x in (3.94, 12.4, 1.2e5, float("inf"))] == ["x3.9", "x12", "x1.2e+05", "xinf"]
     assert [percent(x) for x in (0.0123, 0.184)] == ["+1.2 %", "+18 %"]
     assert [count(1, "loss"), count(2, "loss"), count(2, "step")] == ["1 loss", "2 losses", "2 steps"]
+
+
+def test_modules_and_ranks_of_a_run_directory(tmp_path: Path):
+    path = create_run(tmp_path, name="two ranks")
+    attempt = begin_attempt(path, world_size=2)
+    for rank in range(2):
+        writer = RankWriter(path, attempt, rank)
+        writer.define_modules(["act"])
+        for step in (1, 2, 3):
+            writer.scalars(step, 1e9 + step, {"train_loss": float(10 * rank + step)})
+            writer.modules(step, 1e9 + step, {"dead_units_share": np.array([0.25 * rank], np.float32)})
+        writer.close()
+    signals = Signals.from_run(open_run(path)).until(2)
+    assert signals.ranks == (0, 1)
+    assert signals.of_rank(1)["train_loss"].value.tolist() == [11.0, 12.0]
+    dead = signals.of_rank(1).modules("dead_units_share")
+    assert dead is not None and dead.names == ("act",) and dead.value[:, 0].tolist() == [0.25, 0.25]
+    assert signals.modules("dead_units_share") is not None and signals.modules("activation_rms") is None
+    with pytest.raises(KeyError):
+        signals.of_rank(2)
+
+
+def test_one_process_has_no_ranks_and_arrays_may_have_them():
+    assert only(train_loss=level()).ranks == ()
+    views = [Signals.from_arrays({"step_time_s": np.full(5, share)}) for share in (1.0, 2.0)]
+    both = Signals.from_arrays({"train_loss": np.ones(5)}, ranks=views)
+    assert both.ranks == (0, 1) and both.until(3).of_rank(1)["step_time_s"].value.tolist() == [2.0] * 3

@@ -26,7 +26,9 @@ import torch
 from torch import Tensor, nn
 
 import monitor
-from trainer import checkpoint
+from monitor.errors import RunError
+from monitor.runfile.reader import open_run
+from trainer import checkpoint, fidelity
 from trainer.config import TrainConfig
 from trainer.faults import Faults
 from trainer.optim import build_optimizer, set_lr
@@ -93,7 +95,7 @@ def train(config: TrainConfig, place: Place | None, stop: StopFlag) -> Outcome:
         try:
             with attach(session, place) as mon:
                 _announce(session, place, parts, display, mon)
-                outcome = run(session, place, mon, display, stop)
+                outcome = run(session, place, parts, mon, display, stop)
                 mon.close(outcome.word, outcome.reason, signal=outcome.signal)
         finally:
             display.close()
@@ -102,13 +104,15 @@ def train(config: TrainConfig, place: Place | None, stop: StopFlag) -> Outcome:
         stop_parallel(parallel)
 
 
-def run(session: Session, place: Place, mon: Any, display: Display, stop: StopFlag) -> Outcome:
+def run(
+    session: Session, place: Place, parts: list[checkpoint.Part], mon: Any, display: Display, stop: StopFlag
+) -> Outcome:
     """Every remaining step, with what is due between steps; every checkpoint is on disk when it returns."""
     saver = checkpoint.Saver(
         place.checkpoints, session.config.checkpoint, attempt=place.attempt, parallel=session.parallel
     )
     try:
-        outcome = _steps(session, place, saver, mon, display, stop)
+        outcome = _steps(session, place, parts, saver, mon, display, stop)
         saver.wait()
     except Exception:
         saver.join()  # without the others, who may be gone; a person who insists (KeyboardInterrupt) does not wait
@@ -121,10 +125,17 @@ def run(session: Session, place: Place, mon: Any, display: Display, stop: StopFl
 
 
 def _steps(
-    session: Session, place: Place, saver: checkpoint.Saver, mon: Any, display: Display, stop: StopFlag
+    session: Session,
+    place: Place,
+    parts: list[checkpoint.Part],
+    saver: checkpoint.Saver,
+    mon: Any,
+    display: Display,
+    stop: StopFlag,
 ) -> Outcome:
     config, state, parallel = session.config, session.state, session.parallel
     saved_at = state.step
+    judged_at = min(state.step + fidelity.FIRST_STEPS, config.steps) if place.checkpoint else None
     while state.step < config.steps:
         if asked := parallel.highest(stop.number):  # every rank leaves here, at the same step
             if state.step == place.start_step:
@@ -141,6 +152,8 @@ def _steps(
             save(session, saver, mon)
             saved_at = state.step
         tell_saves(saver, mon, display)
+        if state.step == judged_at:
+            judge_resume(session, place, parts, mon, display)
     return Outcome("finished", state.step, f"all {config.steps} steps")
 
 
@@ -234,6 +247,22 @@ def tell_saves(saver: checkpoint.Saver, mon: Any, display: Display) -> int | Non
             mon.event("checkpoint_failed", step=saved.step, text=saved.problem)
             display.say(f"step {saved.step}  the checkpoint could not be written, training goes on: {saved.problem}")
     return lost
+
+
+def judge_resume(session: Session, place: Place, parts: list[checkpoint.Part], mon: Any, display: Display) -> None:
+    """Record whether the steps since the resume go on as the training before it, once, when there are enough."""
+    if not session.parallel.is_first or not session.config.monitor.enabled:
+        return
+    with mon.phase("resume check"):
+        mon.sync()
+        try:
+            found = fidelity.follow_on(open_run(place.run_dir), place.attempt)
+        except RunError as error:
+            display.say(f"the resume cannot be checked: {error}")
+            return
+    told = fidelity.fields({part.name: part.problem for part in parts}, place.changed, found)
+    mon.event("fidelity", step=place.start_step, **told)
+    display.say(f"resumed after step {place.start_step}, {told['verdict']}: {told['text']}")
 
 
 # --- before the first step --------------------------------------------------------------------------------------------

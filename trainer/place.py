@@ -19,6 +19,8 @@ from trainer.commit import newest_complete, remove_leftovers
 from trainer.config import TrainConfig, differences, from_record
 
 RUNS_VARIABLE = "GRADIOMETER_RUNS"
+NO_MATTER = ("name", "log_every_s", "monitor.", "evaluation.", "checkpoint.", "parallel.timeout_s")
+"""Beginnings of configuration fields that change nothing about the steps of a training."""
 LIBRARIES = ("torch", "numpy", "pyarrow", "safetensors", "pydantic")
 
 
@@ -32,6 +34,8 @@ class Place:
     """What training goes on from; None for a fresh start."""
     start_step: int = 0
     """Optimizer steps that the checkpoint has behind it."""
+    changed: tuple[str, ...] = ()
+    """Configuration fields that change the training and are not as they were when the checkpoint was written."""
 
     @property
     def checkpoints(self) -> Path:
@@ -96,7 +100,14 @@ def resumed_run(
             f"to train. Give more steps to go on: --set steps={2 * found.step}."
         )
     number = _begin(run.path, config, number=attempt, parent=found.attempt, resume_step=found.step, overrides=changes)
-    return config, Place(run.path, number, found.path, found.step)
+    return config, Place(run.path, number, found.path, found.step, _changed(run, found.attempt, config))
+
+
+def _changed(run: Run, attempt: int, config: TrainConfig) -> tuple[str, ...]:
+    """The fields that matter to a step and differ between ``config`` and that of ``attempt``."""
+    overrides = next((one.overrides for one in run.attempts if one.number == attempt), None)
+    then = from_record(run.config or {}, source=str(run.path / "run.json"), changed=overrides)
+    return tuple(name for name in differences(then, config) if not name.startswith(NO_MATTER))
 
 
 def config_of_run(run: Run, overrides: Sequence[str]) -> tuple[TrainConfig, dict[str, Any]]:

@@ -17,6 +17,7 @@ OWN_VALUES_SHOWN = 48
 
 MARKED_EVENTS = {
     "resume": "resumed",
+    "fidelity": "after the resume",
     "checkpoint": "checkpoint",
     "checkpoint_failed": "checkpoint not written",
     "eval": "evaluation",
@@ -501,6 +502,8 @@ def story_marks(run: Run, findings: list[dict[str, Any]]) -> list[Mark]:
         ):
             continue
         severity = "critical" if event.kind in ("nonfinite", "ecc") else "info"
+        if event.kind == "fidelity" and event.fields.get("verdict") == "discontinuous":
+            severity = "warning"
         marks.append(Mark(event.step, event.kind, _event_text(event.kind, event.fields), severity))
     return sorted(marks, key=lambda mark: (mark.step, mark.kind))
 
@@ -530,7 +533,8 @@ def incident_key(finding: dict[str, Any]) -> str:
 def _event_text(kind: str, fields: dict[str, Any]) -> str:
     words = MARKED_EVENTS[kind]
     if isinstance(fields.get("text"), str):
-        return f"{words}: {fields['text']}"
+        verdict = f"{fields['verdict']}, " if isinstance(fields.get("verdict"), str) else ""
+        return f"{words}: {verdict}{fields['text']}"
     if kind == "cadence":
         share = fields.get("monitor_share")
         cost = f", the monitor cost {share:.1%} of the step" if isinstance(share, float) else ""

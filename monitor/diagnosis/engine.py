@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from monitor.diagnosis.causes import rank
 from monitor.diagnosis.context import lr_jump_steps, span
@@ -51,7 +51,23 @@ def diagnose(
         findings=tuple(findings),
         abstained=tuple(abstained),
         checked=tuple(rule.id for rule in rules if rule.id not in silent),
+        resumes=tuple(_resumes(signals)[-MOST_FINDINGS:]),
     )
+
+
+def _resumes(signals: Signals) -> list[dict[str, Any]]:
+    """What a trainer found when it checked its resumes."""
+    checks = [(event.step, event.fields) for event in signals.events("fidelity")]
+    return [
+        {"step": step, "verdict": _line(fields["verdict"]), "text": _line(fields["text"])}
+        for step, fields in checks
+        if step is not None and isinstance(fields.get("verdict"), str) and isinstance(fields.get("text"), str)
+    ]
+
+
+def _line(text: str) -> str:
+    """On one line, printable and of bounded length: it lies in a run directory."""
+    return "".join(sign if sign.isprintable() else "\ufffd" for sign in " ".join(text[:2000].split()))[:600]
 
 
 def _view(run: Run | Signals | str | os.PathLike[str]) -> Signals:

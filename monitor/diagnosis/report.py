@@ -33,6 +33,8 @@ class Report:
     abstained: tuple[Abstained, ...] = ()
     checked: tuple[str, ...] = field(default=())
     """Ids of the rules that gave an answer, found or not."""
+    resumes: tuple[Mapping[str, Any], ...] = ()
+    """``step``, ``verdict`` and ``text`` of each check that a trainer made of its own resume, the last ones."""
 
     def at_least(self, severity: Severity | str) -> tuple[Finding, ...]:
         """The findings of this severity or worse."""
@@ -48,6 +50,7 @@ class Report:
                 "verdict": self.verdict,
                 "findings": [_finding(finding) for finding in self.findings],
                 "abstained": [{"id": a.id, "needs": list(a.needs), "reason": a.reason} for a in self.abstained],
+                "resumes": [dict(resume) for resume in self.resumes],
             }
         )
 
@@ -56,6 +59,7 @@ class Report:
         lines = [_headline(self), ""]
         for index, finding in enumerate(self.findings, 1):
             lines += [*_told(index, finding), ""]
+        lines += [_wrap(f"resumed after step {r['step']}, {r['verdict']}: {r['text']}") for r in self.resumes]
         lines += [_wrap(f"cannot tell {a.id}: {a.reason}") for a in self.abstained]
         return "\n".join(lines).rstrip() + "\n"
 

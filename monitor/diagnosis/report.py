@@ -34,7 +34,7 @@ class Report:
     checked: tuple[str, ...] = field(default=())
     """Ids of the rules that gave an answer, found or not."""
     resumes: tuple[Mapping[str, Any], ...] = ()
-    """``step``, ``verdict`` and ``text`` of each check that a trainer made of its own resume, the last ones."""
+    """``step``, ``verdict`` and ``text`` of a trainer's checks of its own resumes, the last ones; in the text alone."""
 
     def at_least(self, severity: Severity | str) -> tuple[Finding, ...]:
         """The findings of this severity or worse."""
@@ -50,7 +50,6 @@ class Report:
                 "verdict": self.verdict,
                 "findings": [_finding(finding) for finding in self.findings],
                 "abstained": [{"id": a.id, "needs": list(a.needs), "reason": a.reason} for a in self.abstained],
-                "resumes": [dict(resume) for resume in self.resumes],
             }
         )
 

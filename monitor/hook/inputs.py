@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from monitor.hook.layers import named_modules
-from monitor.hook.outputs import Hooks, even_step, measurable, tensors_of
+from monitor.hook.outputs import even_step, measurable, tensors_of
 from monitor.hook.probe import Decoded, Probe, Reading
 
 VALUES = 4096
@@ -38,33 +39,26 @@ class Inputs(Probe):
     name = "fingerprints of the input"
     every = 1
 
-    def __init__(self, model: nn.Module, *, count_samples: bool = True) -> None:
+    def __init__(self, *, count_samples: bool = True) -> None:
         super().__init__()
         self._count_samples = count_samples
-        self._model = model
-        self._hooks = Hooks()
         self._sample: Tensor | None = None
         self._samples = 0
 
     def begin(self) -> None:
         self._sample, self._samples = None, 0
-        self._hooks.remove()
-        self._hooks.after(self._saw, [(0, self._model)])
 
-    def _saw(self, _index: int, _module: nn.Module, args: Any, kwargs: Any, _output: Any) -> None:
-        if self.measuring and self.watch.in_forward():
-            with self.watch.charged(self):
-                given = args[0] if args else None
-                if not isinstance(given, Tensor):
-                    given = next(iter(tensors_of((args, kwargs), depth=3)), None)
-                if given is None:
-                    return
-                self._samples += given.shape[0] if given.dim() else 0
-                if self._sample is None and measurable(given) and not given.is_complex():
-                    self._sample = _spread(given)
+    def forward_begins(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        given = args[0] if args else None
+        if not isinstance(given, Tensor):
+            given = next(iter(tensors_of((args, kwargs), depth=3)), None)
+        if given is None:
+            return
+        self._samples += given.shape[0] if given.dim() else 0
+        if self._sample is None and measurable(given) and not given.is_complex():
+            self._sample = _spread(given)
 
     def end_step(self) -> Reading | None:
-        self._hooks.remove()
         sample, self._sample = self._sample, None
         if self._count_samples and self._samples:
             samples = {SAMPLES_SEEN: float(self._samples)}
@@ -74,13 +68,14 @@ class Inputs(Probe):
         return None if sample is None else Reading([sample], _decode)
 
     def remove(self) -> None:
-        self._hooks.remove()
         self._sample = None
 
 
 def _spread(given: Tensor) -> Tensor:
     """float[n]: at most ``VALUES`` of ``given``, spread evenly; a copy, because a loader may fill the buffer again."""
-    step = even_step(given.numel(), VALUES, given.shape[-1]) if given.numel() > VALUES else 1
+    if given.numel() <= VALUES:
+        return given.detach().to(torch.float32, copy=True).reshape(-1)
+    step = even_step(given.numel(), VALUES, given.shape[-1])
     given = given.detach()
     if given.is_contiguous():
         picked = given.view(-1)[::step]

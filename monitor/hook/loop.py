@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -63,12 +64,12 @@ class ForwardProbe:
 
     __slots__ = ("_begins",)
 
-    def __init__(self, begins: Callable[[nn.Module], None]) -> None:
+    def __init__(self, begins: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]) -> None:
         self._begins = begins
 
-    def __call__(self, module: nn.Module, _args: Any) -> None:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not torch.compiler.is_compiling():
-            self._begins(module)
+            self._begins(module, args, kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return getattr, (contextlib.nullcontext(), "__exit__")
@@ -113,7 +114,7 @@ class Loop:
         self._between = GAP  # the part to be in when neither forward nor backward runs
         self._backward_depth = 0
         self._new_step()
-        self._handles = [model.register_forward_pre_hook(ForwardProbe(self.forward_begins))]
+        self._handles = [model.register_forward_pre_hook(ForwardProbe(self.forward_begins), with_kwargs=True)]
         for optimizer in self._optimizers:
             self._handles.append(optimizer.register_step_pre_hook(self._optimizer_begins))
             self._handles.append(optimizer.register_step_post_hook(self._optimizer_ended))
@@ -165,7 +166,9 @@ class Loop:
 
     # Once per micro-step ---------------------------------------------------------------------------------------------
 
-    def forward_begins(self, module: nn.Module) -> None:
+    def forward_begins(
+        self, module: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] = MappingProxyType({})
+    ) -> None:
         if not self._mine() or self._backward_depth:  # in backward: activation checkpointing computes it again
             return
         clock = self.clock
@@ -173,6 +176,7 @@ class Loop:
         if torch.is_grad_enabled() or module.training:
             clock.settle("data_wait")
             self._begin()
+            self.probes.forward_begins(args, kwargs)
             self._mark("forward")
             clock.switch("forward")
         else:

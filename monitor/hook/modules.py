@@ -16,7 +16,7 @@ from monitor.hook.probe import Probe
 def module_probes(model: nn.Module, world_size: int = 1) -> list[Probe]:
     """All of them, for a model that is about to be attached. Each must be removed, or given to a monitor that does."""
     probes: list[Probe] = [
-        Inputs(model, count_samples=world_size == 1),
+        Inputs(count_samples=world_size == 1),
         Modes(model),
         OutputLogits(model),
         NonFinite(model),

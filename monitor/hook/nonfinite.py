@@ -126,7 +126,7 @@ class NonFinite(Probe):
         self._evidence = None
         if not self._order:
             return None
-        sums = stacked(self._sums)
+        sums = self._sums[0] if len(self._sums) == 1 else stacked(self._sums)
         order, every, broken = self._order, self._all, self._broken_weights
         self._reset()
 

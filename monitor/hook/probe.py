@@ -7,10 +7,12 @@ armed, every step for a while after an early sign of trouble.
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,9 +62,15 @@ class Probe:
     """So many steps at the start are all measured."""
     every_step = False
     """Worth nothing with gaps, so that it is not slowed down to save time."""
+    moments: frozenset[str] = frozenset()
+    """Names of the moments that the class overrides: a step asks nobody else."""
 
     watch: Probes
     """All probes of the loop; set when it is attached."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.moments = frozenset(name for name in _MOMENTS if getattr(cls, name) is not getattr(Probe, name))
 
     def __init__(self) -> None:
         self.measuring = False
@@ -76,6 +84,12 @@ class Probe:
 
     def begin(self) -> None:
         """A measured step begins: its first forward comes next."""
+
+    def forward_begins(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """The model is about to run in training, once per micro-step; with what it is given.
+
+        Where the loop runs the forward pass without calling the model, there is nothing given.
+        """
 
     def backward_ended(self) -> None:
         """Once per micro-step; gradients accumulated so far, still multiplied by the loss scale if there is one."""
@@ -101,6 +115,9 @@ class Probe:
 
     def remove(self) -> None:
         """Take every hook out of the model. Called once."""
+
+
+_MOMENTS = ("begin", "forward_begins", "backward_ended", "before_optimizer", "after_optimizer", "row_complete")
 
 
 class Probes:
@@ -131,7 +148,7 @@ class Probes:
         """Tell the run's readers once: ``warn(text, step=..., about="...", layers=[...])``. Set by the monitor."""
         self.tell: Callable[..., None] = lambda kind, **fields: None
         """Record an event. Set by the monitor."""
-        self._readers = [probe for probe in probes if type(probe).row_complete is not Probe.row_complete]
+        self._readers = [probe for probe in probes if Probe.row_complete.__name__ in probe.moments]
         for probe in self.probes:
             probe.watch = self
 
@@ -172,6 +189,10 @@ class Probes:
             probe.measuring, probe.spent_ns = True, 0
         self._each(Probe.begin.__name__)
 
+    def forward_begins(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """A forward pass of the training begins."""
+        self._each(Probe.forward_begins.__name__, args, kwargs)
+
     def backward_ended(self) -> None:
         """A backward pass has ended."""
         self._each(Probe.backward_ended.__name__)
@@ -194,7 +215,7 @@ class Probes:
         """The readings of the step that ends."""
         readings: list[Reading] = []
         for probe in self._active:
-            with self._contained(probe):
+            with _Charged(self, probe):
                 reading = probe.end_step()
                 if reading is not None:
                     readings.append(reading)
@@ -218,35 +239,17 @@ class Probes:
             probe.measuring = False
         self.probes, self._active = [], []
 
-    @contextlib.contextmanager
-    def charged(self, probe: Probe) -> Iterator[None]:
+    def charged(self, probe: Probe) -> AbstractContextManager[None]:
         """Around what a probe's own hook does inside the model: its time is the monitor's, its error ends the probe."""
-        before = self._clock.switch("monitor")
-        try:
-            with self._contained(probe):
-                yield
-        finally:
-            self._clock.switch(before)
+        return _Charged(self, probe, self._clock)
 
     def _each(self, moment: str, *arguments: object) -> None:
         for probe in tuple(self._active):
-            with self._contained(probe):
-                getattr(probe, moment)(*arguments)
+            if moment in probe.moments:
+                with _Charged(self, probe):
+                    getattr(probe, moment)(*arguments)
 
-    @contextlib.contextmanager
-    def _contained(self, probe: Probe) -> Iterator[None]:
-        began = time.perf_counter_ns()
-        try:
-            with contained(probe.name):
-                done = False
-                yield
-                done = True
-            if not done:
-                self._drop(probe)
-        finally:
-            probe.spent_ns += time.perf_counter_ns() - began
-
-    def _drop(self, probe: Probe) -> None:
+    def drop(self, probe: Probe) -> None:
         """An error once is an error every time: the probe is taken out, and the warning has said so."""
         probe.measuring = False
         self.probes = [other for other in self.probes if other is not probe]
@@ -254,3 +257,35 @@ class Probes:
         self._readers = [other for other in self._readers if other is not probe]
         with contained(probe.name):
             probe.remove()
+
+
+class _Charged:
+    """One probe at work: an error ends the probe and not the loop, and the time is counted as the probe's.
+
+    A class and not a generator, as ``contained`` is: it is entered several times in every step.
+    """
+
+    __slots__ = ("_before", "_began", "_clock", "_guard", "_probe", "_probes")
+
+    def __init__(self, probes: Probes, probe: Probe, clock: StepClock | None = None) -> None:
+        self._probes = probes
+        self._probe = probe
+        self._clock = clock
+        self._guard = contained(probe.name)
+
+    def __enter__(self) -> None:
+        self._before = None if self._clock is None else self._clock.switch("monitor")
+        self._began = time.perf_counter_ns()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        try:
+            swallowed = error is not None and self._guard.__exit__(kind, error, trace)
+            if swallowed:
+                self._probes.drop(self._probe)
+            return swallowed
+        finally:
+            self._probe.spent_ns += time.perf_counter_ns() - self._began
+            if self._clock is not None and self._before is not None:
+                self._clock.switch(self._before)

@@ -250,7 +250,7 @@ class MonitorConfig(Section):
         default=True, description="Whether measurements are recorded; the run directory is made either way."
     )
     landscape_every: int | None = Field(
-        default=100, ge=1, description="Optimizer steps between samples of the loss landscape; none turns them off."
+        default=200, ge=1, description="Optimizer steps between samples of the loss landscape; none turns them off."
     )
     budget: float = Field(
         default=0.02, gt=0, le=1, description="Share of the step time that measuring may cost, dimensionless."

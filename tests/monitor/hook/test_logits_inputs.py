@@ -104,7 +104,7 @@ def test_no_position_of_the_sequences_is_preferred() -> None:
 
 def test_the_fingerprint_is_that_of_the_batch(tmp_path: Path) -> None:
     model = CNN.made()
-    run = open_run(_run(tmp_path, model, CNN, Inputs(model), range(1, 5)))
+    run = open_run(_run(tmp_path, model, CNN, Inputs(), range(1, 5)))
     for step in range(1, 5):
         batch = CNN.batch(step)[0].double().numpy()
         for name, slow in {
@@ -116,7 +116,7 @@ def test_the_fingerprint_is_that_of_the_batch(tmp_path: Path) -> None:
 
 def test_equal_batches_have_equal_hashes_and_others_do_not(tmp_path: Path) -> None:
     model = GPT.made()
-    hashes = open_run(_run(tmp_path, model, GPT, Inputs(model), [1, 2, 3, 1, 2])).series("input_hash").value
+    hashes = open_run(_run(tmp_path, model, GPT, Inputs(), [1, 2, 3, 1, 2])).series("input_hash").value
     assert hashes[0] == hashes[3] and hashes[1] == hashes[4]
     assert len(set(hashes)) == 3
     assert (hashes == np.floor(hashes)).all() and hashes.max() < 2**52
@@ -129,7 +129,7 @@ def test_a_batch_with_a_nan_shows_it(tmp_path: Path) -> None:
         return x, y
 
     model = MLP.made()
-    run = open_run(_run(tmp_path, model, Problem("nan", MLP.model, batch, MLP.loss), Inputs(model)))
+    run = open_run(_run(tmp_path, model, Problem("nan", MLP.model, batch, MLP.loss), Inputs()))
     assert np.isnan(run.series("input_absmax").value).all()
 
 
@@ -161,7 +161,7 @@ def test_the_first_tensor_is_found_among_keywords_and_mappings(tmp_path: Path) -
 
     model = Keywords()
     problem = Problem("keywords", MLP.model, MLP.batch, lambda m, x, y: m(True, batch={"x": x}).square().mean())
-    run = open_run(_run(tmp_path, model, problem, Inputs(model)))
+    run = open_run(_run(tmp_path, model, problem, Inputs()))
     assert run.series("input_mean").value[0] == pytest.approx(MLP.batch(1)[0].mean().item(), rel=1e-5)
 
 

@@ -35,7 +35,7 @@ class Breaks(nn.Module):
 def _train(folder: Path, model: nn.Module, problem: Problem, change, steps: int, *, skip=False, loss_given=True):
     """Train, with ``change(step)`` before each step; ``skip``: leave out the optimizer step when it would harm."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    with watched(folder, model, optimizer, [Inputs(model), NonFinite(model, blocks=4)]) as mon:
+    with watched(folder, model, optimizer, [Inputs(), NonFinite(model, blocks=4)]) as mon:
         for step in range(1, steps + 1):
             x, y = problem.batch(step)
             changed = change(step, x)

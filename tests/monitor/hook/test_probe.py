@@ -153,6 +153,33 @@ def test_the_moments_come_in_the_order_of_the_step(tmp_path: Path) -> None:
         assert probe.spent_ns > 0
 
 
+def test_what_the_model_is_given_is_shown_once_per_training_pass(tmp_path: Path) -> None:
+    class Given(Probe):
+        every = 2
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[tuple[int, Tensor]] = []
+
+        def forward_begins(self, args: tuple[Tensor, ...], kwargs: object) -> None:
+            self.seen.append((self.watch.step, args[0].clone()))
+
+    model, optimizer = _made()
+    probe = Given()
+    assert probe.moments == {"forward_begins"}
+    with _watched(tmp_path, model, optimizer, probe) as mon:
+        for step in (1, 2, 3):
+            optimizer.zero_grad()
+            for micro in (0, 1):
+                MLP.loss(model, *MLP.batch(10 * step + micro)).backward()
+            with mon.phase("eval"):
+                model(MLP.batch(0)[0])
+            optimizer.step()
+            mon.step()
+    assert [step for step, _ in probe.seen] == [2, 2]
+    assert all(torch.equal(seen, MLP.batch(20 + at)[0]) for at, (_, seen) in enumerate(probe.seen))
+
+
 def test_a_forward_of_an_evaluation_is_not_the_training_s(tmp_path: Path) -> None:
     model, optimizer = _made()
     probe = Largest(model)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from monitor.diagnosis.causes import rank
 from monitor.diagnosis.context import lr_jump_steps, span
+from monitor.diagnosis.incidents import incidents
 from monitor.diagnosis.remedies import remedy_for
 from monitor.diagnosis.report import Report, Verdict
 from monitor.diagnosis.rule import Abstained, Finding, Rule, Severity
@@ -49,6 +50,7 @@ def diagnose(
         steps=signals.last_step,
         verdict=_verdict(findings, any(rule.essential and rule.id in silent for rule in rules)),
         findings=tuple(findings),
+        incidents=incidents(findings, signals),
         abstained=tuple(abstained),
         checked=tuple(rule.id for rule in rules if rule.id not in silent),
         resumes=tuple(_resumes(signals)[-MOST_FINDINGS:]),

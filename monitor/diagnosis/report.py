@@ -10,13 +10,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from monitor.diagnosis.rule import Abstained, Cause, Finding, Severity
-from monitor.diagnosis.wording import number, word_for_steps
+from monitor.diagnosis.incidents import Incident
+from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Severity
+from monitor.diagnosis.timeline import Departure
+from monitor.diagnosis.wording import count, number, word_for_incidents
 
 VERSION = 1
 """Version of the JSON below."""
 Verdict = Literal["healthy", "incident", "cannot tell"]
 WIDTH = 100
+TIMELINE_TOLD = 6
+"""Departures that the text tells; the JSON has all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,8 @@ class Report:
     verdict: Verdict
     findings: tuple[Finding, ...] = ()
     """Worst first, then by onset."""
+    incidents: tuple[Incident, ...] = ()
+    """The findings that belong together, as one event each; worst first, then by onset."""
     abstained: tuple[Abstained, ...] = ()
     checked: tuple[str, ...] = field(default=())
     """Ids of the rules that gave an answer, found or not."""
@@ -49,6 +55,7 @@ class Report:
                 "steps": self.steps,
                 "verdict": self.verdict,
                 "findings": [_finding(finding) for finding in self.findings],
+                "incidents": [_incident(incident, self.findings) for incident in self.incidents],
                 "abstained": [{"id": a.id, "needs": list(a.needs), "reason": a.reason} for a in self.abstained],
             }
         )
@@ -56,15 +63,49 @@ class Report:
     def to_text(self) -> str:
         """The report for a terminal."""
         lines = [_headline(self), ""]
-        for index, finding in enumerate(self.findings, 1):
-            lines += [*_told(index, finding), ""]
+        for index, incident in enumerate(self.incidents, 1):
+            lines += [*_told(index, incident), ""]
+        gathered = {id(finding) for incident in self.incidents for finding in incident.findings}
+        notes = [finding for finding in self.findings if id(finding) not in gathered]
+        lines += [_wrap(f"for information: {f.id}  step {f.onset_step}: {f.summary}.") for f in notes]
         lines += [_wrap(f"resumed after step {r['step']}, {r['verdict']}: {r['text']}") for r in self.resumes]
-        lines += [_wrap(f"cannot tell {a.id}: {a.reason}") for a in self.abstained]
+        lines += _cannot_tell(self.abstained)
         return "\n".join(lines).rstrip() + "\n"
 
 
+def _incident(incident: Incident, findings: Sequence[Finding]) -> dict[str, Any]:
+    place = {id(finding): index for index, finding in enumerate(findings)}
+    return {
+        "onset_step": incident.onset_step,
+        "first_step": incident.first_step,
+        "last_step": incident.last_step,
+        "severity": str(incident.severity),
+        "summary": incident.summary,
+        "findings": [place[id(finding)] for finding in incident.findings],
+        "layer": incident.layer,
+        "rank": incident.rank,
+        "causes": [_cause(cause) for cause in incident.causes],
+        "remedy": _remedy(incident.remedy),
+        "timeline": [
+            {"signal": d.signal, "step": d.step, "layer": d.layer, "before": d.before, "value": d.value, "z": d.z}
+            for d in incident.timeline
+        ],
+    }
+
+
+def _cause(cause: Cause) -> dict[str, Any]:
+    return {"id": cause.id, "confidence": cause.confidence, "for": list(cause.supports), "against": list(cause.against)}
+
+
+def _remedy(remedy: Remedy | None) -> dict[str, Any]:
+    return {
+        "text": remedy.text if remedy else "",
+        "config_patch": dict(remedy.config_patch) if remedy else {},
+        "snippet": remedy.snippet if remedy else "",
+    }
+
+
 def _finding(finding: Finding) -> dict[str, Any]:
-    remedy = finding.remedy
     return {
         "id": finding.id,
         "severity": str(finding.severity),
@@ -75,15 +116,8 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "rank": finding.rank,
         "summary": finding.summary,
         "evidence": dict(finding.evidence),
-        "causes": [
-            {"id": c.id, "confidence": c.confidence, "for": list(c.supports), "against": list(c.against)}
-            for c in finding.causes
-        ],
-        "remedy": {
-            "text": remedy.text if remedy else "",
-            "config_patch": dict(remedy.config_patch) if remedy else {},
-            "snippet": remedy.snippet if remedy else "",
-        },
+        "causes": [_cause(cause) for cause in finding.causes],
+        "remedy": _remedy(finding.remedy),
     }
 
 
@@ -113,25 +147,52 @@ def _headline(report: Report) -> str:
     name = report.run.get("name") or report.run.get("id") or "this run"
     what = {
         "healthy": "healthy",
-        "incident": f"incident: {word_for_steps(report.at_least(Severity.WARNING))}",
+        "incident": word_for_incidents([incident.onset_step for incident in report.incidents]),
         "cannot tell": "cannot tell",
     }[report.verdict]
     notes = len(report.findings) - len(report.at_least(Severity.WARNING))
-    extra = f", {notes} for information" if notes else ""
+    extra = f", {count(notes, 'note')} for information" if notes else ""
     return f"{name}: {what}{extra} ({report.steps:,} steps, {len(report.checked)} rules answered)"
 
 
-def _told(index: int, finding: Finding) -> list[str]:
-    lines = [_wrap(f"{index}. {finding.severity}  {finding.id}  step {finding.onset_step}: {finding.summary}.")]
-    if finding.layer:
-        lines.append(_wrap(f"first layer: {finding.layer}" + _because(finding), 3))
-    lines += _why(finding.causes)
-    if finding.remedy:
-        lines.append(_wrap(f"do: {finding.remedy.text}", 3))
-        if finding.remedy.config_patch:
-            patch = "  ".join(f"--set {key}={_value(value)}" for key, value in finding.remedy.config_patch.items())
+def _told(index: int, incident: Incident) -> list[str]:
+    root = incident.findings[0]
+    title = next((f.id for f in incident.findings if f.summary == incident.summary), root.id)
+    lines = [_wrap(f"{index}. {incident.severity}  {title}  step {incident.onset_step}: {incident.summary}.")]
+    if incident.layer:
+        reason = next((str(f.evidence.get("layer_reason") or "") for f in incident.findings if f.layer), "")
+        lines.append(_wrap(f"first layer: {incident.layer}" + (f" ({reason})" if reason else ""), 3))
+    lines += _moved(incident.timeline)
+    lines += [
+        _wrap(f"also: {f.severity} {f.id}, step {f.onset_step}: {f.summary}.", 3)
+        for f in incident.findings
+        if f.summary != incident.summary
+    ]
+    lines += _why(incident.causes)
+    if incident.remedy:
+        lines.append(_wrap(f"do: {incident.remedy.text}", 3))
+        if incident.remedy.config_patch:
+            patch = "  ".join(f"--set {key}={_value(value)}" for key, value in incident.remedy.config_patch.items())
             lines.append(_wrap(patch, 7))
     return lines
+
+
+def _moved(timeline: Sequence[Departure]) -> list[str]:
+    if len(timeline) < 2:
+        return []
+    told = [
+        f"step {d.step} {d.signal}{f' of {d.layer}' if d.layer else ''} {number(d.before)} -> {number(d.value)}"
+        for d in timeline[:TIMELINE_TOLD]
+    ]
+    more = f"; and {len(timeline) - TIMELINE_TOLD} more" if len(timeline) > TIMELINE_TOLD else ""
+    return [_wrap(f"moved, in order: {'; '.join(told)}{more}", 3)]
+
+
+def _cannot_tell(abstained: Sequence[Abstained]) -> list[str]:
+    """Rules that lack a signal, together; the others each with its reason."""
+    lacking = [f"{a.id} ({', '.join(a.needs)})" for a in abstained if a.needs]
+    lines = [_wrap(f"cannot tell {a.id}: {a.reason}") for a in abstained if not a.needs]
+    return [*lines, _wrap(f"cannot tell, for lack of signals: {'; '.join(lacking)}")] if lacking else lines
 
 
 def _why(causes: Sequence[Cause]) -> list[str]:
@@ -145,11 +206,6 @@ def _why(causes: Sequence[Cause]) -> list[str]:
         if place == 0 and cause.against:
             lines.append(_wrap(f"but: {'; '.join(cause.against)}", 10))
     return lines
-
-
-def _because(finding: Finding) -> str:
-    reason = finding.evidence.get("layer_reason")
-    return f" ({reason})" if reason else ""
 
 
 def _value(value: Any) -> str:

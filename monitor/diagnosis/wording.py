@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from monitor.diagnosis.rule import Finding
-
 
 def number(value: float) -> str:
     """Three significant digits; ``NaN``, ``+Inf`` and ``-Inf`` by name."""
@@ -41,8 +39,7 @@ def count(n: int, noun: str) -> str:
     return f"{n} {noun}es" if noun.endswith("s") else f"{n} {noun}s"
 
 
-def word_for_steps(findings: Sequence[Finding]) -> str:
-    """``2 findings, the first at step 300``."""
-    first = min((finding.onset_step for finding in findings), default=0)
-    where = "at" if len(findings) == 1 else "the first at"
-    return f"{count(len(findings), 'finding')}, {where} step {first}"
+def word_for_incidents(onsets: Sequence[int]) -> str:
+    """``1 incident, at step 300``; ``2 incidents, the first at step 300``."""
+    where = "at" if len(onsets) == 1 else "the first at"
+    return f"{count(len(onsets), 'incident')}, {where} step {min(onsets, default=0)}"

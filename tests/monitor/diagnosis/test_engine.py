@@ -155,7 +155,7 @@ def test_an_unreadable_path_is_a_run_error(tmp_path: Path):
         diagnose(tmp_path)
 
 
-KEYS = {"version", "run", "steps", "verdict", "findings", "abstained"}
+KEYS = {"version", "run", "steps", "verdict", "findings", "incidents", "abstained", "resumes"}
 FINDING_KEYS = {
     "id", "severity", "onset_step", "first_step", "last_step", "layer", "rank", "summary", "evidence", "causes",
     "remedy",
@@ -209,8 +209,8 @@ def test_verdicts():
 def test_the_text_says_what_where_why_and_what_to_do():
     truth = mishap(bloom, 1000)
     text = diagnose(truth.signals).to_text()
-    assert text.startswith("this run: incident: 2 findings, the first at step")
-    for part in ("gradient-explosion", "first layer:", "cause:", "do:", "--set clip.max_norm="):
+    assert text.startswith("this run: 1 incident, at step")
+    for part in ("gradient-explosion", "first layer:", "moved, in order:", "cause:", "do:", "--set optimizer.lr="):
         assert part in text
     assert max(map(len, text.splitlines())) <= 110
 

@@ -1,0 +1,100 @@
+"""Findings that belong together are one incident: what moved when, why, and what to do, told once.
+
+Two findings belong together when one begins before the other is over, or close behind it. The incident's causes are
+those of the finding that explains the others: "non-finite because of a gradient explosion" is an explanation only
+until the explosion itself, a finding of the same incident, is explained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from monitor.diagnosis.context import span
+from monitor.diagnosis.rule import Cause, Finding, Remedy, Severity
+from monitor.diagnosis.timeline import Departure, departures
+from monitor.diagnosis.view import Signals
+
+GAP_STEPS = 20
+"""A finding that begins this soon after another one has ended is of the same incident; as alarms are merged in the
+benchmark of the design notes."""
+LONG_STEPS = 100
+"""Steps of a finding that go on being an event. A level that stays raised to the end of the run does not gather all
+that happens later."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """One event in the training, with everything that was found about it."""
+
+    onset_step: int
+    first_step: int
+    """Step of the first alarm."""
+    last_step: int
+    severity: Severity
+    summary: str
+    """That of the finding that explains the others."""
+    findings: tuple[Finding, ...]
+    """By onset; at least one of them is of warning or worse."""
+    layer: str | None
+    """The layer that moved first."""
+    rank: int | None
+    causes: tuple[Cause, ...]
+    remedy: Remedy | None
+    timeline: tuple[Departure, ...]
+    """Every signal that left its own baseline, earliest first."""
+
+
+def incidents(findings: Sequence[Finding], signals: Signals) -> tuple[Incident, ...]:
+    """The incidents among ``findings``, worst first, then by onset. Findings for information join, never begin, one."""
+    near = span(signals, GAP_STEPS)
+    groups: list[list[Finding]] = []
+    for finding in sorted(findings, key=lambda f: (f.onset_step, f.first_step)):
+        group = next((group for group in groups if finding.onset_step <= _reach(group) + near), None)
+        if group is None:
+            groups.append([finding])
+        else:
+            group.append(finding)
+    told = [_incident(group, signals) for group in groups if any(_is_worse_than_info(f) for f in group)]
+    return tuple(sorted(told, key=lambda i: (-i.severity.rank, i.onset_step)))
+
+
+def _reach(group: list[Finding]) -> int:
+    return max(min(f.last_step, f.onset_step + LONG_STEPS) for f in group)
+
+
+def _is_worse_than_info(finding: Finding) -> bool:
+    return finding.severity is not None and finding.severity.at_least(Severity.WARNING)
+
+
+def _incident(group: list[Finding], signals: Signals) -> Incident:
+    root = explaining(group)
+    onset = min(f.onset_step for f in group if _is_worse_than_info(f) or f is root)
+    last = max(f.last_step for f in group)
+    return Incident(
+        onset_step=onset,
+        first_step=min(f.first_step for f in group),
+        last_step=last,
+        severity=max((f.severity for f in group if f.severity is not None), key=lambda s: s.rank),
+        summary=root.summary,
+        findings=tuple(group),
+        layer=root.layer or next((f.layer for f in group if f.layer), None),
+        rank=root.rank if root.rank is not None else next((f.rank for f in group if f.rank is not None), None),
+        causes=root.causes,
+        remedy=root.remedy,
+        timeline=departures(signals, onset, last),
+    )
+
+
+def explaining(group: Sequence[Finding]) -> Finding:
+    """The finding of ``group`` whose causes explain the others: from the worst and earliest one back along causes that
+    are findings of the group themselves."""
+    finding = min(group, key=lambda f: (-(f.severity or Severity.INFO).rank, f.onset_step, f.first_step))
+    seen = {finding.id}
+    while True:
+        cause = next((c.id for c in finding.causes if c.id != "unknown"), None)
+        behind = [f for f in group if f.id == cause and f.onset_step <= finding.onset_step and f.id not in seen]
+        if not behind:
+            return finding
+        finding = behind[0]
+        seen.add(finding.id)

@@ -37,6 +37,7 @@ class Measure:
 LAYER_MEASURES: dict[str, Measure] = {
     "grad_norm_preclip": Measure("Gradients", "Gradient norm before clipping"),
     "grad_norm_postclip": Measure("Gradients", "Gradient norm after clipping"),
+    "grad_norm_local": Measure("Gradients", "Gradient norm of this rank alone"),
     "grad_abs_max": Measure("Gradients", "Largest gradient entry"),
     "grad_zero_share": Measure("Gradients", "Share of zero gradient entries", "linear"),
     "grad_nonfinite_share": Measure("Gradients", "Share of non-finite gradient entries", "linear"),
@@ -47,9 +48,11 @@ LAYER_MEASURES: dict[str, Measure] = {
     "update_cosine": Measure("Weights and updates", "Cosine of update and descent", "signed", "farthest", 1.0),
     "adam_rms": Measure("Adam", "Adam's RMS of g²/v"),
     "adam_floor_share": Measure("Adam", "Share of entries held back by Adam's ε", "linear"),
+    "parameter_checksum": Measure("Ranks", "Checksum of the weights", "linear"),
 }
 
 MODULE_MEASURES: dict[str, Measure] = {
+    "grad_norm_local": Measure("Gradients", "Gradient norm of this rank alone, by group of parameters"),
     "activation_rms": Measure("Activations", "RMS of the output"),
     "activation_absmax": Measure("Activations", "Largest magnitude of the output"),
     "activation_mean": Measure("Activations", "Mean of the output", "signed", "farthest"),

@@ -72,7 +72,8 @@ class Budget:
         slower = [
             probe
             for probe in self._spent
-            if not probe.every_step and probe.every < MOST_SLOWED * self._own.setdefault(probe, probe.every)
+            if not (probe.every_step or probe.alike)
+            and probe.every < MOST_SLOWED * self._own.setdefault(probe, probe.every)
         ]
         costly = max(slower, key=lambda probe: self._spent[probe], default=None)
         # A probe that costs less than a tenth of what is too much would be slowed down in vain.

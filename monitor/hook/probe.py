@@ -64,6 +64,8 @@ class Probe:
     """Worth nothing with gaps, so that it is not slowed down to save time."""
     moments: frozenset[str] = frozenset()
     """Names of the moments that the class overrides: a step asks nobody else."""
+    alike = False
+    """Ranks are held against each other at the same steps, so that no rank slows it down on its own."""
 
     watch: Probes
     """All probes of the loop; set when it is attached."""
@@ -140,6 +142,8 @@ class Probes:
         self.in_forward: Callable[[], bool] = lambda: False
         """Whether a module that runs now runs in the training's own forward pass: not in an evaluation, a landscape
         sample, or activation checkpointing's second pass. Set by the loop."""
+        self.in_backward: Callable[[], bool] = lambda: False
+        """Whether a backward pass that runs now is the training's own. Set by the loop."""
         self.on_arm: Callable[[int], None] = lambda _steps: None
         """Told for how many steps the probes are armed: what was measured just before is worth keeping, too."""
         self.loss_scale: Callable[[], float | Tensor] = lambda: 1.0
@@ -161,6 +165,11 @@ class Probes:
     def since_start(self) -> int:
         """Which step of this attempt it is, from 1."""
         return self._step - self._start_step
+
+    @property
+    def elapsed_ns(self) -> int:
+        """Host time since the step before ended."""
+        return self._clock.elapsed_ns()
 
     @property
     def armed(self) -> bool:

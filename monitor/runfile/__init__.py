@@ -4,6 +4,8 @@ from monitor.runfile.downsample import HeatReduced as HeatReduced
 from monitor.runfile.downsample import Reduced as Reduced
 from monitor.runfile.downsample import heat as heat
 from monitor.runfile.downsample import min_max as min_max
+from monitor.runfile.ranks import RankTable as RankTable
+from monitor.runfile.ranks import rank_table as rank_table
 from monitor.runfile.reader import Attempt as Attempt
 from monitor.runfile.reader import Checkpoint as Checkpoint
 from monitor.runfile.reader import Event as Event

@@ -39,6 +39,17 @@ def test_one_flipped_bit_changes_it(data: st.DataObject) -> None:
     assert _checksum(model) != before
 
 
+def test_it_survives_the_way_from_a_device_in_float32() -> None:
+    reading = Checksum(layer_table(PROBLEMS[0].made())).end_step()
+    assert reading is not None
+    exact, packed = (
+        reading.decode([t.to(kind).numpy() for t in reading.tensors]) for kind in (torch.int64, torch.float32)
+    )
+    assert exact.scalars == packed.scalars
+    for one, other in zip(exact.layers["parameter_checksum"], packed.layers["parameter_checksum"], strict=True):
+        assert (one == other).all()
+
+
 def test_tensors_that_change_places_are_told_apart() -> None:
     model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
     swapped = nn.Sequential(model[1], model[0])

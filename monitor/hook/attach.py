@@ -43,6 +43,7 @@ from monitor.guard import contained
 from monitor.hook.detail import Detail, checked, default_probes
 from monitor.hook.flops import Flops
 from monitor.hook.handle import Monitor
+from monitor.hook.local_gradients import why_absent
 from monitor.hook.probe import Probe
 from monitor.hook.ranks import agree, environment, rank_and_world, stages, together
 from monitor.runfile import format as fmt
@@ -155,6 +156,9 @@ def attach(
     sentence = stages(model, world_size)
     if sentence is not None:
         monitor.event("note", text=sentence)
+    absent = why_absent(model) if detail != "norms" else None
+    if absent is not None:
+        monitor.event("note", text=f"gradient norms from before the reduction over ranks are absent: {absent}")
     return monitor
 
 

@@ -10,13 +10,16 @@ from torch import nn
 
 from monitor.hook.adam import AdamFloor, AdamRms, leading_rows
 from monitor.hook.checksum import Checksum
+from monitor.hook.communication import Communication
 from monitor.hook.directions import Directions
 from monitor.hook.early_signs import EarlySigns
 from monitor.hook.gradient_values import GradientValues
 from monitor.hook.layers import layer_table
+from monitor.hook.local_gradients import local_probe
 from monitor.hook.modules import module_probes
 from monitor.hook.noise_scale import NoiseScale
 from monitor.hook.probe import Probe
+from monitor.hook.ranks import ddp_of
 from monitor.hook.unmoved import Gradientless, Unmoved
 from monitor.hook.updates import Updates
 
@@ -48,6 +51,8 @@ def default_probes(
     full = detail == "full"
     table = layer_table(model)
     unmoved = Unmoved(table)
+    ddp = ddp_of(model)
+    local = local_probe(model, table) if world_size > 1 else None
     probes: list[Probe] = [
         GradientValues(table, optimizers, count_nonfinite=full),
         Gradientless(table, optimizers),
@@ -57,7 +62,9 @@ def default_probes(
         AdamRms(table, leading_rows(model, table)),
         AdamFloor(table),
         *module_probes(model, world_size),
-        NoiseScale(table, model),
+        *([local] if local is not None else []),
+        *([Communication(ddp)] if ddp is not None else []),
+        NoiseScale(table, model, local),
         *([Checksum(table)] if world_size > 1 else []),
         EarlySigns(),
     ]

@@ -99,6 +99,7 @@ class Loop:
         self.device: DeviceClock | None = None  # while the model is on a CUDA device
         self.probes = probes
         probes.in_forward = self.in_forward
+        probes.in_backward = self.in_backward
         probes.loss_scale = self._scale
         self.gradients = Gradients(table, optimizers, clock, tell)
         self.scaler = scaler
@@ -215,6 +216,10 @@ class Loop:
         """Whether a module's forward that runs now is part of the training step: not an evaluation, not a landscape
         sample, not activation checkpointing's second pass within backward."""
         return self.begun and not self._backward_depth and self._mine()
+
+    def in_backward(self) -> bool:
+        """Whether a gradient that arrives now is one of the training step."""
+        return self._backward_depth > 0 and self._mine()
 
     def _begin(self) -> None:
         if not self.begun:

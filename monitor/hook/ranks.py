@@ -29,6 +29,13 @@ def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     return dist.is_available() and isinstance(tensor, DTensor)
 
 
+def ddp_of(model: nn.Module) -> nn.parallel.DistributedDataParallel | None:
+    """The DistributedDataParallel that ``model`` is or holds, under torch.compile for example; None without or with
+    several of them."""
+    found = [module for module in model.modules() if isinstance(module, nn.parallel.DistributedDataParallel)]
+    return found[0] if len(found) == 1 else None
+
+
 def rank_and_world(rank: int | None, world_size: int | None) -> tuple[int, int]:
     """What was given, else what torch.distributed says, else what the launcher's environment says, else 0 of 1."""
     if together():
@@ -67,8 +74,11 @@ def stages(model: nn.Module, world_size: int) -> str | None:
     """A sentence for the run on what its numbers mean across ranks; None in a run of one process."""
     if world_size == 1:
         return None
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        gradients = "gradients are averaged over the ranks by DistributedDataParallel before they are measured"
+    if ddp_of(model) is not None:
+        gradients = (
+            "gradients are averaged over the ranks by DistributedDataParallel before they are measured, "
+            "grad_norm_local aside"
+        )
     elif any(is_sharded(parameter) for parameter in model.parameters()):
         gradients = (
             "parameters are sharded over the ranks (DTensor): gradient norms are those of the whole gradients, "

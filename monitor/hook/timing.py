@@ -53,6 +53,10 @@ class StepClock:
         self._spent[meaning] += self._spent[GAP]
         self._spent[GAP] = 0
 
+    def elapsed_ns(self) -> int:
+        """Since the step began, at the end of the one before."""
+        return sum(self._spent.values()) + self._now() - self._since
+
     def restart(self) -> None:
         """Forget everything and begin a step now."""
         self._spent = dict.fromkeys(self._spent, 0)

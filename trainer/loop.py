@@ -172,7 +172,7 @@ def training_step(session: Session, mon: Any, display: Display) -> None:
     loss_sum = torch.zeros((), device=parallel.device)
     for index, batch in enumerate(micro_batches):
         batch = batch.to(parallel.device)
-        with parallel.accumulating(model, last=index == len(micro_batches) - 1):
+        with parallel.accumulating(model, last=index == len(micro_batches) - 1 and not faults.unreduced):
             with session.precision.autocast():
                 micro_loss = session.task.loss(model, batch)
             # Every token of the step weighs the same, however they fall into micro-batches and ranks. DDP averages
@@ -183,10 +183,11 @@ def training_step(session: Session, mon: Any, display: Display) -> None:
     grad_norm = None
     if config.clip.max_norm is not None:
         scaler.unscale_(optimizer)
-        grad_norm = mon.clip_grad_norm_(config.clip.max_norm)
+        grad_norm = mon.clip_grad_norm_(faults.clip_limit(config.clip.max_norm))
+    faults.before_update(optimizer)
     scaler.step(optimizer)  # fp16: left out when a gradient overflowed
     scaler.update()
-    faults.after_update()
+    faults.after_update(optimizer)
     if not faults.keep_gradients:
         optimizer.zero_grad(set_to_none=True)
 
@@ -273,7 +274,7 @@ def build_session(config: TrainConfig, parallel: Parallel) -> Session:
     _seed(config.seed)
     task = build_task(config)
     model = task.build_model().to(parallel.device)
-    faults = Faults(config.fault, model)
+    faults = Faults(config.fault, model, parallel.rank)
     precision = build_precision(config.precision, parallel.device)
     state = checkpoint.State(
         model, build_optimizer(model, config.optimizer), precision.scaler, EpochSampler(task.train_size, config.seed)

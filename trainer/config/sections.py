@@ -259,13 +259,32 @@ class MonitorConfig(Section):
 
 FaultKind = Literal[
     "lr_factor",
+    "no_clipping",
+    "skip_zero_grad",
+    "unreduced",
     "grad_factor",
+    "nan_gradient",
+    "fp16_overflow",
+    "heavy_tails",
     "weight_scale",
+    "weight_shift",
+    "qk_scale",
+    "replaced_parameter",
+    "weight_decay_factor",
+    "second_moment_factor",
+    "lost_optimizer_state",
     "repeated_token",
     "random_bytes",
     "shuffled_labels",
+    "input_scale",
+    "repeated_batch",
     "nan_activation",
-    "skip_zero_grad",
+    "activation_factor",
+    "double_softmax",
+    "eval_mode",
+    "tensor_leak",
+    "slow_data",
+    "slow_layer",
 ]
 
 
@@ -279,8 +298,13 @@ class FaultConfig(Section):
         default=1.0,
         description="Strength, dimensionless: what a learning rate, a gradient or a weight is multiplied by, per step.",
     )
+    offset: float = Field(default=0.0, description="What is added to a weight or an input, in its unit.")
+    seconds: float = Field(default=0.0, ge=0, le=3600, description="How long something slow takes longer, in seconds.")
     layer: str | None = Field(
         default=None, description="Part of a module's or parameter's name; none takes the middle of the model."
+    )
+    rank: int | None = Field(
+        default=None, ge=0, description="The process that makes the mistake; none means every process."
     )
 
 
@@ -341,6 +365,10 @@ class TrainConfig(Section):
             raise ValueError(
                 f"model.d_model = {self.model.d_model} is not a multiple of model.n_head = {self.model.n_head}; "
                 f"nearest that fits: {nearest_multiple(self.model.d_model, self.model.n_head)}"
+            )
+        if self.parallel.processes > 1 and any(fault.kind == "replaced_parameter" for fault in self.fault):
+            raise ValueError(
+                "fault.kind = replaced_parameter needs parallel.processes = 1: DDP itself would refuse the step"
             )
         pieces = self.grad_accum_steps * self.parallel.processes
         if self.batch_size % pieces:

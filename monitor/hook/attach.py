@@ -73,6 +73,7 @@ def attach(
     layer_budget_bytes: int | None = None,
     flops: bool = False,
     peak_flops: float | None = None,
+    on_sigterm: bool = True,
 ) -> Monitor:
     """Measure the training of ``model`` by ``optimizer`` into a run.
 
@@ -104,6 +105,8 @@ def attach(
         flops: count the operations of a step, once for each of the first input shapes: a copy of the model without
             memory runs forward and backward. Gives TFLOP/s and, where the device's peak is known, its share (MFU).
         peak_flops: operations per second that one device can do at most, where that is not known; implies ``flops``.
+        on_sigterm: where the process has no handler for SIGTERM, write the last steps and their random states before
+            it dies of it; five seconds at most, with the exit status that it would have had.
 
     Raises:
         RunError: the run cannot be made, found or written. Every rank raises it.
@@ -151,7 +154,7 @@ def attach(
         model, optimizers, writer, Path(run_dir), attempt,
         rank=rank, world_size=world_size, scaler=scaler, planned_steps=planned_steps, tokens_per_step=tokens_per_step,
         start_step=start_step, start_tokens=start_tokens, landscape_every=landscape_every, budget=budget,
-        probes=probes,
+        probes=probes, on_sigterm=on_sigterm,
     )  # fmt: skip
     sentence = stages(model, world_size)
     if sentence is not None:

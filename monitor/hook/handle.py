@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import signal as signals
 import statistics
 import sys
 import time
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from monitor.guard import contained
-from monitor.hook import observe
+from monitor.hook import observe, sigterm
 from monitor.hook.background import Background
 from monitor.hook.budget import Budget
 from monitor.hook.inputs import SAMPLES_SEEN
@@ -69,6 +70,7 @@ class Monitor:
         clock: StepClock | None = None,
         wall: Callable[[], float] = time.time,
         background: bool = True,
+        on_sigterm: bool = False,
     ) -> None:
         self.run_dir = run_dir
         self.attempt = attempt
@@ -117,6 +119,9 @@ class Monitor:
         sampler = SystemSampler(writer, event=self.event)
         self._background = Background(self._rows, sampler, self._beat) if background else None
         atexit.register(self._close_at_exit)
+        if on_sigterm:
+            with contained("the last steps before SIGTERM"):
+                sigterm.watch(self._terminated)
 
     # What the loop calls ---------------------------------------------------------------------------------------------
 
@@ -281,6 +286,7 @@ class Monitor:
             return
         self.remove()
         atexit.unregister(self._close_at_exit)
+        sigterm.unwatch(self._terminated)
         if outcome == "crashed" or signal is not None:
             with contained("the last steps in full"):
                 self._recorder.freeze(outcome if signal is None else f"signal {signal}", at_end=True)
@@ -300,6 +306,25 @@ class Monitor:
                     self.run_dir, self.attempt, outcome=outcome, step=self.step_number,
                     reason=reason, signal=signal, traceback="".join(lines).splitlines()[-TRACEBACK_LINES:],
                 )  # fmt: skip
+
+    def _terminated(self) -> None:
+        """SIGTERM has come, and nobody handles it: write what is in memory. In a thread of its own, and not for long.
+
+        Rows last: they may wait for a device that hangs.
+        """
+        number = int(signals.SIGTERM)
+        with contained("the last steps in full"):
+            self._recorder.freeze(f"signal {number}", at_end=True)
+            self._writer.keep_dense(0)
+        with contained("the end of the run"):
+            reason = "SIGTERM, and the loop has no handler for it"
+            write_exit(
+                self.run_dir, self.attempt, outcome="stopped", step=self.step_number, reason=reason, signal=number
+            )
+        with contained("rows of the run"):
+            self._writer.flush()
+            self._rows.drain()
+            self._writer.flush()
 
     def __enter__(self) -> Monitor:
         if not self._loop.begun:

@@ -79,7 +79,7 @@ class GradiometerCallback(Callback):
             planned_steps=int(planned) if 0 < planned < float("inf") else None,
             start_step=trainer.global_step,
             scaler=getattr(trainer.precision_plugin, "scaler", None),
-            **options,
+            **{"on_sigterm": False, **options},  # Lightning has its own handler, where it finds no other
         )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -24,6 +24,7 @@ from app.text import plain
 from monitor.errors import GradiometerError, RunError
 
 if TYPE_CHECKING:
+    from app.foreign import Read
     from monitor.runfile.store import RunSummary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -107,7 +108,12 @@ def train(
 
 @cli.command()
 def doctor(
-    path: RunArgument,
+    path: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="A run directory, the id of a run, or a log of another tool (see `import`)."
+        ),
+    ],
     runs: RunsFolder = Path("runs"),
     as_json: AsJson = False,
     fail_on: Annotated[Level, typer.Option(help="Lowest severity that makes the exit status 1.")] = Level.WARNING,
@@ -117,10 +123,14 @@ def doctor(
     Exit status: 0 no finding at or above --fail-on, 1 there is one, 2 the run cannot be read. Damage in the run's files
     is told on standard error; the report is about what could be read.
     """
+    from app.foreign import diagnose_foreign, is_foreign
     from monitor.diagnosis.engine import diagnose
     from monitor.runfile.reader import open_run
 
-    run = _or_exit(lambda: open_run(_run_path(path, runs)))
+    place = _run_path(path, runs)
+    if is_foreign(place):
+        _tell_foreign(_or_exit(lambda: diagnose_foreign(place)), as_json, fail_on)
+    run = _or_exit(lambda: open_run(place))
     report = _or_exit(lambda: diagnose(run))
     for problem in run.problems:
         print(f"not read: {plain(problem)}", file=sys.stderr)
@@ -129,6 +139,46 @@ def doctor(
     else:
         print(report.to_text())
     raise typer.Exit(1 if report.at_least(fail_on.value) else 0)
+
+
+def _tell_foreign(found: list[Read], as_json: bool, fail_on: Level) -> NoReturn:
+    """Each training's report; as JSON one object, or several under ``runs``."""
+    from app.foreign import told
+
+    for one in found:
+        for problem in one.problems:
+            print(f"not read: {plain(problem)}", file=sys.stderr)
+    if as_json:
+        reports = [one.to_dict() for one in found]
+        answer = reports[0] if len(reports) == 1 else {"version": reports[0]["version"], "runs": reports}
+        print(json.dumps(answer, indent=2, allow_nan=False))
+    else:
+        shown = None
+        for one in found:
+            if one.taken is not shown:
+                print(told(one.taken))
+            shown = one.taken
+            print(f"\n{one.report.to_text()}")
+    raise typer.Exit(1 if any(one.report.at_least(fail_on.value) for one in found) else 0)
+
+
+@cli.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="A file or folder that another tool wrote.")],
+    runs: RunsFolder = Path("runs"),
+) -> None:
+    """Make runs of other tools' logs: TensorBoard, Hugging Face, Lightning, Keras, YOLO, W&B, Trackio, CSV, text.
+
+    What a file is shows by its content; a folder is searched. Importing again adds what is new.
+    """
+    from app.foreign import told
+    from monitor.importers import import_path
+
+    for taken in _or_exit(lambda: import_path(source, runs)):
+        print(told(taken))
+        for run in taken.runs:
+            print(f"  run: {run}")
+        print(f"  {taken.rows:,} rows written" if taken.rows else "  nothing new since it was imported")
 
 
 class RunsCommand(TyperCommand):

@@ -17,6 +17,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "monitor.errors": (),
     "monitor.guard": ("monitor.errors",),
     "monitor.runfile": ("monitor.signals", "monitor.errors", "monitor.guard", "monitor.runfile"),
+    "monitor.importers": ("monitor.signals", "monitor.errors", "monitor.runfile", "monitor.importers"),
     "monitor.diagnosis": ("monitor.signals", "monitor.errors", "monitor.runfile", "monitor.diagnosis"),
     "monitor.landscape": ("monitor.signals", "monitor.errors", "monitor.guard", "monitor.landscape"),
     "monitor.hook": (
@@ -43,6 +44,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "monitor.errors",
         "monitor.runfile",
         "monitor.diagnosis",
+        "monitor.importers",
         "trainer.config",
         "trainer.launch",
         "app",
@@ -59,6 +61,7 @@ WITHOUT_TORCH = (
     "monitor.runfile.writer",
     "monitor.runfile.store",
     "monitor.diagnosis.engine",
+    "monitor.importers",
     "trainer.config",
     "trainer.launch",
     "app.cli",

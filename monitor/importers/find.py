@@ -1,0 +1,215 @@
+"""What a file is, by its content; and which logs lie in a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from monitor.errors import RunError
+from monitor.importers import trackio_db, wandb_file
+from monitor.importers.json_files import read_json_lines, read_records, read_trainer_state
+from monitor.importers.lines import encoding_of
+from monitor.importers.rows import Account, Row, Source
+from monitor.importers.tables import delimiter_of, read_table
+from monitor.importers.tensorboard import is_events, read_events
+from monitor.importers.text import read_log
+from monitor.runfile import format as fmt
+
+ACCEPTED = (
+    "TensorBoard event files, Hugging Face trainer_state.json, CSV, JSON lines, W&B .wandb files, Trackio databases, "
+    "and text logs with lines such as 'step 10: loss 2.3'"
+)
+HEAD_BYTES = 1 << 16
+MOST_FILES = 10_000
+MOST_FOLDERS_DEEP = 8
+_LOGS = frozenset((
+    ".log", ".txt", ".out", ".err", ".stdout", ".stderr", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".db",
+    ".sqlite", ".wandb", ".parquet",
+))  # fmt: skip
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_WRITTEN = re.compile(r"tfevents\.(\d+)")
+_SKIPPED = frozenset(("package.json", "requirements.txt", "readme.txt", "license.txt", "vocab.txt", "merges.txt"))
+
+
+def find_sources(path: str | os.PathLike[str]) -> list[Source]:
+    """The training logs in a file or, by folders and names, in a folder; links are not followed.
+
+    Raises:
+        RunError: nothing is there, or nothing that is a log; the message says what would be.
+    """
+    place = Path(path)
+    if place.is_dir():
+        found = _folder(place)
+        if not found:
+            raise RunError(f"{place}: no training log in this folder. Accepted: {ACCEPTED}.")
+        return found
+    try:
+        return _file(place, whole=True)
+    except FileNotFoundError:
+        raise RunError(f"{place}: no such file or folder.") from None
+
+
+def _folder(folder: Path) -> list[Source]:
+    """Event files make one source per folder; of the checkpoints of one training only the last state counts."""
+    sources: list[Source] = []
+    events: dict[Path, list[Path]] = {}
+    states: dict[Path, list[Path]] = {}
+    count = 0
+    for place, folders, files in os.walk(folder):
+        if len(Path(place).relative_to(folder).parts) >= MOST_FOLDERS_DEEP:
+            folders.clear()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        if fmt.RUN_FILE in files and fmt.ATTEMPTS_DIR in folders:
+            folders.clear()  # a run directory of ours is read as such
+            continue
+        for name in sorted(files):
+            file = Path(place) / name
+            count += 1
+            if count > MOST_FILES:
+                raise RunError(f"{folder}: more than {MOST_FILES:,} files. Name a folder further down.")
+            if file.is_symlink() or not file.is_file() or name.startswith(".") or name.lower() in _SKIPPED:
+                continue
+            if "tfevents" in name and is_events(_head(file)):
+                events.setdefault(file.parent, []).append(file)
+            elif name == "trainer_state.json":
+                inside = _CHECKPOINT.fullmatch(file.parent.name)
+                states.setdefault(file.parent.parent if inside else file.parent, []).append(file)
+            elif file.suffix.lower() in _LOGS:
+                sources += _file(file, whole=False)
+    sources += [_events(place, files) for place, files in events.items()]
+    sources += [_state(max(files, key=_checkpoint)) for files in states.values()]
+    return sorted(sources, key=lambda source: (str(source.path), source.inner))
+
+
+def _checkpoint(file: Path) -> tuple[bool, int]:
+    match = _CHECKPOINT.fullmatch(file.parent.name)
+    return match is None, int(match[1]) if match and len(match[1]) < 18 else 0
+
+
+def _file(path: Path, whole: bool) -> list[Source]:
+    """The sources in one file.
+
+    Args:
+        whole: the user named this very file, so that one that is no log is an error; else it is [].
+    """
+    head = _head(path)
+    try:
+        if head.startswith(trackio_db.MAGIC):
+            return _runs(path, "Trackio", trackio_db.database_runs(path), trackio_db.read_database, whole)
+        if head.startswith(trackio_db.PARQUET_MAGIC):
+            return _runs(path, "parquet", trackio_db.parquet_runs(path), trackio_db.read_parquet, whole)
+    except RunError:
+        if whole:
+            raise
+        return []
+    if head.startswith(wandb_file.MAGIC):
+        return [_source("W&B", path, partial(wandb_file.read_wandb, path))]
+    if is_events(head):
+        return [_events(path, [path])]
+    text = head.decode(encoding_of(head), "replace").lstrip("\ufeff")
+    if text.count("\x00") > len(text) // 100:
+        if whole:
+            raise RunError(f"{path}: a binary file of an unknown kind. Accepted: {ACCEPTED}.")
+        return []
+    if not text.strip():
+        if whole:
+            raise RunError(f"{path}: an empty file. Accepted: {ACCEPTED}.")
+        return []
+    return [_text(path, text)]
+
+
+def _text(path: Path, head: str) -> Source:
+    start = head.lstrip()
+    lines = [line for line in start[:HEAD_BYTES].splitlines() if line.strip()]
+    if start.startswith("{") and (path.name == "trainer_state.json" or '"log_history"' in head):
+        return _state(path)
+    first = _object(lines[0]) if start.startswith("{") else None
+    if first and not all(isinstance(value, list) for value in first.values()):
+        return _source("JSON lines", path, partial(read_json_lines, path))
+    if first or start.startswith("[{") or (start.startswith(("{", "[")) and path.suffix.lower() == ".json"):
+        return _source("JSON", path, partial(read_records, path))
+    delimiter = delimiter_of(lines[:4]) if len(lines) > 1 else None
+    if delimiter is None and path.suffix.lower() in (".csv", ".tsv"):
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    if delimiter is not None:
+        return _source("CSV", path, partial(read_table, path, delimiter))
+    return _source("text log", path, partial(read_log, path))
+
+
+def _object(line: str) -> dict[str, object] | None:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _state(path: Path) -> Source:
+    return _source("Hugging Face trainer_state.json", path, partial(read_trainer_state, path))
+
+
+def _events(place: Path, files: list[Path]) -> Source:
+    """Event files of one folder, by the second that they were begun in."""
+    files = sorted(files, key=lambda file: (_begun(file), file.name))
+    read = partial(read_events, files)
+    return Source("TensorBoard", place, _name(place), read, partial(_fingerprint, files[0]), resumes=True)
+
+
+def _begun(file: Path) -> int:
+    match = _WRITTEN.search(file.name)
+    return int(match[1]) if match and len(match[1]) < 18 else 0
+
+
+def _runs(
+    path: Path, kind: str, runs: list[tuple[str, str]], read: Callable[[Path, str, Account], Iterator[Row]], whole: bool
+) -> list[Source]:
+    if not runs and whole:
+        raise RunError(f"{path}: a database without a table of metrics as Trackio makes it. Accepted: {ACCEPTED}.")
+
+    def same(key: str, _size: int | None) -> tuple[int, str]:
+        return 0, key  # pages change as it grows; its run does not
+
+    return [
+        Source(
+            kind,
+            path,
+            f"{path.stem}-{name}" if name else _name(path),
+            partial(read, path, key),
+            partial(same, key),
+            key,
+        )
+        for key, name in runs
+    ]
+
+
+def _source(kind: str, path: Path, read: Callable[[Account], Iterator[Row]]) -> Source:
+    return Source(kind, path, _name(path), read, partial(_fingerprint, path))
+
+
+def _name(path: Path) -> str:
+    """``folder-file``: many logs are called train.log."""
+    path = path.absolute()
+    stem = path.stem if path.suffix.lower() in _LOGS else path.name
+    return "-".join(part for part in (path.parent.name, stem) if part)
+
+
+def _head(path: Path) -> bytes:
+    """The beginning of a file.
+
+    Raises:
+        RunError: a link, no regular file, or no permission.
+    """
+    with os.fdopen(fmt.open_inside(path), "rb") as file:
+        return file.read(HEAD_BYTES)
+
+
+def _fingerprint(path: Path, size: int | None) -> tuple[int, str]:
+    """How many bytes the file begins with (at most 64 KiB, or ``size``), and their hash."""
+    head = _head(path)
+    head = head if size is None else head[:size]
+    return len(head), hashlib.sha256(head).hexdigest()[:32]

@@ -1,0 +1,98 @@
+"""Tables as text: CSV loggers of Lightning and Keras, Ultralytics' results.csv, exports of W&B and TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from monitor.importers.lines import read_lines
+from monitor.importers.rows import MAX_NAME, Account, Row, number_of
+from monitor.runfile.format import MAX_COLUMNS
+
+LONGEST_LINE = 1 << 24
+_TIMES = ("wall time", "wall_time", "timestamp", "_timestamp")
+YOLO_LOSSES = ("train/box_loss", "train/cls_loss", "train/dfl_loss")
+
+
+def delimiter_of(lines: list[str]) -> str | None:
+    """The delimiter of a table that begins with these lines (a header, then at least one row); None for other text."""
+    lines = [line for line in lines if line.strip()]
+    if len(lines) < 2:
+        return None
+    for delimiter in ",\t;":
+        header, *rows = (line.count(delimiter) for line in lines)
+        if not header or any(count != header for count in rows[:3]):
+            continue
+        names = _cells(lines[0], delimiter)
+        cells = _cells(lines[1], delimiter)
+        if _named(names) and any(number_of(cell) is not None for cell in cells) and len(names) == len(cells):
+            return delimiter
+    return None
+
+
+def _named(names: list[str]) -> bool:
+    named = [name for name in names if name.strip()]
+    return bool(named) and all(len(name) <= MAX_NAME and number_of(name) is None for name in named)
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    try:
+        return next(csv.reader([line], delimiter=delimiter), [])
+    except csv.Error:
+        return []
+
+
+def read_table(path: Path, delimiter: str, account: Account) -> Iterator[Row]:
+    """A row per line of numbers. A header that comes again begins a further file in the same one."""
+    lines = (line for line in read_lines(path, account, LONGEST_LINE) if line.strip())
+    names: dict[int, str] = {}
+    header: list[str] = []
+    fresh = False
+    for line in lines:
+        cells = _cells(line, delimiter)
+        if not header or (cells and _named(cells) and len(cells) > 1):
+            fresh, header = bool(header), cells
+            names = _names(path, cells, account)
+            continue
+        if len(cells) != len(header):
+            account.say("ragged", f"{path}: a line has {len(cells)} fields where the header has {len(header)}.")
+        values: dict[str, float] = {}
+        time: float | None = None
+        for column, name in names.items():
+            number = number_of(cells[column]) if column < len(cells) else None
+            if number is None:
+                continue
+            if name.lower() in _TIMES and number > 1e9:
+                time = number / 1000 if number > 1e11 else number
+            else:
+                values[name] = number
+        if values:
+            _total(values, account)
+            yield Row(None, time, values, fresh=fresh)
+            fresh = False
+
+
+def _names(path: Path, cells: list[str], account: Account) -> dict[int, str]:
+    names: dict[int, str] = {}
+    for column, cell in enumerate(cells):
+        name = cell.strip().lstrip("\ufeff")[:MAX_NAME]
+        if name.lower() == "value":  # TensorBoard's export of one curve: the file is named after it
+            name = path.stem.rpartition("-tag-")[2].replace("_", "/", 1) if "-tag-" in path.stem else path.stem
+        if name and not name.endswith(("__MIN", "__MAX")):  # W&B's export repeats the value in these
+            names[column] = name
+        if len(names) == MAX_COLUMNS:
+            account.say("columns", f"{path}: {len(cells):,} columns; the first {MAX_COLUMNS:,} are read.")
+            break
+    return names
+
+
+def _total(values: dict[str, float], account: Account) -> None:
+    """Ultralytics logs the parts of its loss, already weighted, and not their sum."""
+    if YOLO_LOSSES[0] not in values or "train/loss" in values:
+        return
+    for kind in ("train", "val"):
+        parts = [values[name] for part in YOLO_LOSSES if (name := part.replace("train", kind)) in values]
+        if parts:
+            values[f"{kind}/loss"] = sum(parts)
+            account.origins[f"{kind}/loss"] = f"sum of {kind}/box_loss, cls_loss and dfl_loss"

@@ -1,0 +1,266 @@
+"""Logs made for people: any line of ``key value``, ``key=value`` or ``key: value``, whoever printed it.
+
+Known by their own lines: nanoGPT, llm.c, Megatron-LM, torchtitan, fairseq, DeepSpeed, Hugging Face's printed dicts,
+Keras, timm, mmengine, tqdm's bars. Numbers are found first; what stands before each is its name.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from monitor.importers.lines import plain, read_lines
+from monitor.importers.rows import Account, Row, number_of, step_of
+
+LONGEST_METRICS = 1 << 14
+"""Characters of a line with metrics; longer ones are data that was printed. Our judgement."""
+
+_HINT = re.compile(r"loss|step|iter|epoch|update|trl:|tel:|eval:|train |val |hella|\d/\d|perplexity|ppl", re.I)
+_STAMP = re.compile(
+    r"(?P<date>\d{4}[-/]\d\d[-/]\d\d)[ T_](?P<time>\d\d:\d\d:\d\d)(?:[.,](?P<part>\d{1,6}))?(?P<zone>Z|[+-]\d\d:?\d\d)?"
+)
+_CLOCK = re.compile(r"(?<![\w.])(?:\d+ days?, ?)?\d{1,3}:\d\d(?::\d\d(?:\.\d+)?)?(?![\w.:])")
+_DATE = re.compile(r"\d{4}[-/]\d\d[-/]\d\d")
+_RANK = re.compile(r"\[(?:default|rank|Rank ?|RANK ?|GPU ?)(\d+)\]|\brank[ =:]{1,2}(\d+)\b|^(\d{1,4}): (?=\D)")
+_NUMBER = re.compile(
+    r"(?<![\w.@/\\-])"
+    r"(?P<number>[-+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d,])|(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?|nan|inf(?:inity)?))"
+    r"(?P<unit>(?: ?(?:ms|us|µs|sec|GiB|MiB|GB|MB|%)|s|it/s|k|m|b|g)(?![\w/]))?"
+    r"(?![\w]|\.\d|:\d|-\d)"
+    r"(?:\s*/\s*(?P<total>\d+)(?![\w.]))?",
+    re.I,
+)
+_CUT = re.compile(r"[,;|\t\[{(]|\s{2,}|\s-\s|>|[:=](?=.)")
+_SHELL = re.compile(r"(?:tensor|array|(?:np|numpy)\.float\d+|float\d*)\(?\[?$")
+_AFTER = re.compile(r"\s*(?:(?P<percent>%)\s*)?(?P<name>[A-Za-z][\w/ ]{0,24}?)\s*(?:\||$)")
+_KEY = re.compile(r"[A-Za-z_@#][^\s\"']*(?: [^\s\"']+){0,5}")
+_BARE = re.compile(r"^(\d+) (train|val|hella\w*) ([-+.\deE]+|nan|inf)$")
+_BAR = re.compile(r"^\s*\d+%\|[^|]*\|\s*(\d+)/(\d+) \[")
+_VALIDATION = re.compile(r"\b(?:valid|validation|val|eval|evaluation|evaluating|test|testing|dev)\b", re.I)
+_LOSS = re.compile(r"loss|perplexity|\bppl\b|reward|accuracy|\bacc\b", re.I)
+_NOT_A_LOSS = re.compile(r"loss[_ ](?:scale|weight|fn|type|coef|lambda|func)", re.I)
+_STEPS = (
+    "num_updates",
+    "global_step",
+    "global_steps",
+    "step",
+    "steps",
+    "iteration",
+    "iterations",
+    "iter",
+    "it",
+    "update",
+    "s",
+)
+_SPLIT = re.compile(r"^(?:train|valid)_|\((?:train|val|test)\)$")
+_PROSE = frozenset((
+    "in", "to", "of", "at", "for", "with", "from", "by", "than", "after", "on", "is", "are", "took", "and", "or", "the",
+    "a", "an", "be", "as", "was",
+))  # fmt: skip
+_LEFT_OUT = frozenset(("v_num", "eta", "pid", "rank", "seed"))
+_SCALES = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9}
+_PLACE = re.compile(r"\b[\w/]+\.(?:py|cpp|cc|cu):\d+|\b(?:cuda|npu|xpu|xla|mps):\d+")
+"""Where in the code, or on which device: numbers that measure nothing."""
+_ERROR = re.compile(r"^(?:[\w.]*(?:Error|Exception|Interrupt)\b.*)")
+
+
+def read_log(path: Path, account: Account) -> Iterator[Row]:
+    """A row per line with metrics. Lines of other ranks than the first are left out, and it is said."""
+    reader = _Log(path, account)
+    for line in read_lines(path, account):
+        for part in line.split("\x08") if "\x08" in line else (line,):
+            row = reader.line(plain(part))
+            if row is not None:
+                yield row
+    reader.end()
+
+
+class _Log:
+    """What the lines so far say of those to come: epoch, progress, rank."""
+
+    def __init__(self, path: Path, account: Account) -> None:
+        self._path, self._account = path, account
+        self._epoch: int | None = None
+        self._first_epoch: int | None = None
+        self._bar: tuple[int, int] | None = None
+        self._rank: str | None = None
+        self._step: int | None = None
+        self._error: str | None = None
+        self._traceback = False
+
+    def line(self, line: str) -> Row | None:
+        if "Traceback (most recent call last)" in line:
+            self._traceback = True
+        elif self._traceback and (match := _ERROR.match(line)):
+            self._error, self._traceback = match[0][:300], False
+        if not _HINT.search(line):
+            return None
+        if len(line) > LONGEST_METRICS:
+            self._account.say("printed", f"{self._path}: a line of {len(line):,} characters is not taken for metrics.")
+            return None
+        if (bar := _BAR.match(line)) and "=" not in line[bar.end() :]:
+            self._progress(int(bar[1]), int(bar[2]))
+            if not _LOSS.search(line):
+                return None
+        if self._is_other_rank(line):
+            return None
+        time, text = _without_times(line)
+        if match := _BARE.match(text.strip()):
+            return self._row(
+                int(match[1]), time, {f"{match[2]} loss" if match[2] != "hella" else "hella": float(match[3])}
+            )
+        return self._metrics(text, time)
+
+    def end(self) -> None:
+        """Say how the log ends."""
+        if self._error is not None:
+            self._account.outcome, self._account.reason = "crashed", f"The log ends with: {self._error}"
+
+    def _progress(self, done: int, total: int) -> None:
+        if self._bar is None or total >= self._bar[1]:
+            self._bar = (done, total)
+
+    def _is_other_rank(self, line: str) -> bool:
+        match = _RANK.search(line[:200])
+        if match is None:
+            return False
+        rank = next(group for group in match.groups() if group is not None)
+        if self._rank is None:
+            self._rank = rank
+        if rank == self._rank:
+            return False
+        self._account.say("rank", f"lines of other ranks than {self._rank} are left out.")
+        return True
+
+    def _metrics(self, text: str, time: float | None) -> Row | None:
+        pairs, fraction, rest = _pairs(text)
+        values: dict[str, float] = {}
+        steps: dict[str, int] = {}
+        epoch: int | None = None
+        inside: tuple[int, int] | None = fraction
+        for name, (value, total) in pairs.items():
+            word = _SPLIT.sub("", name.lower())
+            whole = step_of(value)
+            if word in _STEPS and whole is not None:
+                if word == "s" and not text.lstrip().startswith("s:"):
+                    continue
+                steps[word] = whole
+                if total and total > 1 and word != "s":
+                    self._account.planned_steps = max(self._account.planned_steps or 0, total)
+            elif word in ("epoch", "epochs", "ep") or (word == "train" and inside and whole is not None):
+                epoch = int(value) if whole is not None else epoch
+                values["epoch"] = value
+            elif word not in _LEFT_OUT:
+                values[name] = value / total if total else value
+        if epoch is not None:
+            self._epoch = epoch
+            self._first_epoch = epoch if self._first_epoch is None else self._first_epoch
+        metrics = {name: value for name, value in values.items() if name != "epoch"}
+        told = bool(steps) or epoch is not None or inside is not None
+        is_loss = any(_LOSS.search(name) and not _NOT_A_LOSS.search(name) for name in metrics)
+        if not metrics or not (told or is_loss):
+            return None
+        if inside is not None and not steps and not is_loss:
+            return None  # "loading 3/7 ..." counts something else
+        if _VALIDATION.search(rest):
+            metrics = {name if _VALIDATION.search(name) else f"val/{name}": value for name, value in metrics.items()}
+        step = next((steps[word] for word in _STEPS if word in steps), None)
+        if step is None and inside is not None:
+            step = self._inside(*inside)
+        if step is None and self._bar is not None:
+            step = self._bar[0]
+        if step is None and self._step is not None:
+            step = self._step
+        elif step is None and epoch is not None:
+            return Row(epoch, time, {**metrics, "epoch": float(epoch)})
+        if self._epoch is not None:
+            metrics.setdefault("epoch", values.get("epoch", float(self._epoch)))
+        elif "epoch" in values:
+            metrics["epoch"] = values["epoch"]
+        return self._row(step, time, metrics)
+
+    def _inside(self, done: int, total: int) -> int:
+        """The step of batch ``done`` of ``total`` in the present epoch."""
+        if self._epoch is None:
+            return done
+        return max(0, self._epoch - (1 if self._first_epoch else 0)) * total + done
+
+    def _row(self, step: int | None, time: float | None, values: dict[str, float]) -> Row:
+        self._error = None  # it went on after all
+        self._step = step
+        return Row(step, time, values)
+
+
+def _without_times(line: str) -> tuple[float | None, str]:
+    """The moment that a line is stamped with (UTC where it names no zone), and the line without clocks and dates."""
+    moment: float | None = None
+    if match := _STAMP.search(line[:200]):
+        zone = (match["zone"] or "+00:00").replace("Z", "+00:00")
+        stamp = f"{match['date'].replace('/', '-')}T{match['time']}.{(match['part'] or '0').ljust(6, '0')}{zone}"
+        try:
+            moment = dt.datetime.fromisoformat(stamp).timestamp()
+        except (ValueError, OverflowError):
+            moment = None
+        line = line[: match.start()] + "|" + line[match.end() :]
+    if ":" in line:
+        line = _CLOCK.sub("|", line)
+    return moment, _DATE.sub("|", _PLACE.sub("|", line))
+
+
+def _pairs(text: str) -> tuple[dict[str, tuple[float, int | None]], tuple[int, int] | None, str]:
+    """Names with value and total (``3/10``), a fraction without a name, and the text that is in no name."""
+    pairs: dict[str, tuple[float, int | None]] = {}
+    fraction: tuple[int, int] | None = None
+    rest: list[str] = []
+    end = 0
+    for match in _NUMBER.finditer(text):
+        label, end = text[end : match.start()], match.end()
+        value = number_of(match["number"].replace(",", ""))
+        if value is None:
+            continue
+        total = int(match["total"]) if match["total"] and len(match["total"]) < 16 else None
+        key, before = _key(label)
+        rest.append(before)
+        unit = (match["unit"] or "").strip()
+        value *= _SCALES.get(unit, 1.0)
+        if not key:
+            if total and fraction is None and value == int(value):
+                fraction = (int(value), total)
+            elif "|" in label and (after := _AFTER.match(text, match.end("number"))):
+                name = after["name"].strip() + (" (%)" if after["percent"] else "")
+                pairs.setdefault(name, (value, None))
+            continue
+        if unit and unit not in _SCALES:
+            key = f"{key} ({unit})"
+        pairs.setdefault(key, (value, total))
+    rest.append(text[end:])
+    return pairs, fraction, " ".join(rest)
+
+
+def _key(label: str) -> tuple[str, str]:
+    """The name at the end of what stands before a number ("" without one), and what stands before the name."""
+    bare = _SHELL.sub("", label.rstrip().rstrip("[(\"'")).rstrip(" \t[(\"'")
+    said = bare.endswith((":", "="))
+    bare = bare.rstrip(" \t:=\"'")
+    place = 0
+    for cut in _CUT.finditer(bare):
+        if bare[cut.start()] == "(" and not bare[cut.end() :].count(" ") and bare.endswith(")"):
+            continue  # "elapsed time (ms)": the unit belongs to the name
+        if bare[cut.start()] == "[" and bare.endswith("]"):
+            continue
+        place = cut.end()
+    before, name = bare[:place], bare[place:].strip(" \t\"'])}.-*#")
+    if "(" in name and ")" not in name and bare.endswith(")"):
+        name += ")"
+    words = name.split()
+    if words and words[-1].lower() in _STEPS and (len(words) <= 2 or not said):
+        return words[-1], f"{before} {' '.join(words[:-1])}"
+    if len(words) == 2 and "epoch" in (words[0].lower(), words[1].lower()):
+        return "epoch", f"{before} {words[0]}"
+    if not said and (len(words) > 2 or (words and words[-1].lower() in _PROSE)):
+        return "", label
+    if not words or len(words) > 6 or len(name) > 64 or not _KEY.fullmatch(name):
+        return "", label
+    return name, before

@@ -1,0 +1,246 @@
+"""Lines that well-known programs print, line by line; and what is written as text is read back."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from monitor.importers.lines import read_lines
+from monitor.importers.names import Naming
+from monitor.importers.rows import Account
+from monitor.importers.text import read_log
+from monitor.signals import CATALOGUE
+from tests.monitor.importers.helpers import log, read, same, series
+
+PRINTED = {
+    "nanoGPT": (
+        "iter 100: loss 2.3145, time 23.40ms, mfu 12.30%",
+        100,
+        {"train_loss": 2.3145, "step_time_s": 0.0234, "mfu (%)": 12.3},
+    ),
+    "nanoGPT-evaluation": ("step 250: train loss 1.9, val loss 2.0", 250, {"train_loss": 1.9, "val_loss": 2.0}),
+    "llm.c": (
+        "step    7/19560 | loss 11.009 (+nanz)| norm 15.3 (+nanz)| lr 8.57e-07 | 3000.0 ms | 58.1% bf16 MFU |"
+        " 174000 tok/s",
+        7,
+        {
+            "train_loss": 11.009,
+            "grad_norm_preclip": 15.3,
+            "lr": 8.57e-07,
+            "step_time_s": 3.0,
+            "bf16 MFU (%)": 58.1,
+            "tokens_per_s": 174000.0,
+        },
+    ),
+    "Megatron-LM": (
+        " [2024-01-01 00:00:00] iteration      100/  500000 | consumed samples:        51200 | elapsed time per"
+        " iteration (ms): 1234.5 | learning rate: 1.000E-05 | lm loss: 1.045E+01 | loss scale: 1.0 | grad norm: 2.3 |"
+        " number of skipped iterations:   0 |",
+        100,
+        {
+            "train_loss": 10.45,
+            "grad_norm_preclip": 2.3,
+            "lr": 1e-5,
+            "loss_scale": 1.0,
+            "step_time_s": 1.2345,
+            "consumed samples": 51200.0,
+            "number of skipped iterations": 0.0,
+        },
+    ),
+    "Megatron-LM-validation": (
+        " validation loss at iteration 1000 | lm loss value: 2.5E+00 | lm loss PPL: 9.97E+00 | ",
+        1000,
+        {"val_loss": 2.5, "val/lm loss PPL": 9.97},
+    ),
+    "torchtitan": (
+        "[rank0]:[titan] 2025-01-01 12:00:00,123 - root - INFO - \x1b[31mstep:  1  \x1b[32mloss: 12.2  "
+        "\x1b[33mgrad_norm:  3.2  memory:  1.2GiB(3%)  tps: 1,234  mfu: 4.5%\x1b[39m",
+        1,
+        {"train_loss": 12.2, "grad_norm_preclip": 3.2, "memory (GiB)": 1.2, "tps": 1234.0, "mfu (%)": 4.5},
+    ),
+    "fairseq": (
+        "2021-01-01 12:00:00 | INFO | train_inner | epoch 001:    100 / 1234 loss=12.3, nll_loss=11.2, num_updates=90, "
+        "lr=1.25e-05, gnorm=3.2, loss_scale=64",
+        90,
+        {
+            "train_loss": 12.3,
+            "nll_loss": 11.2,
+            "lr": 1.25e-05,
+            "grad_norm_preclip": 3.2,
+            "loss_scale": 64.0,
+            "epoch": 1.0,
+        },
+    ),
+    "fairseq-json": (
+        '2021-01-01 12:00:00 | INFO | train | {"epoch": 1, "train_loss": "12.3", "train_num_updates": "90"}',
+        90,
+        {"train_loss": 12.3, "epoch": 1.0},
+    ),
+    "fairseq-validation": (
+        "2021-01-01 12:00:00 | INFO | valid | epoch 001 | valid on 'valid' subset | loss 5.4 | num_updates 1234",
+        1234,
+        {"val_loss": 5.4, "epoch": 1.0},
+    ),
+    "DeepSpeed": ("steps: 10 loss: 2.34 iter time (s): 0.5", 10, {"train_loss": 2.34, "step_time_s": 0.5}),
+    "Hugging Face": (
+        "  1%|1         | 30/1000 [00:05<08:15,  2.0it/s]\r{'loss': 2.3, 'grad_norm': nan, 'learning_rate': 5e-05}",
+        30,
+        {"train_loss": 2.3, "grad_norm_preclip": math.nan, "lr": 5e-05},
+    ),
+    "Hugging Face 5": (
+        "  1%|1         | 30/1000 [00:05<08:15,  2.0it/s]\r{'loss': '0', 'grad_norm': 'nan', 'learning_rate': '5e-05'}",
+        30,
+        {"train_loss": 0.0, "grad_norm_preclip": math.nan, "lr": 5e-05},
+    ),
+    "Keras": (
+        "Epoch 2/10\n1875/1875 [==============================] - 3s 1ms/step - loss: 0.29 - accuracy: 0.91"
+        " - val_loss: 0.14",
+        3750,
+        {"train_loss": 0.29, "val_loss": 0.14, "accuracy": 0.91, "epoch": 2.0},
+    ),
+    "examples/mnist": ("Train Epoch: 1 [640/60000 (1%)]\tLoss: 2.291", 640, {"train_loss": 2.291, "epoch": 1.0}),
+    "timm": (
+        "Train: 1 [  50/1251 (  4%)]  Loss: 6.95 (6.95)  LR: 1.000e-06",
+        1251 * 0 + 50,
+        {"train_loss": 6.95, "lr": 1e-6, "epoch": 1.0},
+    ),
+    "mmengine": (
+        "2023/05/01 10:00:00 - mmengine - INFO - Epoch(train)  [1][ 50/1000]  lr: 2.0e-02  eta: 0:10:00  "
+        "grad_norm: 3.2  loss: 1.2  loss_cls: 0.3",
+        50,
+        {"train_loss": 1.2, "lr": 0.02, "grad_norm_preclip": 3.2, "loss_cls": 0.3, "epoch": 1.0},
+    ),
+    "tqdm": (
+        "Epoch 0:  10%|#         | 100/1000 [00:10<01:30,  9.50it/s, v_num=3, train_loss=2.3]",
+        100,
+        {"train_loss": 2.3, "epoch": 0.0},
+    ),
+    "modded-nanogpt": (
+        "step:100/5100 train_loss:4.5000 step_avg:98.00ms",
+        100,
+        {"train_loss": 4.5, "step_avg (ms)": 98.0},
+    ),
+    "nanochat": (
+        "step 00100/21400 (0.47%) | loss: 4.56 | grad norm: 0.5000 | lrm: 1.00 | dt: 500.00ms | tok/sec: 1,000,000",
+        100,
+        {"train_loss": 4.56, "grad_norm_preclip": 0.5, "lrm": 1.0, "step_time_s": 0.5, "tokens_per_s": 1e6},
+    ),
+    "build-nanogpt": ("250 train 10.95", 250, {"train_loss": 10.95}),
+    "llm.c-main.log": (
+        "s:250 trl:5.4 lr:0.0006 norm:2.5",
+        250,
+        {"train_loss": 5.4, "lr": 6e-4, "grad_norm_preclip": 2.5},
+    ),
+    "tensor": ("step 20 | loss tensor(2.5, device='cuda:0', grad_fn=<X>)", 20, {"train_loss": 2.5}),
+}
+
+
+@pytest.mark.parametrize("program", PRINTED)
+def test_a_line_that_a_program_prints(program: str, tmp_path: Path) -> None:
+    text, step, wanted = PRINTED[program]
+    rows = list(read_log(log(tmp_path, text), Account()))
+    assert [row.step for row in rows] == [step]
+    naming = Naming(dict.fromkeys(rows[0].values, 1))
+    found = {naming.of(name).name: value * naming.of(name).factor for name, value in rows[0].values.items()}
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        assert found[name] == pytest.approx(value, rel=1e-12, nan_ok=True), name
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "number of parameters: 10.65M",
+        "Loading checkpoint shards: 100%|##########| 2/2 [00:05<00:00,  2.0it/s]",
+        "saving checkpoint at step 1000",
+        "learning_rate: 0.001",
+        "Namespace(loss_scale=128, seed=7)",
+        "Finished 3/7 downloads",
+        "2024-01-01 10:00:00 step 7",
+    ],
+)
+def test_what_is_no_measurement_gives_no_row(line: str, tmp_path: Path) -> None:
+    assert list(read_log(log(tmp_path, line), Account())) == []
+
+
+def test_a_traceback_at_the_end_is_a_crash(tmp_path):
+    text = "step 1 loss 2\nstep 2 loss 2\n"
+    text += "Traceback (most recent call last):\n  File 'x', line 3\nRuntimeError: CUDA error\n"
+    run = read(log(tmp_path, text), tmp_path / "runs")
+    assert run.state.word == "crashed" and "CUDA error" in run.state.reason
+
+
+NAMES = st.lists(
+    st.sampled_from(["loss", "grad_norm", "lr", "acc", "my_metric", "val_loss", "train/acc", "f1@5"]),
+    min_size=1,
+    max_size=6,
+    unique=True,
+)
+VALUES = st.one_of(
+    st.floats(width=32),
+    st.sampled_from([0.0, -1.5, 1e-30, 3e38, math.nan, math.inf, -math.inf]),
+)
+STYLES = {
+    "equals": lambda step, row: f"step={step} " + " ".join(f"{name}={value!r}" for name, value in row.items()),
+    "colon": lambda step, row: f"step: {step} | " + " | ".join(f"{name}: {value!r}" for name, value in row.items()),
+    "words": lambda step, row: f"step {step}, " + ", ".join(f"{name} {value!r}" for name, value in row.items()),
+    "dict": lambda step, row: repr({"step": step, **row}),
+    "json": lambda step, row: "metrics " + json.dumps({"step": step, **row}),
+}
+
+
+@given(st.data())
+def test_what_is_written_in_any_style_is_read_back(tmp_path_factory, data):
+    style = data.draw(st.sampled_from(sorted(STYLES)))
+    names = data.draw(NAMES)
+    steps = sorted(data.draw(st.sets(st.integers(0, 10**6), min_size=2, max_size=6)))
+    rows = {step: {name: data.draw(VALUES) for name in names} for step in steps}
+    folder = tmp_path_factory.mktemp("log")
+    path = log(folder, "\n".join(STYLES[style](step, row) for step, row in rows.items()))
+    found = {row.step: row.values for row in read_log(path, Account())}
+    assert found.keys() == rows.keys()
+    for step, row in rows.items():
+        assert same(dict(enumerate(found[step].values())), dict(enumerate(row.values()))), (found[step], row)
+        assert list(found[step]) == list(row)
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.text(max_size=40),
+            st.sampled_from(
+                [*CATALOGUE, "loss", "Loss", "train/loss", "lr-AdamW", "lr-AdamW/pg2", "step", "eval_loss", "norm"]
+            ),
+        ),
+        unique=True,
+        max_size=40,
+    ),
+    st.integers(0, 40),
+)
+def test_no_name_is_lost_and_none_is_used_twice(names, known):
+    naming = Naming({name: 1 + place % 3 for place, name in enumerate(names[:known])})
+    ours = [naming.of(name).name for name in names]
+    assert len(set(ours)) == len(names) and all(ours)
+    assert [naming.of(name).name for name in names] == ours
+
+
+@given(st.binary(max_size=300), st.integers(1, 64))
+def test_lines_of_any_bytes_are_those_that_python_splits(tmp_path_factory, data, chunk):
+    path = tmp_path_factory.mktemp("log") / "x.log"
+    path.write_bytes(b"x" + data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("monitor.importers.lines.CHUNK", chunk)
+        found = list(read_lines(path, Account(), 1 << 20))
+    text = (b"x" + data).decode("utf-8", "replace").replace("\r\n", "\n").replace("\r", "\n")
+    assert [line for line in found if line] == [line for line in text.split("\n") if line]
+
+
+def test_what_powershell_writes_is_read(tmp_path):
+    path = tmp_path / "train.log"
+    path.write_bytes("\n".join(f"step {step} loss {3 - step / 8}" for step in range(9)).encode("utf-16"))
+    assert series(read(path, tmp_path / "runs"), "train_loss")[8] == 2.0

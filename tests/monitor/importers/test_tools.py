@@ -1,0 +1,211 @@
+"""What TensorBoard, W&B, Trackio, Hugging Face and Lightning wrote, against what they were told to."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+
+from monitor.importers.rows import Account
+from monitor.importers.tensorboard import read_events
+from monitor.importers.wire import masked_crc32c
+from tests.monitor.importers.helpers import FIXTURES, STEPS, loss_at, norm_at, read, same, series, taken
+
+LOSSES = {step: loss_at(step) for step in STEPS}
+NORMS = {step: norm_at(step) for step in STEPS}
+EVENTS = FIXTURES / "events.out.tfevents.1700000000.host.1.0"
+
+
+def test_the_checksum_is_that_of_the_standard():
+    # RFC 3720, B.4: 32 bytes of zeros.
+    crc = 0x8A9136AA
+    assert masked_crc32c(bytes(32)) == ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def test_events_of_both_styles_are_read_as_tensorboard_reads_them():
+    loader = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
+    wanted: list[tuple[int, float, str, float]] = []
+    for event in loader.EventFileLoader(str(EVENTS)).Load():  # turns simple values into tensors
+        for value in event.summary.value:
+            number = struct.unpack("<f", value.tensor.tensor_content)[0] if value.tensor.tensor_content else None
+            number = value.tensor.float_val[0] if number is None else number
+            wanted.append((event.step, event.wall_time, value.tag, number))
+    rows = read_events([EVENTS], Account())
+    found = [(row.step, row.time, name, value) for row in rows for name, value in row.values.items()]
+    assert len(found) == 2 * len(STEPS)
+    assert str(found) == str(wanted)  # as text: a NaN equals a NaN
+
+
+def test_a_folder_of_events_is_a_run(tmp_path):
+    run = read(FIXTURES / EVENTS.name, tmp_path)
+    assert same(series(run, "train_loss"), LOSSES) and same(series(run, "grad_norm_preclip"), NORMS)
+    assert run.times().value[0] == 1.7e9
+    assert run.task == "imported: TensorBoard"
+
+
+def test_a_later_event_file_of_a_folder_is_a_resume(tmp_path):
+    for number, (begin, end) in enumerate([(0, 300), (100, 400)]):
+        rows = [(step, 1.7e9 + step, {"loss": step + number / 4}) for step in range(begin, end, 10)]
+        (tmp_path / f"events.out.tfevents.{1700000000 + number}.h").write_bytes(b"".join(map(event, rows)))
+    run = read(tmp_path, tmp_path / "runs")
+    assert [attempt.resume_step for attempt in run.attempts] == [0, 99]
+    loss = series(run, "train_loss")
+    assert list(loss) == list(range(0, 400, 10))
+    assert loss[90] == 90.0 and loss[100] == 100.25
+
+
+def event(row: tuple[int, float, dict[str, float]]) -> bytes:
+    """An Event with simple values, framed as a record, written by hand."""
+    step, time, values = row
+    data = b"\x09" + struct.pack("<d", time) + b"\x10" + varint(step)
+    for tag, value in values.items():
+        inner = b"\x0a" + varint(len(tag)) + tag.encode() + b"\x15" + struct.pack("<f", value)
+        data += b"\x2a" + varint(len(inner) + 2) + b"\x0a" + varint(len(inner)) + inner
+    head = struct.pack("<Q", len(data))
+    sums = [struct.pack("<I", masked_crc32c(part)) for part in (head, data)]
+    return head + sums[0] + data + sums[1]
+
+
+def varint(value: int) -> bytes:
+    out = b""
+    while value > 127:
+        out, value = out + bytes([value & 127 | 128]), value >> 7
+    return out + bytes([value])
+
+
+def test_curves_written_one_after_another_are_put_together(tmp_path):
+    parts = [event((step, 1.7e9, {name: step})) for name in ("loss", "lr") for step in range(1, 3000)]
+    (tmp_path / "events.out.tfevents.1.h").write_bytes(b"".join(parts))
+    run = read(tmp_path, tmp_path / "runs")
+    assert len(run.attempts) == 1
+    assert len(run.series("train_loss")) == len(run.series("lr")) == 2999
+
+
+def test_a_flipped_bit_costs_one_record_and_is_said(tmp_path):
+    data = bytearray(EVENTS.read_bytes())
+    data[len(data) // 2] ^= 4
+    (tmp_path / EVENTS.name).write_bytes(data)
+    account = Account()
+    rows = list(read_events([tmp_path / EVENTS.name], account))
+    assert 0 < len(rows) < len(STEPS)
+    assert len(account.messages) == 1 and "damaged" in account.messages[0]
+
+
+def test_a_wandb_file_gives_what_was_logged(tmp_path):
+    run = read(FIXTURES / "offline.wandb", tmp_path)
+    assert same(series(run, "train_loss"), LOSSES) and same(series(run, "grad_norm_preclip"), NORMS)
+    assert series(run, "nested/a")[290] == 145.0
+    assert list(series(run, "val_loss")) == [0, 100, 200]
+    assert run.config == {"lr": 1e-3, "model": {"layers": 2}}
+    assert run.name == "tiny" and run.state.word == "finished"
+
+
+def test_each_run_of_a_trackio_project_is_a_run(tmp_path):
+    before = (FIXTURES / "tiny.db").read_bytes()
+    one = _runs(FIXTURES / "tiny.db", tmp_path)
+    assert [run.name for run in one] == ["tiny-alpha", "tiny-beta"]
+    assert same(series(one[0], "train_loss"), LOSSES) and same(series(one[0], "grad_norm_preclip"), NORMS)
+    assert series(one[1], "train_loss")[0] == 4.0
+    assert one[0].config == {"lr": 1e-3}
+    assert (FIXTURES / "tiny.db").read_bytes() == before
+    assert sorted(path.name for path in FIXTURES.glob("tiny.db*")) == ["tiny.db"]
+
+
+def _runs(source: Path, runs: Path):
+    from monitor.importers import import_path
+    from monitor.runfile.reader import open_run
+
+    return [open_run(run_dir) for one in import_path(source, runs) for run_dir in one.runs]
+
+
+def test_rows_in_the_journal_of_a_database_are_read(tmp_path):
+    import sqlite3
+
+    base = sqlite3.connect(tmp_path / "live.db")
+    base.execute("PRAGMA journal_mode = WAL")
+    base.execute("CREATE TABLE metrics (id INTEGER, timestamp TEXT, run_name TEXT, step INTEGER, metrics TEXT)")
+    rows = [(n, "2026-01-01T00:00:00+00:00", "r", n, json.dumps({"loss": n / 4})) for n in range(20)]
+    base.executemany("INSERT INTO metrics VALUES (?, ?, ?, ?, ?)", rows)
+    base.commit()
+    listed = sorted(path.name for path in tmp_path.iterdir())
+    assert "live.db-wal" in listed
+    run = read(tmp_path / "live.db", tmp_path / "runs")
+    assert series(run, "train_loss")[19] == 4.75
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "runs") == listed
+    base.close()
+
+
+def test_a_table_of_columns_is_read_by_run(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = {"run_name": ["a", "a", "b"], "step": [1, 2, 1], "loss": [1.0, math.nan, 3.0]}
+    pq.write_table(pa.table(columns), tmp_path / "metrics.parquet")
+    runs = _runs(tmp_path / "metrics.parquet", tmp_path / "runs")
+    assert [list(series(run, "train_loss")) for run in runs] == [[1, 2], [1]]
+    assert math.isnan(series(runs[0], "train_loss")[2])
+
+
+def trainer_state(folder: Path, history: list[dict], **more: object) -> Path:
+    """As TrainerState.save_to_json writes it: keys sorted, indented, NaN bare."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "trainer_state.json"
+    state = {"global_step": history[-1]["step"], "max_steps": 400, "logging_steps": 10, **more}
+    path.write_text(json.dumps({"log_history": history, **state}, indent=2, sort_keys=True) + "\n")
+    return path
+
+
+def history(last: int) -> list[dict]:
+    rows = [
+        {"loss": loss_at(step), "grad_norm": norm_at(step), "learning_rate": 1e-4, "epoch": step / 100, "step": step}
+        for step in range(10, last + 1, 10)
+    ]
+    rows.insert(10, {"eval_loss": 2.0, "eval_runtime": 3.0, "epoch": 1.0, "step": 100})
+    return [*rows, {"train_loss": 1.5, "train_runtime": 9.0, "total_flos": 1e15, "epoch": 4.0, "step": last}]
+
+
+def test_a_trainer_state_of_hugging_face(tmp_path):
+    path = trainer_state(tmp_path / "out", history(400))
+    one = taken(path, tmp_path / "runs")
+    run = _runs(path, tmp_path / "runs")[0]
+    assert one.interval == 10 and run.planned_steps == 400 and run.state.word == "finished"
+    wanted = {step: loss_at(step) for step in range(10, 401, 10)}
+    assert same(series(run, "train_loss"), wanted)
+    assert math.isnan(series(run, "grad_norm_preclip")[200])
+    assert series(run, "val_loss") == {100: 2.0}
+    assert series(run, "imported/train_loss") == {400: 1.5}  # the mean of the whole training is no step's loss
+    assert run.events("import")[0].fields["origins"] == {"loss": "mean since the row before"}
+
+
+def test_of_checkpoints_the_last_state_counts(tmp_path):
+    for last in (100, 400, 200):
+        trainer_state(tmp_path / "out" / f"checkpoint-{last}", history(last))
+    run = read(tmp_path / "out", tmp_path / "runs")
+    assert run.last_step == 400
+
+
+def test_lightnings_csv(tmp_path):
+    from lightning.pytorch.loggers import CSVLogger
+
+    logger = CSVLogger(tmp_path, version=0)
+    for step in STEPS:
+        logger.log_metrics({"train_loss_step": loss_at(step), "lr-AdamW": 1e-3, "epoch": step // 100}, step)
+        if step % 100 == 90:
+            logger.log_metrics({"val_loss": 1.0, "train_loss_epoch": 2.0, "epoch": step // 100}, step)
+    logger.save()
+    run = read(Path(logger.log_dir) / "metrics.csv", tmp_path / "runs")
+    assert same(series(run, "train_loss"), LOSSES)
+    assert list(series(run, "val_loss")) == list(series(run, "train_loss_epoch")) == [90, 190, 290]
+    assert series(run, "lr")[0] == 1e-3
+
+
+def test_every_kind_in_one_folder(tmp_path):
+    for path in FIXTURES.iterdir():
+        if path.suffix != ".py":
+            shutil.copy(path, tmp_path / path.name)
+    kinds = sorted(run.task for run in _runs(tmp_path, tmp_path / "runs"))
+    assert kinds == ["imported: TensorBoard", "imported: Trackio", "imported: Trackio", "imported: W&B"]

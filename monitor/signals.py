@@ -135,6 +135,7 @@ CATALOGUE: dict[str, SignalSpec] = _table(
     # name, unit, stage, meaning, stream, cost, cadence
     ("train_loss", "nats", "forward, mean over the step's micro-batches and ranks", "Training loss of the step.", "scalars", _HOST, _EVERY),
     ("val_loss", "nats", "evaluation pass", "Loss on held-out data.", "scalars", _HOST, "every evaluation"),
+    ("val_loss_ema", "nats", "evaluation pass", "Loss on held-out data of the weights' running mean.", "scalars", _HOST, "every evaluation"),
     ("grad_norm_preclip", "1", "unscaled, before clipping, reduced over ranks, per optimizer step",
      "L2 norm of the whole gradient as the backward pass left it.", "scalars", _SHARED, _EVERY),
     ("grad_norm_postclip", "1", "unscaled, after clipping, reduced over ranks, per optimizer step",

@@ -2,7 +2,8 @@
 
 checkpoints/00000200/
   model.safetensors    weights
-  training.pt          optimizer, gradient scaler, sampler position, step, tokens seen, best held-out loss so far
+  training.pt          optimizer, gradient scaler, sampler position, step, tokens seen, best held-out loss so far, the
+                       norms that clipping knows, evaluations without progress, running mean of the weights
   rank-00000.pt        random states of torch, CUDA, numpy and Python, one file per rank
   COMMIT.json          step, attempt, world size, and size and SHA-256 of every file above
 
@@ -31,10 +32,13 @@ import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
 
 from monitor.errors import RunError
+from trainer.clipping import Clipping
 from trainer.commit import MODEL, TRAINING, commit, keep_newest, remove_leftovers, sync_file, temporary_folder
 from trainer.config import CheckpointConfig
+from trainer.early_stopping import EarlyStopping
 from trainer.optim import load_optimizer
 from trainer.parallel import Parallel
 from trainer.random_states import arithmetic, random_states, set_random_states
@@ -49,6 +53,10 @@ class State:
     optimizer: Optimizer
     scaler: GradScaler
     sampler: EpochSampler
+    clipping: Clipping
+    early_stopping: EarlyStopping
+    ema: AveragedModel | None = None
+    """The running mean of the weights, if one is kept."""
     step: int = 0
     """Optimizer steps completed."""
     tokens: int = 0
@@ -57,6 +65,11 @@ class State:
     """Lowest held-out loss so far."""
     best_step: int | None = None
     """Where it was; None before the first evaluation."""
+
+    def parts(self) -> dict[str, Any]:
+        """What has a ``state_dict`` and may be new at a resume, by its name in the checkpoint."""
+        parts = {"clipping": self.clipping, "early_stopping": self.early_stopping}
+        return parts if self.ema is None else {**parts, "ema": self.ema}
 
     def evaluated(self, val_loss: float) -> bool:
         """Take note of the held-out loss of the present weights; whether it is the lowest so far (NaN never is)."""
@@ -236,6 +249,8 @@ def restore(path: Path, state: State, parallel: Parallel) -> list[Part]:
         state.sampler.load_state_dict(training["sampler"])
         state.step, state.tokens = training["step"], training["tokens"]
         state.best_loss, state.best_step = training["best_loss"], training["best_step"]
+        for name in state.parts().keys() & training.keys():
+            state.parts()[name].load_state_dict(training[name])
     except (RuntimeError, ValueError, KeyError) as error:
         raise RunError(f"checkpoint {path} does not fit this configuration: {_said(error)}") from None
     if training["scaler"] and state.scaler.is_enabled():
@@ -246,6 +261,7 @@ def restore(path: Path, state: State, parallel: Parallel) -> list[Part]:
         _compared("optimizer", training["optimizer"]["state"], now["optimizer"]["state"]),
         _compared("loss scaler", training["scaler"], now["scaler"]),
         _compared("data position", training["sampler"], now["sampler"]),
+        *(_compared(name.replace("_", " "), training.get(name), now[name]) for name in state.parts()),
         *_restore_share(path / _rank_file(parallel.rank), parallel),
     ]
 
@@ -277,6 +293,8 @@ def _restore_share(file: Path, parallel: Parallel) -> list[Part]:
 
 
 def _compared(name: str, then: Any, now: Any) -> Part:
+    if then is None:
+        return Part(name, "the checkpoint has none, so it begins here")
     where = _difference(then, now)
     return Part(name, None if where is None else f"differs from the checkpoint{where}")
 
@@ -326,6 +344,7 @@ def _training_state(state: State) -> dict[str, Any]:
         "tokens": state.tokens,
         "best_loss": state.best_loss,
         "best_step": state.best_step,
+        **{name: part.state_dict() for name, part in state.parts().items()},
     }
 
 

@@ -267,9 +267,10 @@ class Faults:
         """Whether the gradient is not to be reduced over processes."""
         return bool(self._active("unreduced"))
 
-    def clip_limit(self, max_norm: float) -> float:
-        """The limit to clip to instead of ``max_norm``."""
-        return math.inf if self._active("no_clipping") else max_norm
+    @property
+    def unclipped(self) -> bool:
+        """Whether the gradient is measured and not clipped."""
+        return bool(self._active("no_clipping"))
 
     @property
     def keep_gradients(self) -> bool:

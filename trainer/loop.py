@@ -5,10 +5,11 @@
     for each optimizer step:
         training_step                 every step
             micro-batches: forward, loss, backward      grad_accum_steps times; gradients are reduced with the last
-            unscale, clip, optimizer step, scaler update
+            unscale, clip, add noise, optimizer step, scaler update, running mean of the weights
             mon.step                                    the measurements of this step are complete
             landscape sample                            every monitor.landscape_every steps, rank 0
-        evaluate                      every evaluation.every_steps, and after the last step
+        evaluate                      every evaluation.every_steps, and after the last step; ends training early when
+                                      early_stopping.patience evaluations bring no progress
         checkpoint                    every checkpoint.every_steps, at a new lowest held-out loss, after the last step,
                                       and when asked to stop; written while the next steps run
 """
@@ -29,8 +30,13 @@ import monitor
 from monitor.errors import RunError
 from monitor.runfile.reader import open_run
 from trainer import checkpoint, fidelity
+from trainer.clipping import Clipping
+from trainer.compiling import compiled
 from trainer.config import TrainConfig
+from trainer.early_stopping import EarlyStopping
+from trainer.ema import build_ema
 from trainer.faults import Faults
+from trainer.gradient_noise import add_gradient_noise
 from trainer.optim import build_optimizer, set_lr
 from trainer.parallel import Parallel, start_parallel, stop_parallel
 from trainer.place import Place
@@ -68,7 +74,9 @@ class Session:
     task: Task
     state: checkpoint.State
     wrapped: nn.Module
-    """``state.model``, or its DDP wrapper: what the training forward goes through."""
+    """``state.model``, or its DDP wrapper."""
+    forward: nn.Module
+    """``wrapped``, or its compiled form: what the training forward goes through."""
     faults: Faults
     val_batches: list[Batch]
     """This rank's share of the validation pass, on the device."""
@@ -145,22 +153,26 @@ def _steps(
             return Outcome("stopped", state.step, reason(asked), asked)
         training_step(session, mon, display)
         last = state.step == config.steps
-        best = False
+        best, early = False, None
         if last or _due(config.evaluation.every_steps, state.step):
-            best = state.evaluated(evaluate(session, mon, display)) and config.checkpoint.keep_best
-        if last or best or _due(config.checkpoint.every_steps, state.step):
+            val_loss = evaluate(session, mon, display)
+            best = state.evaluated(val_loss) and config.checkpoint.keep_best
+            early = state.early_stopping.evaluated(val_loss)
+        if last or best or early or _due(config.checkpoint.every_steps, state.step):
             save(session, saver, mon)
             saved_at = state.step
         tell_saves(saver, mon, display)
         if state.step == judged_at:
             judge_resume(session, place, parts, mon, display)
+        if early and not last:
+            return stop_early(session, place, saver, early, mon, display)
     return Outcome("finished", state.step, f"all {config.steps} steps")
 
 
 def training_step(session: Session, mon: Any, display: Display) -> None:
     """One optimizer step."""
     config, state, parallel, faults = session.config, session.state, session.parallel, session.faults
-    model, optimizer, scaler = session.wrapped, state.optimizer, state.scaler
+    optimizer, scaler = state.optimizer, state.scaler
     step = state.step + 1
     faults.begin(step)
     lr = faults.lr(config.optimizer.lr * lr_multiplier(config.schedule, step, config.steps))
@@ -172,22 +184,24 @@ def training_step(session: Session, mon: Any, display: Display) -> None:
     loss_sum = torch.zeros((), device=parallel.device)
     for index, batch in enumerate(micro_batches):
         batch = batch.to(parallel.device)
-        with parallel.accumulating(model, last=index == len(micro_batches) - 1 and not faults.unreduced):
+        last = index == len(micro_batches) - 1 and not faults.unreduced
+        with parallel.accumulating(session.wrapped, last=last):
             with session.precision.autocast():
-                micro_loss = session.task.loss(model, batch)
+                micro_loss = session.task.loss(session.forward, batch)
             # Every token of the step weighs the same, however they fall into micro-batches and ranks. DDP averages
             # gradients over ranks, so the world size is multiplied back.
             scaler.scale(micro_loss * (parallel.world_size / tokens)).backward()
         loss_sum += micro_loss.detach()
 
-    grad_norm = None
-    if config.clip.max_norm is not None:
-        scaler.unscale_(optimizer)
-        grad_norm = mon.clip_grad_norm_(faults.clip_limit(config.clip.max_norm))
+    scaler.unscale_(optimizer)
+    grad_norm = state.clipping.clip(mon, off=faults.unclipped)
+    add_gradient_noise(state.model.parameters(), config.gradient_noise, config.seed, step)
     faults.before_update(optimizer)
     scaler.step(optimizer)  # fp16: left out when a gradient overflowed
     scaler.update()
     faults.after_update(optimizer)
+    if state.ema is not None:
+        state.ema.update_parameters(state.model)
     if not faults.keep_gradients:
         optimizer.zero_grad(set_to_none=True)
 
@@ -212,19 +226,52 @@ def next_micro_batches(session: Session) -> list[Batch]:
 
 
 def evaluate(session: Session, mon: Any, display: Display) -> float:
-    """Mean loss per token on the held-out batches, the same ones every time, in the task's unit."""
-    parallel, state = session.parallel, session.state
+    """Mean loss per token on the held-out batches, the same ones every time, in the task's unit.
+
+    Where a running mean of the weights is kept its loss is recorded beside.
+    """
+    state = session.state
     with mon.phase("eval"):
-        loss_sum = torch.zeros((), dtype=torch.float64, device=parallel.device)
-        with evaluating(state.model), session.precision.autocast():
-            for batch in session.val_batches:
-                # not through the DDP wrapper: ranks may hold different numbers of batches
-                loss_sum += session.task.loss(state.model, batch)
-        tokens = parallel.total(sum(batch.tokens for batch in session.val_batches))
-        val_loss = float(parallel.summed(loss_sum) / tokens)
-        mon.log({"val_loss": val_loss})
-    display.say(f"step {state.step}  held-out loss {val_loss:.4f} {session.task.loss_unit} per token")
+        val_loss = held_out_loss(session, state.model)
+        losses = {"val_loss": val_loss}
+        if state.ema is not None:
+            losses["val_loss_ema"] = held_out_loss(session, state.ema.module)
+        mon.log(losses)
+    mean = f", {losses['val_loss_ema']:.4f} of the running mean" if state.ema is not None else ""
+    display.say(f"step {state.step}  held-out loss {val_loss:.4f} {session.task.loss_unit} per token{mean}")
     return val_loss
+
+
+def held_out_loss(session: Session, model: nn.Module) -> float:
+    """``model``'s mean loss per token on the held-out batches of all ranks."""
+    parallel = session.parallel
+    loss_sum = torch.zeros((), dtype=torch.float64, device=parallel.device)
+    with evaluating(model), session.precision.autocast():
+        for batch in session.val_batches:
+            # not through the DDP wrapper: ranks may hold different numbers of batches
+            loss_sum += session.task.loss(model, batch)
+    tokens = parallel.total(sum(batch.tokens for batch in session.val_batches))
+    return float(parallel.summed(loss_sum) / tokens)
+
+
+def stop_early(
+    session: Session, place: Place, saver: checkpoint.Saver, why: str, mon: Any, display: Display
+) -> Outcome:
+    """End before the last step; the model has its best weights again where that is asked for.
+
+    The last checkpoint holds the weights as they came out of training, so that it can be resumed; those of the lowest
+    held-out loss are in the checkpoint of their own step.
+    """
+    state = session.state
+    if state.best_step is not None:  # else every evaluation gave NaN
+        why += f"; the lowest was {state.best_loss:.4f} after step {state.best_step}"
+        best = place.checkpoints / f"{state.best_step:08d}"
+        saver.wait()  # it may be the one that is being written
+        if session.config.early_stopping.restore_best and best.is_dir():
+            checkpoint.load_weights(best, state.model, session.parallel.device)
+    mon.event("early_stop", text=why, best_step=state.best_step)
+    display.say(f"step {state.step}  {why}")
+    return Outcome("finished", state.step, why)
 
 
 def save(session: Session, saver: checkpoint.Saver, mon: Any) -> None:
@@ -274,13 +321,29 @@ def build_session(config: TrainConfig, parallel: Parallel) -> Session:
     _seed(config.seed)
     task = build_task(config)
     model = task.build_model().to(parallel.device)
+    ema = build_ema(model, config.ema)
     faults = Faults(config.fault, model, parallel.rank)
     precision = build_precision(config.precision, parallel.device)
     state = checkpoint.State(
-        model, build_optimizer(model, config.optimizer), precision.scaler, EpochSampler(task.train_size, config.seed)
+        model,
+        build_optimizer(model, config.optimizer),
+        precision.scaler,
+        EpochSampler(task.train_size, config.seed),
+        Clipping(config.clip, model),
+        EarlyStopping(config.early_stopping),
+        ema,
     )
+    wrapped = parallel.wrap(model)
     session = Session(
-        config, parallel, precision, task, state, parallel.wrap(model), faults, _val_batches(config, parallel, task)
+        config,
+        parallel,
+        precision,
+        task,
+        state,
+        wrapped,
+        compiled(wrapped, config.compile, parallel.device),
+        faults,
+        _val_batches(config, parallel, task),
     )
     # From here on only dropout draws numbers, other ones on each rank.
     _seed(config.seed + 1 + parallel.rank)
@@ -293,7 +356,7 @@ def attach(session: Session, place: Place) -> Any:
     if not config.monitor.enabled:
         return Unmonitored(state.model)
     return monitor.attach(
-        session.wrapped,
+        session.forward,
         state.optimizer,
         run=place.run_dir,
         attempt=place.attempt,

@@ -30,7 +30,11 @@ class Precision:
 
 
 def build_precision(config: PrecisionConfig, device: torch.device) -> Precision:
-    """GradScaler works on CPU too (checked with torch 2.13: overflow is found, the step skipped, the scale halved)."""
+    """The formats for this process; how exact float32 products are holds for everything that torch computes in it.
+
+    GradScaler works on CPU too (checked with torch 2.13: overflow is found, the step skipped, the scale halved).
+    """
+    torch.set_float32_matmul_precision(config.matmul)
     scaler = GradScaler(
         device.type, init_scale=config.init_scale, growth_interval=config.growth_interval, enabled=config.kind == "fp16"
     )

@@ -24,6 +24,7 @@ MARKED_EVENTS = {
     "lr_change": "learning rate changed",
     "data_stage": "data stage",
     "stop": "stopped",
+    "early_stop": "stopped early",
     "note": "note",
     "warning": "warning",
     "request": "request",
@@ -83,7 +84,12 @@ def _traces(run: Run, wanted: list[tuple[str, str, int, str]], names: set[str]) 
 
 
 def _loss(run: Run, names: set[str]) -> Chart | None:
-    traces = _traces(run, [("train_loss", "train", 0, "line"), ("val_loss", "validation", 1, "points")], names)
+    wanted = [
+        ("train_loss", "train", 0, "line"),
+        ("val_loss", "validation", 1, "points"),
+        ("val_loss_ema", "validation, mean weights", 2, "points"),
+    ]
+    traces = _traces(run, wanted, names)
     if not traces:
         return None
     return Chart("loss", "Loss", unit_of("train_loss"), traces=traces, height=230, help=CATALOGUE["train_loss"].meaning)
@@ -345,6 +351,7 @@ _SHOWN_ELSEWHERE = {
     *(
         "train_loss",
         "val_loss",
+        "val_loss_ema",
         "grad_norm_preclip",
         "grad_norm_postclip",
         "clip_max_norm",

@@ -20,6 +20,8 @@ SECTION_TITLES = {
     "optimizer": "Optimizer",
     "schedule": "Learning-rate schedule",
     "clip": "Gradient clipping",
+    "ema": "Running mean of the weights (EMA)",
+    "compile": "torch.compile",
     "precision": "Precision",
     "parallel": "Processes",
     "evaluation": "Evaluation",

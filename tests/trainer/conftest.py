@@ -21,6 +21,7 @@ from trainer.config import TrainConfig, load_config
 from trainer.loop import Outcome, train
 from trainer.place import Place, new_run, resumed_run
 from trainer.stop import StopFlag
+from trainer.tasks import IGNORED, Batch, Task
 
 MODULES: tuple[ModuleType, ...] = (random, statistics, textwrap, inspect)
 TINY = (
@@ -83,6 +84,22 @@ class Desk:
     def resume(self, trained: Trained, overrides: Sequence[str] = (), **more: Any) -> Trained:
         config, place = resumed_run(trained.place.run_dir, overrides, lambda message: None, **more)
         return Trained(config, place, train(config, place, StopFlag()))
+
+
+class Uneven:
+    """A task whose examples carry a loss on a share of their tokens: from all of them down to none."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+
+    def train_batch(self, indices: torch.Tensor) -> Batch:
+        batch = self._task.train_batch(indices)
+        for row, index in enumerate(indices.tolist()):
+            batch.targets[row, : index % 7 * batch.targets.shape[1] // 6] = IGNORED
+        return batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from trainer.config import (
 )
 from trainer.schedules import SHAPES
 
-LOWER_CASE = ("wsd", "fp16", "fp32,", "one_cycle", "cosine_restarts", "step,")
+LOWER_CASE = ("wsd", "fp16", "fp32,", "one_cycle", "cosine_restarts", "step,", "value", "adaptive")
 """Words of the configuration with which a description may begin."""
 
 
@@ -112,6 +112,13 @@ def test_override_is_read_as_what_the_field_wants(override: str, read: Any, valu
         ("schedule.period_steps=0", "--set: schedule.period_steps = 0: must be 1 or more, or none."),
         ("schedule.cycle_factor=1.5", "--set: schedule.cycle_factor = 1.5: must be a whole number."),
         ("schedule.peak_at=1", "--set: schedule.peak_at = 1: must be less than 1."),
+        ("clip.growth=0.9", "--set: clip.growth = 0.9: must be 1 or more."),
+        ("ema.decay=1", "--set: ema.decay = 1: must be less than 1, or none."),
+        (
+            "compile.backend=inducto",
+            '--set: compile.backend = "inducto": unknown. Did you mean "inductor"? '
+            "Choose from: inductor, aot_eager, eager, cudagraphs.",
+        ),
         ("optimizer..lr=1", "--set optimizer..lr=1: not of the form name=value, such as optimizer.lr=3e-4."),
         ("model.d_model=130", "model.d_model = 130 is not a multiple of model.n_head = 4; nearest that fits: 128."),
     ],
@@ -129,6 +136,16 @@ def test_batch_that_cannot_be_shared_out_is_refused() -> None:
         "batch_size = 10 cannot be shared out evenly over grad_accum_steps x parallel.processes = 4 x 1; "
         "nearest that fits: 8."
     )
+
+
+def test_early_stopping_needs_evaluations_and_the_checkpoint_of_the_best() -> None:
+    patience = "early_stopping.patience=3"
+    assert refusal(patience, "evaluation.every_steps=none") == (
+        "early_stopping.patience = 3 counts evaluations, and evaluation.every_steps = none leaves only the last one; "
+        "give it a number of steps."
+    )
+    assert refusal(patience, "checkpoint.keep_best=false").startswith("early_stopping.restore_best = true takes")
+    load_config(None, [patience, "checkpoint.keep_best=false", "early_stopping.restore_best=false"])
 
 
 def test_all_refused_values_are_listed_with_where_they_came_from(tmp_path: Path) -> None:

@@ -43,7 +43,8 @@ def test_steps_that_are_made_again_are_found_equal_bit_for_bit(
     assert told["verdict"] == "bitwise"
     assert set(told["parts"].values()) == {"exact"}
     assert set(told["parts"]) == {
-        "weights", "optimizer", "loss scaler", "data position", "random states", "arithmetic",
+        "weights", "optimizer", "loss scaler", "data position", "clipping", "early stopping", "random states",
+        "arithmetic",
     }  # fmt: skip
     for signal in ("train_loss", "grad_norm_preclip"):
         assert (told["compared"][signal]["repeated"], told["compared"][signal]["steps"]) == (5, [21, 25])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trainer.conftest import Desk, assert_same
-from trainer.loop import build_session, evaluate
+from tests.trainer.conftest import Desk, Uneven, assert_same
+from trainer.loop import build_session, evaluate, training_step
 from trainer.parallel import Parallel
 from trainer.progress import Silent
 from trainer.stop import StopFlag
@@ -60,23 +61,20 @@ def test_accumulating_four_of_eight_equals_thirty_two(desk: Desk) -> None:
 
 
 def test_tokens_weigh_the_same_however_they_fall_into_micro_batches(desk: Desk) -> None:
-    """With unequal token counts a mean of means would be wrong: the gradient must be that of one batch."""
-    config = desk.config("steps=1", "batch_size=8", "grad_accum_steps=2")
-    session = build_session(config, ALONE)
-    model, task = session.state.model, session.task
-    batch = task.train_batch(torch.arange(8))
-    batch.targets[0, :30] = -100  # the first micro-batch has fewer tokens
-    batch.targets[1, :] = -100
-    (task.loss(model, batch) / batch.tokens).backward()
-    expected = model.head.weight.grad.clone()  # type: ignore[union-attr, operator]
-    model.zero_grad()
-    from trainer.tasks import Batch
-
-    halves = [Batch(batch.inputs[i : i + 4], batch.targets[i : i + 4]) for i in (0, 4)]
-    tokens = sum(half.tokens for half in halves)
-    for half in halves:
-        (task.loss(model, half) * (1 / tokens)).backward()
-    assert torch.allclose(model.head.weight.grad, expected, atol=1e-8)  # type: ignore[union-attr, arg-type]
+    """With unequal token counts a mean of means would be wrong: the step must be that of one batch."""
+    weights = []
+    for accumulated in ("grad_accum_steps=1", "grad_accum_steps=4"):
+        session = build_session(
+            desk.config("batch_size=32", "optimizer.kind=sgd", "optimizer.lr=1.0", "clip.max_norm=none", accumulated),
+            ALONE,
+        )
+        session = dataclasses.replace(session, task=Uneven(session.task))
+        for _ in range(3):
+            training_step(session, Unmonitored(session.state.model), Silent())
+        weights.append(session.state.model.state_dict())
+        assert session.state.tokens < 3 * 32 * 32
+    for name, weight in weights[0].items():
+        assert torch.allclose(weight, weights[1][name], atol=1e-6), name
 
 
 def test_evaluation_is_the_mean_over_held_out_tokens_without_dropout(desk: Desk) -> None:

@@ -16,9 +16,13 @@ from trainer.config.reading import with_values as with_values
 from trainer.config.sections import PRESETS as PRESETS
 from trainer.config.sections import CheckpointConfig as CheckpointConfig
 from trainer.config.sections import ClipConfig as ClipConfig
+from trainer.config.sections import CompileConfig as CompileConfig
+from trainer.config.sections import EarlyStoppingConfig as EarlyStoppingConfig
+from trainer.config.sections import EmaConfig as EmaConfig
 from trainer.config.sections import EvaluationConfig as EvaluationConfig
 from trainer.config.sections import FaultConfig as FaultConfig
 from trainer.config.sections import FaultKind as FaultKind
+from trainer.config.sections import GradientNoiseConfig as GradientNoiseConfig
 from trainer.config.sections import LossConfig as LossConfig
 from trainer.config.sections import ModelConfig as ModelConfig
 from trainer.config.sections import MonitorConfig as MonitorConfig

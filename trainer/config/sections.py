@@ -176,10 +176,81 @@ class ScheduleConfig(Section):
 class ClipConfig(Section):
     """Gradient clipping."""
 
+    kind: Literal["norm", "value", "adaptive"] = Field(
+        default="norm",
+        description="What is limited: norm, the gradient's L2 norm; value, each entry; adaptive, each tensor's norm "
+        "beside the running mean of its own.",
+    )
     max_norm: float | None = Field(
         default=1.0,
         gt=0,
-        description="Largest L2 norm of the whole gradient that the optimizer sees; none turns clipping off.",
+        description="Largest L2 norm of the whole gradient that the optimizer sees, in adaptive until warmup_steps; "
+        "none turns clipping by norm off.",
+    )
+    max_value: float = Field(
+        default=1.0, gt=0, description="value: largest magnitude of a gradient entry, in gradient units."
+    )
+    growth: float = Field(
+        default=1.05,
+        ge=1,
+        le=100,
+        description="adaptive: largest norm of a tensor's gradient, as a multiple of the running mean of its norms.",
+    )
+    beta: float = Field(default=0.98, ge=0, lt=1, description="adaptive: decay of the running mean, per step.")
+    warmup_steps: int = Field(
+        default=100, ge=1, description="adaptive: optimizer steps that are clipped by max_norm and start the means."
+    )
+
+
+class GradientNoiseConfig(Section):
+    """Annealed Gaussian noise on the gradient."""
+
+    eta: float | None = Field(
+        default=None,
+        gt=0,
+        le=1000,
+        description="Variance of the noise in step 0, in squared gradient units, such as 0.01; none adds no noise.",
+    )
+    decay: float = Field(
+        default=0.55, ge=0, le=10, description="The variance is eta divided by (1 + step) to this power."
+    )
+
+
+class EmaConfig(Section):
+    """Running mean of the weights, evaluated beside them."""
+
+    decay: float | None = Field(
+        default=None, gt=0, lt=1, description="Decay of the mean per optimizer step, such as 0.999; none keeps no mean."
+    )
+
+
+class EarlyStoppingConfig(Section):
+    """An end before the last step, when the held-out loss no longer falls."""
+
+    patience: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**6,
+        description="Evaluations in a row without progress after which training ends; none trains to the last step.",
+    )
+    min_delta: float = Field(
+        default=0.0, ge=0, description="Fall of the held-out loss that counts as progress, in the unit of the loss."
+    )
+    restore_best: bool = Field(
+        default=True, description="Whether the model has the weights of the lowest held-out loss again at that end."
+    )
+
+
+class CompileConfig(Section):
+    """torch.compile."""
+
+    enabled: bool = Field(
+        default=False, description="Whether the training forward and backward are compiled; the first step then waits."
+    )
+    backend: Literal["inductor", "aot_eager", "eager", "cudagraphs"] = Field(
+        default="inductor",
+        description="What torch.compile hands the graph to; inductor is the one that makes it faster, and needs a C++ "
+        "compiler on a CPU.",
     )
 
 
@@ -192,6 +263,11 @@ class PrecisionConfig(Section):
     init_scale: float = Field(default=65536.0, gt=0, le=2.0**32, description="fp16: first loss scale, dimensionless.")
     growth_interval: int = Field(
         default=2000, ge=1, description="fp16: optimizer steps without overflow before the scale doubles."
+    )
+    matmul: Literal["highest", "high", "medium"] = Field(
+        default="highest",
+        description="Exactness of products of float32 matrices: highest, high (TF32 where there is hardware for it) "
+        "or medium (bf16).",
     )
 
 
@@ -342,7 +418,15 @@ class TrainConfig(Section):
         default=ScheduleConfig(), description="The factor on the learning rate over the steps."
     )
     clip: ClipConfig = Field(default=ClipConfig(), description="Gradient clipping.")
+    gradient_noise: GradientNoiseConfig = Field(
+        default=GradientNoiseConfig(), description="Annealed Gaussian noise on the gradient."
+    )
+    ema: EmaConfig = Field(default=EmaConfig(), description="Running mean of the weights, evaluated beside them.")
+    early_stopping: EarlyStoppingConfig = Field(
+        default=EarlyStoppingConfig(), description="An end before the last step, when the held-out loss stays."
+    )
     precision: PrecisionConfig = Field(default=PrecisionConfig(), description="Number formats in forward and backward.")
+    compile: CompileConfig = Field(default=CompileConfig(), description="torch.compile.")
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="Several processes.")
     evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="Loss on held-out data.")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="What a run can be resumed from.")
@@ -376,6 +460,17 @@ class TrainConfig(Section):
                 f"batch_size = {self.batch_size} cannot be shared out evenly over grad_accum_steps x "
                 f"parallel.processes = {self.grad_accum_steps} x {self.parallel.processes}; nearest that fits: "
                 f"{nearest_multiple(self.batch_size, pieces)}"
+            )
+        stops_early = self.early_stopping.patience is not None
+        if stops_early and self.evaluation.every_steps is None:
+            raise ValueError(
+                f"early_stopping.patience = {self.early_stopping.patience} counts evaluations, and "
+                "evaluation.every_steps = none leaves only the last one; give it a number of steps"
+            )
+        if stops_early and self.early_stopping.restore_best and not self.checkpoint.keep_best:
+            raise ValueError(
+                "early_stopping.restore_best = true takes the weights from their checkpoint, and checkpoint.keep_best "
+                "= false keeps none; set one of them to the other value"
             )
         return self
 

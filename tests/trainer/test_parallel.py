@@ -15,9 +15,11 @@ import torch
 
 from monitor.errors import ConfigError
 from monitor.runfile.reader import Run, open_run
-from tests.trainer.conftest import TINY, Desk, assert_same
+from tests.trainer.conftest import TINY, Desk, Uneven, assert_same
+from tests.trainer.two_ranks import UNEVEN
 from trainer.config import load_config
 from trainer.parallel import start_parallel
+from trainer.tasks import TASKS
 
 STEPS = 12
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,6 +71,21 @@ def test_two_ranks_train_as_one_process_does(runs: Path, desk: Desk) -> None:
     assert both.series(norm).value == pytest.approx(alone.run.series(norm).value, rel=1e-4)
     assert both.series("tokens").value.tolist() == alone.run.series("tokens").value.tolist()
     assert both.series("batch_id").value.tolist() == alone.run.series("batch_id").value.tolist()
+
+
+def test_two_ranks_weigh_unequal_numbers_of_tokens_as_one_process_does(
+    runs: Path, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpt = TASKS["gpt"]
+    monkeypatch.setitem(TASKS, "gpt", lambda config: Uneven(gpt(config)))
+    alone = desk.train(f"steps={STEPS}", *UNEVEN, "grad_accum_steps=1")
+    both = named(runs, "uneven")
+    assert both.series("tokens").value.tolist() == alone.run.series("tokens").value.tolist()
+    assert both.series("tokens").value[-1] < STEPS * 16 * 32
+    for name in ("train_loss", "grad_norm_preclip", "val_loss"):
+        assert both.series(name).value == pytest.approx(alone.run.series(name).value, rel=1e-4), name
+    for name, weight in weights(both).items():
+        assert torch.allclose(weight, alone.weights()[name], atol=1e-5), name
 
 
 def test_each_rank_writes_its_own_files_with_the_plain_names(runs: Path) -> None:

@@ -14,12 +14,21 @@ from pathlib import Path
 
 import torch.distributed
 
+from tests.trainer.conftest import Uneven
 from trainer.config import TrainConfig, from_record
 from trainer.loop import train
 from trainer.place import Place, new_run, resumed_run
 from trainer.stop import StopFlag, end_with_parent
+from trainer.tasks import TASKS
 
-RANK = int(os.environ["RANK"])
+RANK = int(os.environ.get("RANK", "0"))
+UNEVEN = (
+    "grad_accum_steps=2",
+    "optimizer.kind=sgd",
+    "optimizer.lr=0.5",
+    "optimizer.momentum=0.0",
+    "clip.max_norm=none",
+)
 
 
 class StopsAtStep(StopFlag):
@@ -57,7 +66,16 @@ def main() -> None:
     straight = from_record(base, ["name=straight"])
     train(straight, fresh(straight, runs), StopFlag())
 
-    rough = ["model.dropout=0.2", "grad_accum_steps=2"]
+    # Examples of unequal numbers of tokens, through a compiled forward.
+    gpt, TASKS["gpt"] = TASKS["gpt"], lambda config: Uneven(gpt(config))
+    uneven = from_record(base, ["name=uneven", *UNEVEN, "compile.enabled=true", "compile.backend=aot_eager"])
+    train(uneven, fresh(uneven, runs), StopFlag())
+    TASKS["gpt"] = gpt
+
+    rough = [
+        *("model.dropout=0.2", "grad_accum_steps=2", "ema.decay=0.9"),
+        *("clip.kind=adaptive", "clip.warmup_steps=3", "clip.growth=1.0", "gradient_noise.eta=1e-6"),
+    ]
     whole = from_record(base, ["name=whole", *rough])
     train(whole, fresh(whole, runs), StopFlag())
 

@@ -100,7 +100,8 @@ class Rule:
     severity: Severity
     """Severity of its findings unless they say otherwise."""
     needs: tuple[str, ...]
-    """Signals without which the rule abstains; ``"a|b"`` is satisfied by either."""
+    """Signals without which the rule abstains; ``"a|b"`` is satisfied by either. ``"layers:adam_rms"`` and
+    ``"modules:dead_units_share"`` are statistics of layers and of modules."""
     check: Callable[[Signals], Verdict]
     remedy: str
     """One sentence, used when no cause suggests something more precise."""
@@ -109,9 +110,16 @@ class Rule:
 
     def missing(self, signals: Signals) -> tuple[str, ...]:
         """The needs that ``signals`` does not satisfy."""
-        return tuple(need for need in self.needs if not any(name in signals for name in need.split("|")))
+        return tuple(need for need in self.needs if not any(_is_there(name, signals) for name in need.split("|")))
 
     @property
     def explanation(self) -> str:
         """The rule's docstring: what it sees, why it matters, when it stays silent, thresholds, source."""
         return self.check.__doc__ or ""
+
+
+def _is_there(need: str, signals: Signals) -> bool:
+    stream, _, stat = need.rpartition(":")
+    if stream == "layers":
+        return signals.layers(stat) is not None
+    return signals.modules(stat) is not None if stream == "modules" else need in signals

@@ -37,12 +37,12 @@ MOST = 40
 
 BOOKKEEPING = {
     "tokens", "batch_id", "input_hash", "skipped_steps", "parameter_checksum", "clip_max_norm", "log_classes",
-    "clip_coef", "lr", *TIME_PARTS,
+    "clip_coef", "lr", "grad_cosine", "update_cosine", *TIME_PARTS,
 }  # fmt: skip
 """Signals that count or name, follow another one, or jitter by nature. The learning rate is looked at on its own."""
 FALL_TOO = {
     "loss_scale", "tokens_per_s", "weight_norm", "update_norm", "update_to_weight_ratio",
-    "grad_cosine", "update_cosine", "attention_entropy_min", "attention_entropy_mean", "input_mean", "input_std",
+    "attention_entropy_min", "attention_entropy_mean", "input_mean", "input_std",
     "input_unique_share", "activation_mean", "activation_rms", "gpu_util_pct", "log_z_mean", "grad_norm_preclip",
 }  # fmt: skip
 """Catalogue signals of which a fall is told as well as a rise; of a loss or a duration it is good news."""
@@ -106,7 +106,7 @@ def _of_scalars(signals: Signals, start: int, stop: int) -> Iterator[Departure]:
 
 
 def _of_matrices(signals: Signals, start: int, stop: int) -> Iterator[Departure]:
-    pairs = [(stat, signals.layers(stat)) for stat in LAYER_CATALOGUE]
+    pairs = [(stat, signals.layers(stat)) for stat in LAYER_CATALOGUE if stat not in BOOKKEEPING]
     pairs += [(stat, signals.modules(stat)) for stat in MODULE_CATALOGUE]
     for stat, matrix in pairs:
         rows = _Rows.cut(matrix.step, start, stop) if matrix is not None else None

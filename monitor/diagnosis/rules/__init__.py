@@ -12,6 +12,10 @@ from monitor.diagnosis.rules import (
     overfitting,
     resume_mismatch,
     slow_divergence,
+    stale_second_moment,
+    update_size,
+    vanishing_gradient,
+    weight_norm,
 )
 
 RULES: tuple[Rule, ...] = (
@@ -19,6 +23,10 @@ RULES: tuple[Rule, ...] = (
     gradient_explosion.RULE,
     loss_spike.RULE,
     slow_divergence.RULE,
+    stale_second_moment.RULE,
+    update_size.RULE,
+    weight_norm.RULE,
+    vanishing_gradient.RULE,
     resume_mismatch.RULE,
     lr_schedule.RULE,
     overfitting.RULE,

@@ -7,6 +7,7 @@ import re
 import numpy as np
 
 from monitor.diagnosis.context import loss_is_signed
+from monitor.diagnosis.lasting import first_run
 from monitor.diagnosis.primitives import MAD_TO_SD
 from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
 from monitor.diagnosis.view import Signals
@@ -61,9 +62,9 @@ def overfitting(
         fell = np.array([_train_level(loss, val, row) for row in since.tolist()]) < (1 - train_fall) * _train_level(
             loss, val, best
         )
-        rows = _first_run(raised & fell, evaluations)
-        if rows is not None:
-            found.append(_finding(signals, loss, val, best, best + 1 + rows, stop - 1, worrying))
+        first = first_run(raised & fell, evaluations)
+        if first is not None:
+            found.append(_finding(signals, loss, val, best, best + first + evaluations, stop - 1, worrying))
     return found
 
 
@@ -97,16 +98,6 @@ def _train_level(loss: Signal, val: Signal, row: int) -> float:
     begin = int(val.step[row - 1]) + 1 if row else None
     value = loss.between(begin, int(val.step[row])).tail(TRAIN_ROWS).value
     return float(np.median(value)) if len(value) else np.nan
-
-
-def _first_run(flags: np.ndarray, length: int) -> int | None:
-    """Index of the last flag of the first ``length`` set in a row; None without."""
-    run = 0
-    for index, flag in enumerate(flags.tolist()):
-        run = run + 1 if flag else 0
-        if run == length:
-            return index
-    return None
 
 
 def _finding(signals: Signals, loss: Signal, val: Signal, best: int, fired: int, last: int, worrying: float) -> Finding:

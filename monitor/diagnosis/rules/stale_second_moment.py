@@ -1,0 +1,104 @@
+"""Adam's second moment has fallen behind the gradient of one tensor."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from monitor.diagnosis.lasting import Stretch, measured, named, stretches
+from monitor.diagnosis.remedies import configured
+from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
+from monitor.diagnosis.view import Signals
+from monitor.diagnosis.wording import number
+from monitor.signals import LayerMatrix
+
+SETTLING_STEPS = 20
+"""The second moment starts from nothing; in the first steps its ratio to the gradient means little."""
+
+
+def stale_second_moment(
+    signals: Signals, *, rms: float = 5.0, worrying: float = 10.0, own: float = 3.0, rows: int = 2
+) -> Verdict:
+    """RMS_t = sqrt(mean(g^2 / v)) of a tensor jumps: its gradient has outgrown Adam's memory of it.
+
+    Why it matters: the update is RMS_t times as long as the learning rate says. It is the state 1 to 8 steps before
+    the loss spikes of large models, after a long quiet phase of that tensor, often an embedding.
+
+    Stays silent: in the first 20 steps and before three measurements; on values up to ``rms``, which healthy small
+    models reach (up to 3.2 in ten trainings of ours, above the 2.3 of the source); on tensors that are always like
+    that. Information below ``worrying``: the spike may not come.
+
+    Thresholds: ``rms``, dimensionless, in ``rows`` measurements running, or ``worrying`` in one; ``own``, multiple of
+    the tensor's own median before. The 2.3 of the source is for models of 100 M parameters and more; ours are our
+    judgement.
+
+    Source: Wortsman et al. 2023, https://arxiv.org/abs/2304.13013 (StableAdamW); 2506.04805, why beta2 matters.
+    """
+    matrix = signals.layers("adam_rms")
+    assert matrix is not None  # the engine asks for it
+    value = measured(matrix)
+    value[matrix.step <= SETTLING_STEPS] = np.nan
+    if np.isfinite(value).any(axis=1).sum() < rows:
+        return Abstained(f"fewer than {rows} measurements of adam_rms after step {SETTLING_STEPS}")
+    usual = _usual(value)
+    with np.errstate(invalid="ignore"):
+        high = (value > rms) & (value > own * usual)
+        very_high = (value > worrying) & (value > own * usual)
+    found = sorted(stretches(matrix, high, rows) + stretches(matrix, very_high, 1), key=lambda s: s.onset)
+    return _finding(signals, matrix, value, found, worrying) if found else None
+
+
+def _usual(value: np.ndarray) -> np.ndarray:
+    """float64[T, L]: median of a tensor's measurements before each block of 16 rows, at least 1; NaN without three."""
+    usual = np.full_like(value, np.nan)
+    for start in range(0, len(value), 16):
+        before = value[:start]
+        enough = np.isfinite(before).sum(axis=0) >= 3
+        if enough.any():
+            usual[start : start + 16, enough] = np.maximum(1.0, np.nanmedian(before[:, enough], axis=0))
+    return usual
+
+
+def _finding(
+    signals: Signals, matrix: LayerMatrix, value: np.ndarray, found: list[Stretch], worrying: float
+) -> Finding:
+    first = found[0]
+    together = [s for s in found if s.onset <= first.onset + 20]
+    strongest = max(together, key=lambda s: float(np.nanmax(_within(matrix, value, s))))
+    peak = float(np.nanmax(_within(matrix, value, strongest)))
+    beta2 = configured(signals, "optimizer", "beta2")
+    supports = [f"RMS_t of {strongest.layer} reached {number(peak)}"]
+    against: list[str] = []
+    if isinstance(beta2, float) and 0 < beta2 < 1:
+        memory = f"beta2 {number(beta2)} remembers {1 / (1 - beta2):.0f} steps"
+        (supports if beta2 >= 0.99 else against).append(memory)
+    return Finding(
+        summary=f"Adam's second moment fell behind the gradient of {named([s.layer for s in together])}: RMS_t "
+        f"{number(peak)} at its highest, about 1 is usual",
+        onset_step=first.onset,
+        first_step=min(s.told for s in together),
+        last_step=max(s.last for s in together),
+        severity=Severity.WARNING if peak > worrying else Severity.INFO,
+        layer=strongest.layer,
+        evidence={"rms": peak, "layers": [s.layer for s in together][:20], "layer_reason": "its RMS_t is the highest"},
+        causes=(Cause("stale-second-moment", 0.8, tuple(supports), tuple(against)),),
+        remedy=Remedy(
+            f"Go back to the last checkpoint before step {first.onset}. Let Adam's second moment follow faster (beta2 "
+            "0.95), or bound the update of a tensor by its RMS_t (StableAdamW).",
+            {"optimizer.beta2": 0.95},
+            "optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95))",
+        ),
+    )
+
+
+def _within(matrix: LayerMatrix, value: np.ndarray, stretch: Stretch) -> np.ndarray:
+    rows = (matrix.step >= stretch.onset) & (matrix.step <= stretch.last)
+    return value[rows, stretch.column]
+
+
+RULE = Rule(
+    id="stale-second-moment",
+    severity=Severity.WARNING,
+    needs=("layers:adam_rms",),
+    check=stale_second_moment,
+    remedy="Lower beta2, or bound updates by RMS_t (StableAdamW).",
+)

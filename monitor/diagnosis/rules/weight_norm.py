@@ -1,0 +1,129 @@
+"""The weights shrink towards zero or grow without bound."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from monitor.diagnosis.lasting import measured
+from monitor.diagnosis.remedies import configured
+from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
+from monitor.diagnosis.view import Signals
+from monitor.diagnosis.wording import number, percent
+from monitor.signals import Signal
+
+LEAST_ROWS = 6
+LEAST_STEPS = 50
+"""Steps that growth must last."""
+
+
+def weight_norm(signals: Signals, *, shrunk: float = 0.6, growth: float = 0.5, rows: int = 4) -> Verdict:
+    """The norm of all weights together falls to a fraction of what it was, or grows exponentially.
+
+    Why it matters: a decay that is too strong erases what was learnt and leaves a model that predicts nothing; one of
+    the wrong sign, or none at a high learning rate, lets the weights grow until an activation overflows.
+
+    Stays silent: on the growth of a training under way, which slows down (healthy small models double their norm in
+    some 500 steps); on a norm that settles a little lower. Frozen weights are not counted.
+
+    Thresholds: ``shrunk``, share of the highest norm so far below which it has shrunk, while still falling; ``growth``,
+    relative growth per hundred steps over ``rows`` measurements running, no slower at the end than at the beginning.
+    Our judgement.
+
+    Source: design notes F11; TheDeepChecker (Ben Braiek and Khomh 2023): weights that double per check.
+    """
+    norm = _finite(signals["weight_norm"])
+    if len(norm) < LEAST_ROWS:
+        return Abstained(f"{len(norm)} weight norms recorded, at least {LEAST_ROWS} are needed")
+    fell, grew = _shrunk(norm, shrunk), _grew(norm, growth, rows)
+    return [_finding(signals, norm, row, kind) for row, kind in ((fell, "fell"), (grew, "grew")) if row is not None]
+
+
+def _finite(series: Signal) -> Signal:
+    keep = np.isfinite(series.value) & (series.value > 0)
+    return Signal(series.name, series.step[keep], series.value[keep], series.unit)
+
+
+def _shrunk(norm: Signal, share: float) -> int | None:
+    highest = np.maximum.accumulate(norm.value)
+    low = norm.value < share * highest
+    falling = np.concatenate([[False], norm.value[1:] < norm.value[:-1]])
+    rows = np.flatnonzero(low & falling)
+    return int(rows[0]) if len(rows) else None
+
+
+def _grew(norm: Signal, growth: float, rows: int) -> int | None:
+    rate = _rates(norm)
+    fast = rate > np.log1p(growth)
+    for end in range(rows, len(rate) + 1):
+        lasting = norm.step[end] - norm.step[end - rows] >= LEAST_STEPS
+        if lasting and fast[end - rows : end].all() and rate[end - 1] > 0.8 * rate[end - rows]:
+            return end
+    return None
+
+
+def _rates(norm: Signal) -> np.ndarray:
+    """float64[T - 1]: change of the logarithm per hundred steps, from each row to the next."""
+    return np.diff(np.log(norm.value)) / np.diff(norm.step) * 100
+
+
+def _finding(signals: Signals, norm: Signal, row: int, kind: str) -> Finding:
+    start = _start(norm, row)
+    before, after = float(norm.value[start]), float(norm.value[row])
+    last = float(norm.value[-1])
+    layer = _layer(signals, int(norm.step[start]), int(norm.step[row]), kind)
+    decay = configured(signals, "optimizer", "weight_decay")
+    known = f", with weight_decay {number(float(decay))}" if isinstance(decay, int | float) else ""
+    supports = f"the norm of all weights went from {number(before)} to {number(after)}{known}"
+    return Finding(
+        summary=f"The weights {'shrank' if kind == 'fell' else 'grew'} from a norm of {number(before)} at step "
+        f"{int(norm.step[start])} to {number(after)} ({percent(after / before - 1)}) at step {int(norm.step[row])}",
+        onset_step=int(norm.step[start]) + 1,
+        first_step=int(norm.step[row]),
+        last_step=int(norm.step[-1]),
+        severity=Severity.WARNING,
+        layer=layer,
+        evidence={"before": before, "after": after, "last": last},
+        causes=(Cause("weight-decay", 0.7 if kind == "fell" else 0.5, supports=(supports,)),),
+        remedy=Remedy(
+            "Use decoupled weight decay between 0.01 and 0.1 on matrices only, and check its sign: the decay of a step "
+            "is learning rate x weight_decay.",
+            {"optimizer.weight_decay": 0.1},
+            "optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=0.1)  # norms and biases in a group with 0",
+        ),
+    )
+
+
+def _start(norm: Signal, row: int) -> int:
+    """Row from which the norm has moved the same way, at a fifth of the pace at ``row`` or more."""
+    rate = _rates(norm)
+    pace = rate[row - 1]
+    while row > 0 and rate[row - 1] / pace > 0.2:
+        row -= 1
+    return row
+
+
+def _layer(signals: Signals, first: int, last: int, kind: str) -> str | None:
+    """The tensor whose norm changed the furthest in that direction; None without norms per layer."""
+    matrix = signals.layers("weight_norm")
+    if matrix is None:
+        return None
+    rows = np.flatnonzero((matrix.step >= first) & (matrix.step <= last))
+    if len(rows) < 2:
+        return None
+    value = measured(matrix)[rows]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        change = np.log(value[-1] / value[0])
+    usable = np.isfinite(change)
+    if not usable.any():
+        return None
+    change = np.where(usable, change if kind == "grew" else -change, -np.inf)
+    return matrix.names[int(change.argmax())]
+
+
+RULE = Rule(
+    id="weight-norm",
+    severity=Severity.WARNING,
+    needs=("weight_norm",),
+    check=weight_norm,
+    remedy="Check weight decay: its size, its sign, and which parameters it is for.",
+)

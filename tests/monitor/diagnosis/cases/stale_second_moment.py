@@ -1,0 +1,34 @@
+"""Cases of stale-second-moment: RMS_t of one tensor jumps."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from monitor.diagnosis.view import Signals
+from tests.monitor.diagnosis.cases.drawn import AT, STEPS, Case, Rows, level, only
+from tests.monitor.diagnosis.controls import LAYERS
+
+
+def rms(row: Rows = AT, layer: int = 2, factor: float = 1.0, usual: float = 1.0) -> Signals:
+    """RMS_t about ``usual`` in every layer, and ``factor`` times that in one from some row on."""
+    value = usual * np.exp(np.random.default_rng(0).normal(0, 0.2, (STEPS, len(LAYERS))))
+    value[row, layer] *= factor
+    return Signals.from_arrays({"train_loss": level()}, layers={"adam_rms": (LAYERS, value)})
+
+
+FIRES = (
+    Case("x30 for one step", lambda: rms(factor=30), "warning", words=LAYERS[2]),
+    Case("x9 for three steps", lambda: rms(slice(AT, AT + 3), factor=9), "info", words=LAYERS[2]),
+)
+
+NEAR_MISSES = (
+    Case("x2.5, as healthy runs have it", lambda: rms(slice(AT, AT + 3), factor=2.5)),
+    Case("x7 for one step", lambda: rms(factor=7)),
+    Case("always large", lambda: rms(slice(0, STEPS), factor=9)),
+    Case("in the first steps", lambda: rms(slice(0, 15), factor=50)),
+)
+
+ABSTAINS = (
+    Case("not measured", lambda: only(train_loss=level()), words="adam_rms"),
+    Case("ten steps", lambda: rms(factor=30).until(10), words="measurements"),
+)

@@ -1,0 +1,57 @@
+"""Cases of vanishing-gradient: cut off for good, or fading towards the input."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from monitor.diagnosis.view import Signals
+from monitor.signals import LayerMatrix
+from tests.monitor.diagnosis.cases.drawn import AT, STEPS, Case, layer_norms, level, only, with_layers
+from tests.monitor.diagnosis.controls import LAYERS
+
+LAST = len(LAYERS) - 1
+
+
+def zeroed(rows: slice, layer: int = 4) -> Signals:
+    layers = layer_norms()
+    layers[rows, layer] = 0.0
+    return with_layers(level(), layers)
+
+
+def fading(per_layer: float) -> Signals:
+    """Norms that fall by ``per_layer`` from one tensor to the next towards the input."""
+    return with_layers(level(), layer_norms() * per_layer ** (LAST - np.arange(len(LAYERS))))
+
+
+def low_in_the_middle() -> Signals:
+    layers = layer_norms()
+    layers[:, 1:8] *= 1e-7
+    return with_layers(level(), layers)
+
+
+def frozen() -> Signals:
+    layers = layer_norms()
+    present = np.ones(layers.shape, bool)
+    present[AT:, 4] = False
+    matrix = LayerMatrix("grad_norm_preclip", np.arange(1, STEPS + 1), LAYERS, layers, present)
+    return Signals.from_arrays({"train_loss": level()}, layers={"grad_norm_preclip": matrix})
+
+
+FIRES = (
+    Case("one tensor cut off", lambda: zeroed(slice(AT, None)), "warning", words=LAYERS[4]),
+    Case("a sixth from layer to layer", lambda: fading(1 / 6), "warning", onset=21, words="fade"),
+)
+
+NEAR_MISSES = (
+    Case("zero from the start", lambda: zeroed(slice(0, None))),
+    Case("zero for fifteen steps", lambda: zeroed(slice(AT, AT + 15))),
+    Case("zero every third step", lambda: zeroed(slice(0, None, 3))),
+    Case("frozen", frozen),
+    Case("a half from layer to layer", lambda: fading(1 / 2)),
+    Case("low in the middle only", low_in_the_middle),
+)
+
+ABSTAINS = (
+    Case("no layers", lambda: only(train_loss=level()), words="layers:grad_norm_preclip not recorded"),
+    Case("ten rows", lambda: zeroed(slice(0, None)).until(10), words="10 rows"),
+)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from monitor.diagnosis.causes import rank
 from monitor.diagnosis.context import lr_jump_steps, span
 from monitor.diagnosis.incidents import incidents
-from monitor.diagnosis.remedies import remedy_for
+from monitor.diagnosis.remedies import changes_only, remedy_for
 from monitor.diagnosis.report import Report, Verdict
 from monitor.diagnosis.rule import Abstained, Finding, Rule, Severity
 from monitor.diagnosis.rules import RULES
@@ -107,7 +107,8 @@ def _complete(finding: Finding, rule: Rule, signals: Signals) -> Finding:
     onset = _onset(finding, signals)
     named = replace(finding, id=rule.id, severity=finding.severity or rule.severity, onset_step=onset)
     weighed = replace(named, causes=named.causes or rank(named, signals))
-    return replace(weighed, remedy=weighed.remedy or remedy_for(weighed, signals, rule.remedy))
+    remedy = changes_only(weighed.remedy, signals) if weighed.remedy else remedy_for(weighed, signals, rule.remedy)
+    return replace(weighed, remedy=remedy)
 
 
 def _onset(finding: Finding, signals: Signals) -> int:

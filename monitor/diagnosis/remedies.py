@@ -22,14 +22,14 @@ def remedy_for(finding: Finding, signals: Signals, fallback: str) -> Remedy:
     make = _BY_CAUSE.get(named or "")
     if make is None:
         return Remedy(fallback)
-    remedy = _changes_only(make(finding, signals), signals)
+    remedy = changes_only(make(finding, signals), signals)
     if finding.causes[0].id != "unknown":
         return remedy
     caution = f"The cause is not certain; if it is {named}: "
     return Remedy(caution + remedy.text[0].lower() + remedy.text[1:], remedy.config_patch, remedy.snippet)
 
 
-def _changes_only(remedy: Remedy, signals: Signals) -> Remedy:
+def changes_only(remedy: Remedy, signals: Signals) -> Remedy:
     """The remedy without what the run's recorded configuration says already, or has no such key for."""
     config = signals.facts.config
     if config is None or not remedy.config_patch:

@@ -155,7 +155,7 @@ def test_an_unreadable_path_is_a_run_error(tmp_path: Path):
         diagnose(tmp_path)
 
 
-KEYS = {"version", "run", "steps", "verdict", "findings", "incidents", "abstained", "resumes"}
+KEYS = {"version", "run", "steps", "verdict", "findings", "incidents", "abstained"}
 FINDING_KEYS = {
     "id", "severity", "onset_step", "first_step", "last_step", "layer", "rank", "summary", "evidence", "causes",
     "remedy",

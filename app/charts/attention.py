@@ -19,6 +19,7 @@ MOST_HEADS, MOST_PLACES = 4, 64
 MOST_MAPS = 400
 """Only the last ones are looked at (our judgement): a run of a million steps has about 60."""
 LONGEST_NAME = 300
+MOST_SAMPLES, LONGEST_LABEL = 4, 24
 _LABELS = 32
 """Most letters along the keys, and twice the lines along the queries: more would run into each other."""
 _COLOURS = [[(t / 10) ** 2, colour] for t, colour in enumerate(sample_colorscale("Viridis", 11))]
@@ -35,18 +36,30 @@ class AttentionMap:
     """float32[heads, queries, keys] in [0, 1]."""
     tokens: tuple[int, ...] | None
     """What the model was given at these places; None when it is not known."""
+    sample: int | None = None
+    """Which of the fixed samples; None: the first sequence of the step's batch."""
+    labels: tuple[str, ...] | None = None
+    """The words that a fixed sample was given for these places."""
+
+    def words(self, *, as_bytes: bool) -> list[str]:
+        """A short word for each place; none where neither labels nor tokens are known.
+
+        Args:
+            as_bytes: whether tokens below 256 are bytes of a text.
+        """
+        return list(self.labels) if self.labels is not None else token_words(self.tokens or (), as_bytes=as_bytes)
 
 
 def attention_maps(events: Sequence[Event]) -> tuple[list[AttentionMap], int]:
-    """The maps by step and module, the last one where there are several; and how many events could not be read."""
-    found: dict[tuple[int, str], AttentionMap] = {}
+    """The maps by step, module and sample, the last one where there are several; and how many events are unreadable."""
+    found: dict[tuple[int, str, int | None], AttentionMap] = {}
     bad = 0
     for event in events[-MOST_MAPS:]:
         read = _read(event)
         if read is None:
             bad += 1
         else:
-            found[read.step, read.module] = read
+            found[read.step, read.module, read.sample] = read
     return sorted(found.values(), key=lambda one: one.step), bad
 
 
@@ -69,11 +82,21 @@ def _read(event: Event) -> AttentionMap | None:
     if len(raw) != size:
         return None
     weights = (np.frombuffer(raw, np.uint8).reshape(heads, queries, keys).astype(np.float32) / 255) ** 2
-    return AttentionMap(event.step, module, weights, _tokens(event.fields.get("tokens")))
+    sample, labels = event.fields.get("sample"), event.fields.get("labels")
+    if sample is not None and not (_whole(sample) and 0 <= sample < MOST_SAMPLES):
+        return None
+    words = _labels(labels) if sample is not None else None
+    return AttentionMap(event.step, module, weights, _tokens(event.fields.get("tokens")), sample, words)
 
 
 def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _labels(value: object) -> tuple[str, ...] | None:
+    if not isinstance(value, list) or not all(isinstance(word, str) for word in value[:MOST_PLACES]):
+        return None
+    return tuple(word[:LONGEST_LABEL] for word in value[:MOST_PLACES]) or None
 
 
 def _tokens(value: object) -> tuple[int, ...] | None:
@@ -102,7 +125,7 @@ def head_figure(one: AttentionMap, head: int, *, as_bytes: bool = False) -> go.F
     """
     weights = one.weights[head]
     queries, keys = weights.shape
-    words = token_words(one.tokens or (), as_bytes=as_bytes)
+    words = one.words(as_bytes=as_bytes)
     figure = go.Figure()
     figure.add_heatmap(
         z=weights, zmin=0, zmax=max(float(one.weights.max()), 1e-6), colorscale=_COLOURS, showscale=False,

@@ -13,7 +13,7 @@ import streamlit as st
 
 from app import control, data, text
 from app.charts import measures
-from app.charts.attention import AttentionMap, attention_maps, head_figure, token_words
+from app.charts.attention import AttentionMap, attention_maps, head_figure
 from app.charts.still import slice_figure, window_figure
 from app.charts.story import incident_key
 from app.data import DIAGNOSES, READERS, findings_of
@@ -578,17 +578,24 @@ def maps(path: Path) -> None:
             st.plotly_chart(figure, key=f"head-{head}", config={"displayModeBar": False})
     st.caption(
         f"From 0 (dark) to {text.number(float(chosen.weights.max()), 2)} (bright), by the square root. Each row is a "
-        "query. Of the first sequence of the batch, the first 64 queries and keys of at most 4 heads are kept."
+        f"query. Of {'the first sequence of the batch' if chosen.sample is None else 'a fixed sample'}, the first 64 "
+        "queries and keys of at most 4 heads are kept."
     )
-    if chosen.tokens:
+    words = chosen.words(as_bytes=as_bytes)
+    if words:
         st.caption("Tokens, in order")
-        words = token_words(chosen.tokens, as_bytes=as_bytes)
         st.code(("" if max(map(len, words)) == 1 else " ").join(words), language=None, wrap_lines=True)
 
 
 def map_choice(found: list[AttentionMap]) -> AttentionMap | None:
     """Which map is looked at: its step, the latest unless told otherwise, and its module."""
-    left, right, _ = st.columns([1, 2, 2])
+    left, right, third = st.columns([1, 2, 2])
+    samples = sorted({one.sample for one in found}, key=lambda sample: -1 if sample is None else sample)
+    if samples != [None]:
+        with third:
+            of = {"batch" if sample is None else f"sample {sample}": sample for sample in samples}
+            picked = st.selectbox("Sequence", list(of), key="map_sample", bind="query-params")
+        found = [one for one in found if one.sample == of.get(str(picked))]
     steps = sorted({str(one.step) for one in found}, key=int, reverse=True)
     with left:
         step = st.selectbox(

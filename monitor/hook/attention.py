@@ -78,7 +78,7 @@ class Attention(Probe):
         self._reset()
         self._exact |= self.watch.armed
         self._hooks.remove()
-        inside = [(at, module) for at, module in self._watched.at(self.watch.step) if _may_attend(module)]
+        inside = [(at, module) for at, module in self._watched.at(self.watch.step) if may_attend(module)]
         self._hooks.before(self._entered, inside)
         self._hooks.after(self._left, inside)
         if self._attending and attention_maps.due(self.watch.step):
@@ -103,7 +103,7 @@ class Attention(Probe):
             return
         if isinstance(module, nn.MultiheadAttention):
             with self.watch.charged(self):
-                call = _of_multihead(module, args, kwargs)
+                call = of_multihead(module, args, kwargs)
                 if call is not None:
                     self._calls[index] = 1
                     self._measure_exactly(index, call)
@@ -281,12 +281,12 @@ class Logits:
         return torch.stack([largest, entropy.amin(), entropy.mean(), several.sum().float()])
 
 
-def _may_attend(module: nn.Module) -> bool:
+def may_attend(module: nn.Module) -> bool:
     """Whether the module's own forward may call attention: of torch's own modules only one does."""
     return isinstance(module, nn.MultiheadAttention) or not type(module).__module__.startswith("torch.nn.modules")
 
 
-def _of_multihead(module: nn.MultiheadAttention, args: Any, kwargs: Any) -> Call | None:
+def of_multihead(module: nn.MultiheadAttention, args: Any, kwargs: Any) -> Call | None:
     """The attention of the first sequence of a call that did not use ``scaled_dot_product_attention``.
 
     Keys that the module adds itself (``bias_k``, ``add_zero_attn``) are left out.

@@ -179,7 +179,7 @@ def count_flops(model: nn.Module, given: Given) -> Count:
         CannotCount: with the reason.
     """
     try:
-        with same_randomness_after(), _eagerly():
+        with same_randomness_after(), eagerly():
             copied = copy_without_memory(model)
             with torch.set_grad_enabled(given.grad), FlopCounterMode(display=False) as forward:
                 output = copied(*given.args, **given.kwargs)
@@ -238,7 +238,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _eagerly() -> Iterator[None]:
+def eagerly() -> Iterator[None]:
     """Compiled parts of a model run as they are written: a graph has its tensors' device built in."""
     if "torch._dynamo" not in sys.modules:
         yield

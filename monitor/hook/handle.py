@@ -21,13 +21,14 @@ from torch import Tensor, nn
 
 from monitor.guard import contained
 from monitor.hook import observe, sigterm
+from monitor.hook.attention_samples import AttentionSamples
 from monitor.hook.background import Background
 from monitor.hook.budget import Budget
 from monitor.hook.inputs import SAMPLES_SEEN
 from monitor.hook.layers import layer_table, module_names
 from monitor.hook.loop import Loop, StepFacts
 from monitor.hook.observe import ClipCall
-from monitor.hook.probe import Decoded, Probe, Probes
+from monitor.hook.probe import Decoded, Probe, Probes, Reading
 from monitor.hook.recorder import FlightRecorder
 from monitor.hook.rows import MOST_WAITING, Arriving, Row, Rows
 from monitor.hook.system import SystemSampler
@@ -83,6 +84,7 @@ class Monitor:
         """Share of the step that the monitor may cost; recorded beside what it does cost."""
         self._costs = Budget(budget, self.event)
         self._sampled = False
+        self._samples: AttentionSamples | None = None
         self.landscape_every = landscape_every
         self._model = model
         self._writer = writer
@@ -254,6 +256,36 @@ class Monitor:
                     )  # fmt: skip
         self.log({"landscape_loss_mean": sample.mean, "landscape_loss_variance": sample.variance})
 
+    def watch_samples(
+        self, batch: Any, labels: Sequence[Sequence[str]] | None = None, *, every: int | None = None
+    ) -> None:
+        """Keep attention maps of fixed samples from here on: the same tokens, at rising steps.
+
+        The model itself runs on them in evaluation mode, without gradients, when a step ends. The training does not
+        notice. Whatever is wrong with the arguments is a warning.
+
+        Args:
+            batch: 1 to 4 samples: a tensor, a tuple of the model's arguments or a mapping of its named ones, each
+                tensor with the samples in its first dimension, on the model's device.
+            labels: for each sample the words for its places, for the axes of the maps; None: the integer tokens.
+            every: steps between two looks, doubled after every 32; None: at steps 10, 100, 200, 400, ...
+        """
+        if not self._loop.live or self.rank != 0:
+            return
+        with contained("attention on fixed samples"):
+            self._samples = AttentionSamples(self._model, batch, labels, every)
+
+    def _look_at_samples(self) -> list[Reading]:
+        samples, reading = self._samples, None
+        if samples is None or not samples.due(self.step_number):
+            return []
+        self._sampled = True
+        self._samples = None  # an error once is an error every time
+        with self._loop.aside("monitor"), contained("attention on fixed samples"):
+            reading = samples.look(self.step_number, self.event)
+            self._samples = samples
+        return [reading] if reading is not None else []
+
     def sync(self) -> None:
         """Make everything recorded so far durable on disk; for checkpoints."""
         with contained("rows of the run"):
@@ -372,7 +404,7 @@ class Monitor:
             values["skipped_steps"] = float(facts.skipped)
             if facts.scale_after is not None:
                 _put(values, device, _SCALE_AFTER, facts.scale_after)
-        readings = [*([facts.norms.reading()] if facts.norms else ()), *facts.readings]
+        readings = [*([facts.norms.reading()] if facts.norms else ()), *facts.readings, *self._look_at_samples()]
         tensors = [tensor for reading in readings for tensor in reading.tensors]
         if tensors or device:
             row.arriving.append(Arriving(HostRead([*tensors, *device.values()]), list(device), readings))

@@ -26,29 +26,47 @@ class Borrowed:
 
 
 @contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[Borrowed]:
-    """Inside, ``model`` is in eval mode and without gradients; afterwards nothing has happened to it.
+def at_rest(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Inside, ``model`` is in eval mode and without gradients; afterwards nothing has happened to it, weights aside.
 
-    Restored from copies, never by subtracting what was added: weights, buffers (running statistics), the mode of every
-    module, the random states of torch (CPU and CUDA), NumPy and Python. Gradients are not touched.
+    Restored from copies: buffers (running statistics), the mode of every module, the random states of torch (CPU and
+    CUDA), NumPy and Python. Gradients are not touched. Autocast does not remember what it makes of the weights here: of
+    some versions of torch the training would get it, in the same autocast region, and no gradient would flow.
+
+    Yields:
+        What puts the random states back to where they were at the beginning, for the next evaluation.
     """
-    weights = [parameter.data for parameter in model.parameters()]
     buffers = [buffer.data for buffer in model.buffers()]
-    saved = [weight.clone() for weight in weights]
-    saved_buffers = [buffer.clone() for buffer in buffers]
+    saved = [buffer.clone() for buffer in buffers]
     modes = [(module, module.training) for module in model.modules()]
     states = _random_states()
+    remembers = torch.is_autocast_cache_enabled()
     try:
+        torch.set_autocast_cache_enabled(False)
         model.eval()
         with torch.no_grad():
-            yield Borrowed(weights, saved, lambda: _set_random_states(states))
+            yield lambda: _set_random_states(states)
     finally:
+        torch.set_autocast_cache_enabled(remembers)
         with torch.no_grad():
-            for weight, copy in zip([*weights, *buffers], [*saved, *saved_buffers], strict=True):
-                weight.copy_(copy)
+            for buffer, copy in zip(buffers, saved, strict=True):
+                buffer.copy_(copy)
         for module, training in modes:
             module.training = training
         _set_random_states(states)
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[Borrowed]:
+    """As :func:`at_rest`, and the weights, too, are restored: from a copy, never by subtracting what was added."""
+    weights = [parameter.data for parameter in model.parameters()]
+    saved = [weight.clone() for weight in weights]
+    with at_rest(model) as same_randomness:
+        try:
+            yield Borrowed(weights, saved, same_randomness)
+        finally:
+            for weight, copy in zip(weights, saved, strict=True):
+                weight.copy_(copy)
 
 
 @contextlib.contextmanager

@@ -75,3 +75,15 @@ def test_a_head_has_queries_down_and_keys_to_the_right_and_no_markup():
     assert (figure.layout.xaxis.title.text, figure.layout.yaxis.title.text) == ("key", "query")
     assert figure.layout.yaxis.autorange == "reversed"
     assert list(figure.layout.xaxis.ticktext) == ["&lt;", "b", "&gt;", "&amp;"]
+
+
+def test_a_fixed_sample_is_told_from_the_batch_and_shows_its_labels():
+    given = map_fields("attn", heads=1, places=4)
+    labels = ["a", "b" * 100, "<b>", "d"]
+    there = [event(**given), event(**given, sample=0, labels=labels), event(**given, sample=3, labels=[1, 2])]
+    maps, bad = attention_maps(there)
+    shown = [(one.sample, one.labels) for one in maps]
+    assert bad == 0 and shown == [(None, None), (0, ("a", "b" * 24, "<b>", "d")), (3, None)]
+    assert maps[1].words(as_bytes=True)[2] == "<b>" and maps[2].words(as_bytes=True) == maps[0].words(as_bytes=True)
+    assert "<b>" not in str(head_figure(maps[1], 0).layout.xaxis.ticktext)
+    assert attention_maps([event(**given, sample=sample) for sample in (-1, 4, True, "0", 1.0)]) == ([], 5)

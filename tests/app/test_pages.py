@@ -239,6 +239,21 @@ def test_attention_maps_have_a_section_only_where_there_are_some(runs: Runs, ope
     assert not page.warning or all("maps" not in warning.value for warning in page.warning)
 
 
+def test_maps_of_fixed_samples_are_chosen_beside_those_of_the_batch(tmp_path, monkeypatch, open_page: Open):
+    monkeypatch.setenv("GRADIOMETER_RUNS", str(tmp_path))
+    run = made.Recorded(tmp_path, "samples")
+    run.row(1, 3.0)
+    words = [f"word{at}" for at in range(64)]
+    for fields in (made.map_fields("attn"), {**made.map_fields("look"), "sample": 1, "labels": words}):
+        run.writer.event("attention_map", 1, **fields)
+    page = open_page("run", run=run.end(step=1).name, section="Attention")
+    assert page.selectbox(key="map_sample").options == ["batch", "sample 1"]
+    assert page.selectbox(key="map_module").options == ["attn"]
+    page.selectbox(key="map_sample").set_value("sample 1").run()
+    assert not page.exception and page.selectbox(key="map_module").options == ["look"]
+    assert page.code[0].value.startswith("word0 word1")
+
+
 def test_maps_that_are_none_are_left_out_with_one_message(tmp_path, monkeypatch, open_page: Open):
     monkeypatch.setenv("GRADIOMETER_RUNS", str(tmp_path))
     run = made.Recorded(tmp_path, "hostile maps")

@@ -27,7 +27,7 @@ lint: $(VENV)/.installed-dev ## Format check, lint and types
 faults: $(VENV)/.installed-test ## The fault benchmark: real trainings broken on purpose
 	$(BIN)/python -m tests.faults
 
-bench: $(VENV)/.installed-test ## Speed of the hook and of the run directory, as ratios
+bench: $(VENV)/.installed-test ## Speed of the monitor, the trainer and the run directory, as ratios
 	$(BIN)/python -m tests.bench
 
 samples: $(VENV)/.installed ## Train the sample runs again

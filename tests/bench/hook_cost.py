@@ -29,11 +29,11 @@ from collections.abc import Callable
 from unittest import mock
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 import monitor
 from monitor.hook.detail import Detail
+from tests.bench.models import GPT, SIZES
 
 CYCLE = 20
 """Steps after which the cadences of the default set repeat, but for what comes every 50 or 100."""
@@ -41,38 +41,6 @@ WHOLE_GOALS = {"1M": 1.03, "10M": 1.01}
 """Step ratio of the whole default set over bare; from the same table."""
 GOALS = {"1M": (0.1, 1.03), "10M": (0.3, 1.01)}
 """Milliseconds added to clipping, and step ratio over clipping; from the design's performance table."""
-
-
-class Block(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        b, t, d = x.shape
-        q, k, v = (part.view(b, t, d // 32, 32).transpose(1, 2) for part in self.qkv(self.norm1(x)).chunk(3, -1))
-        mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.out(mixed.transpose(1, 2).reshape(b, t, d))
-        return x + self.down(functional.gelu(self.up(self.norm2(x))))
-
-
-class GPT(nn.Module):
-    def __init__(self, blocks: int, width: int, context: int) -> None:
-        super().__init__()
-        self.token, self.place = nn.Embedding(256, width), nn.Embedding(context, width)
-        self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 256, bias=False)
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        x = self.token(tokens) + self.place.weight[: tokens.shape[1]]
-        for block in self.blocks:
-            x = block(x)
-        return self.head(self.norm(x))
-
-
-SIZES = {"1M": (9, 96, 64), "10M": (6, 384, 256)}
 
 
 class Subject:

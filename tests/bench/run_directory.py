@@ -50,9 +50,9 @@ Measured = dict[str, float]
 # Fresh processes -----------------------------------------------------------------------------------------------------
 
 
-def child(words: list[str], timeout: float = 300) -> dict[str, Any]:
+def child(words: list[str], timeout: float = 300, threads: int = 1) -> dict[str, Any]:
     """What a process of one measurement printed; ``{"skipped": why}`` when it could not be made."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": str(threads)}
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=timeout, env=environment, check=False)
     except subprocess.TimeoutExpired:

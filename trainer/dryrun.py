@@ -1,4 +1,7 @@
-"""What a training would take: parameters, tokens, memory by part, arithmetic and time, from three real steps."""
+"""What a training would take: parameters, tokens, memory by part, arithmetic and time, from a few real steps.
+
+Everything runs as in the training, on one process, and nothing is written: no run directory is made or touched.
+"""
 
 from __future__ import annotations
 
@@ -6,38 +9,45 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from trainer.config import TrainConfig, describe
 from trainer.loop import Session, build_session, next_micro_batches, training_step
-from trainer.optim import state_bytes
+from trainer.memory import Held, measured, mib, saved_bytes
 from trainer.parallel import Parallel, start_parallel
 from trainer.progress import Silent, duration
 from trainer.unmonitored import Unmonitored
 
-MEASURED_STEPS = 3
+MEASURED_STEPS = 5
 """After one that is not counted: the first step pays for allocation and for the optimizer's state."""
+OPTIMAL_TOKENS_PER_PARAMETER = 20
+"""Where a given amount of arithmetic lowers the loss most. Source: Hoffmann et al. 2022 (Chinchilla),
+https://arxiv.org/abs/2203.15556, table 3: some 20 from 0.4 to 67 billion parameters."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one process of the training takes; all figures measured unless said otherwise."""
+    """What the training takes; memory and time of one process, the rest of all together."""
 
     parameters: int
     tokens_per_step: int
-    parameter_bytes: int
-    gradient_bytes: int
-    optimizer_bytes: int
-    activation_bytes: int
-    """Kept by one micro-batch's forward for its backward."""
+    held: Held
+    """Measured; gradients are as large as the parameters that train."""
+    checkpoint_copy: int
+    """Bytes of host memory while a checkpoint is written in the background; 0 when none is."""
     flops_per_step: float
     """6 N D by arithmetic, N parameters that multiply, D tokens; attention adds 12 n_layer d_model seq_len per token.
 
     Source: Kaplan et al. 2020, https://arxiv.org/abs/2001.08361, section 2.1; Chowdhery et al. 2022 (PaLM), appendix B.
     """
+    counted_flops_per_step: int
+    """Of matrix products, convolutions and attention, forward and backward, counted by torch on one micro-batch."""
     step_time_s: float
-    train_bytes: int
-    """Training data in memory, in tokens."""
+    """Median of ``MEASURED_STEPS`` real steps, without evaluation, checkpoints and communication."""
+    train_tokens: int
+    """Training data, in tokens."""
 
 
 def dry_run(config: TrainConfig) -> int:
@@ -51,47 +61,63 @@ def dry_run(config: TrainConfig) -> int:
 
 def make_plan(config: TrainConfig) -> Plan:
     """Build everything, run a few steps without writing anything, and measure."""
-    config = config.model_copy(update={"fault": []})
-    parallel = start_parallel(config.parallel, config.device)
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    session = build_session(config, parallel)
+    processes = config.parallel.processes
+    alone = config.parallel.model_copy(update={"processes": 1})
+    own = config.model_copy(update={"fault": [], "parallel": alone, "batch_size": config.batch_size // processes})
+    parallel = start_parallel(own.parallel, own.device)
+    if own.threads is not None:
+        torch.set_num_threads(own.threads)
+    session = build_session(own, parallel)
     model = session.state.model
-    activation_bytes = _saved_bytes(session)
+    activations = saved_bytes(session, next_micro_batches(session)[0])
+    counted = _counted_flops(session) * config.grad_accum_steps * processes
     step_time_s = _step_time(session, parallel)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    parameter_bytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    state = measured(session, activations)
+    held = Held(state.parameters, sum(parameter.nbytes for parameter in parameters), state.optimizer, activations)
     return Plan(
         parameters=sum(parameter.numel() for parameter in parameters),
         tokens_per_step=config.tokens_per_step,
-        parameter_bytes=parameter_bytes,
-        gradient_bytes=parameter_bytes,
-        optimizer_bytes=state_bytes(session.state.optimizer),
-        activation_bytes=activation_bytes,
+        held=held,
+        checkpoint_copy=(held.parameters + held.optimizer) * config.checkpoint.background,
         flops_per_step=_flops_per_token(config, model) * config.tokens_per_step,
+        counted_flops_per_step=counted,
         step_time_s=step_time_s,
-        train_bytes=session.task.train_size * config.task.seq_len,
+        train_tokens=session.task.train_size * config.task.seq_len,
     )
 
 
 def plan_rows(plan: Plan, config: TrainConfig) -> list[tuple[str, str]]:
     """The plan as (name, value with unit) rows."""
     tokens = plan.tokens_per_step * config.steps
-    passes, speed = tokens / plan.train_bytes, plan.tokens_per_step / plan.step_time_s
-    total = plan.parameter_bytes + plan.gradient_bytes + plan.optimizer_bytes + plan.activation_bytes
+    passes, speed = tokens / plan.train_tokens, plan.tokens_per_step / plan.step_time_s
+    each = f", each of {config.parallel.processes} processes" if config.parallel.processes > 1 else ""
+    held = plan.held.told()
     return [
         ("parameters", f"{plan.parameters:,}"),
         ("tokens per step", f"{plan.tokens_per_step:,}"),
-        ("tokens in all", f"{tokens:,} ({passes:.1f} x the data), {tokens / plan.parameters:.1f} per parameter"),
-        ("memory: parameters", _mib(plan.parameter_bytes)),
-        ("memory: gradients", _mib(plan.gradient_bytes)),
-        ("memory: optimizer state", _mib(plan.optimizer_bytes)),
-        ("memory: activations of a micro-batch", _mib(plan.activation_bytes)),
-        ("memory: sum, without torch itself", _mib(total)),
-        ("arithmetic per step (6 N D + attention)", f"{plan.flops_per_step / 1e9:.1f} GFLOP"),
-        (f"time per step, median of {MEASURED_STEPS}", f"{plan.step_time_s * 1e3:.0f} ms, {speed:,.0f} tokens/s"),
+        ("tokens in all", f"{tokens:,} ({passes:.1f} x the data)"),
+        ("tokens per parameter", _against_optimal(tokens / plan.parameters)),
+        *[(f"memory: {name}", f"{mib(size)}{each}") for name, size in held],
+        ("memory: sum, without torch itself", f"{mib(sum(size for _, size in held))}{each}"),
+        ("host memory while a checkpoint is written", mib(plan.checkpoint_copy)),
+        ("arithmetic per step: 6 N D + attention", f"{plan.flops_per_step / 1e9:,.1f} GFLOP"),
+        ("arithmetic per step: counted", f"{plan.counted_flops_per_step / 1e9:,.1f} GFLOP"),
+        (
+            f"time per step, median of {MEASURED_STEPS}",
+            f"{plan.step_time_s * 1e3:,.0f} ms: {1 / plan.step_time_s:,.2f} steps/s, {speed:,.0f} tokens/s, "
+            f"{plan.counted_flops_per_step / plan.step_time_s / 1e9:,.0f} GFLOP/s",
+        ),
         ("planned time, without evaluation", duration(plan.step_time_s * config.steps)),
-    ]  # fmt: skip
+    ]
+
+
+def _against_optimal(tokens_per_parameter: float) -> str:
+    share = tokens_per_parameter / OPTIMAL_TOKENS_PER_PARAMETER
+    return (
+        f"{tokens_per_parameter:,.1f}, {share:,.2g} x the compute-optimal {OPTIMAL_TOKENS_PER_PARAMETER} "
+        "(Hoffmann et al. 2022)"
+    )
 
 
 def _step_time(session: Session, parallel: Parallel) -> float:
@@ -107,22 +133,16 @@ def _step_time(session: Session, parallel: Parallel) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def _saved_bytes(session: Session) -> int:
-    """Bytes that autograd keeps from one micro-batch's forward for its backward: each storage once, no parameters."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in session.state.model.parameters()}
-    kept: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
+def _counted_flops(session: Session) -> int:
+    """Forward and backward of one micro-batch; attention written out, since torch does not count its CPU kernel."""
     batch = next_micro_batches(session)[0].to(session.parallel.device)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), session.precision.autocast():
-        loss = session.task.loss(session.state.model, batch)
-    del loss
-    return sum(kept.values())
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        with session.precision.autocast():
+            loss = session.task.loss(session.state.model, batch)
+        loss.backward()
+    session.state.optimizer.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
 
 
 def _flops_per_token(config: TrainConfig, model: nn.Module) -> float:
@@ -141,7 +161,3 @@ def _flops_per_token(config: TrainConfig, model: nn.Module) -> float:
 def _is_head(model: nn.Module, embedding: nn.Embedding) -> bool:
     """Whether the output layer multiplies by the embedding's own weights."""
     return any(isinstance(module, nn.Linear) and module.weight is embedding.weight for module in model.modules())
-
-
-def _mib(size: int) -> str:
-    return f"{size / 2**20:.1f} MiB"

@@ -37,6 +37,7 @@ from trainer.early_stopping import EarlyStopping
 from trainer.ema import build_ema
 from trainer.faults import Faults
 from trainer.gradient_noise import add_gradient_noise
+from trainer.memory import explained_at_start, is_out_of_memory, out_of_memory
 from trainer.optim import build_optimizer, set_lr
 from trainer.parallel import Parallel, start_parallel, stop_parallel
 from trainer.place import Place
@@ -97,8 +98,9 @@ def train(config: TrainConfig, place: Place | None, stop: StopFlag) -> Outcome:
             return Outcome("stopped", place.start_step, f"{reason(asked)}, before the first step", asked)
         if config.threads is not None:
             torch.set_num_threads(config.threads)
-        session = build_session(config, parallel)
-        parts = checkpoint.restore(place.checkpoint, session.state, parallel) if place.checkpoint else []
+        with explained_at_start():
+            session = build_session(config, parallel)
+            parts = checkpoint.restore(place.checkpoint, session.state, parallel) if place.checkpoint else []
         display = _display(session)
         try:
             with attach(session, place) as mon:
@@ -122,8 +124,11 @@ def run(
     try:
         outcome = _steps(session, place, parts, saver, mon, display, stop)
         saver.wait()
-    except Exception:
+    except Exception as error:
         saver.join()  # without the others, who may be gone; a person who insists (KeyboardInterrupt) does not wait
+        if is_out_of_memory(error):
+            with mon.phase("memory"):  # its forward pass is no step
+                raise out_of_memory(session, error) from error
         raise
     finally:
         lost = tell_saves(saver, mon, display)

@@ -12,6 +12,10 @@ from monitor.errors import RunError
 from monitor.runfile import format as fmt
 from monitor.runfile.identity import process_identity
 
+LONGEST_REASON = 4000
+LONGEST_LINE = 2000
+"""Characters of a reason and of a line of a traceback: an exception may carry a tensor as text (our judgement)."""
+
 
 def create_run(
     runs_dir: str | os.PathLike[str],
@@ -152,10 +156,10 @@ def write_exit(
         "outcome": outcome,
         "step": step,
         "time": now(),
-        "reason": reason,
+        "reason": reason[:LONGEST_REASON],
         "signal": signal,
         "returncode": returncode,
-        "traceback": list(traceback),
+        "traceback": [line[:LONGEST_LINE] for line in traceback],
     }
     try:
         fmt.exclusive_write_json(fmt.attempt_dir(Path(run_dir), attempt) / fmt.EXIT_FILE, record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,14 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from monitor.runfile.reader import Run, open_run
 from monitor.runfile.writer import create_run
 from tests.trainer.conftest import TINY, Desk
 from trainer import __main__ as program
 from trainer.config import load_config
+from trainer.memory import OutOfMemory, explained_at_start, is_out_of_memory
 from trainer.place import Place, new_run
-from trainer.stop import SIGNALS
+from trainer.stop import SIGNALS, StopFlag
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 120.0
@@ -166,6 +169,84 @@ def test_a_crash_is_recorded_with_its_traceback_and_the_last_random_states(desk:
     assert [entry["step"] for entry in flight.fields["random"]] == [1, 2, 3, 4, 5]
     # the checkpoint that was on its way is whole
     assert [checkpoint.step for checkpoint in run.checkpoints() if checkpoint.complete] == [4]
+
+
+RUNS_OUT_OF_MEMORY = """
+import resource, sys, torch, trainer.loop
+from pathlib import Path
+from trainer.__main__ import main
+torch.set_num_threads(1)
+size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (700 << 20), resource.RLIM_INFINITY))
+sys.exit(main())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the size of a process is read from /proc")
+def test_running_out_of_memory_says_what_was_held_and_what_to_change(desk: Desk, tmp_path: Path) -> None:
+    more = ("steps=9", "batch_size=8192", "model.d_model=128", "monitor.enabled=true")
+    trainer = Trainer(words(desk, *more), tmp_path / "log", program=("-c", RUNS_OUT_OF_MEMORY))
+    assert trainer.wait() == 1
+    run = only_run(desk)
+    assert run is not None and run.state.word == "crashed"
+    exit_record = run.attempts[0].exit
+    assert exit_record is not None
+    reason = exit_record["reason"]
+    assert reason.startswith(
+        "OutOfMemory: out of memory in step 1 on cpu: held were parameters 1.8 MiB, gradients 0.0 MiB"
+    )
+    held = re.search(r"activations of a micro-batch ([\d,.]+) MiB \(8192 x 32 tokens\)", reason)
+    assert held is not None, reason
+    logits = 8192 * 32 * 256 * 4 / 2**20
+    assert float(held[1].replace(",", "")) > logits  # more than the limit left
+    assert re.search(
+        r"this process is [\d,.]+ MiB in memory\. Halve the micro-batch and keep the result: "
+        r"--set grad_accum_steps=2",
+        reason,
+    )
+    assert "allocate" in reason
+    assert any("forward" in line for line in exit_record["traceback"])  # where it was
+
+
+@pytest.mark.parametrize(
+    ("error", "is_one"),
+    [
+        (MemoryError(), True),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+            True,
+        ),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("can't allocate memory"), False),
+    ],
+)
+def test_every_way_of_saying_that_memory_ran_out_is_known(error: Exception, is_one: bool) -> None:
+    assert is_out_of_memory(error) == is_one
+
+
+def test_memory_that_runs_out_before_the_first_step_is_explained() -> None:
+    with pytest.raises(OutOfMemory, match=r"before the first step: .*Lower the model's size"), explained_at_start():
+        raise MemoryError
+    with pytest.raises(KeyError), explained_at_start():
+        raise KeyError("another mistake")
+
+
+def test_an_exception_that_carries_a_novel_leaves_a_short_record(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Place(create_run(tmp_path), 0)
+    (place.run_dir / "attempts" / "0000").mkdir()
+
+    def train(*arguments: object) -> None:
+        raise ValueError("once upon a time " * 100_000)
+
+    monkeypatch.setattr("trainer.loop.train", train)
+    with pytest.raises(ValueError, match="once"):
+        program._train(load_config(None), place, StopFlag())
+    exit_file = place.run_dir / "attempts" / "0000" / "exit.json"
+    assert exit_file.stat().st_size < 20_000
+    assert json.loads(exit_file.read_text())["reason"].startswith("ValueError: once upon a time")
 
 
 @pytest.mark.parametrize(

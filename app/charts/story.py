@@ -169,6 +169,18 @@ _SIGNAL_CHARTS: dict[str, dict[str, Any]] = {
         "title": "Share of spikes in the last 128 steps", "zero": True, "height": 110,
         "section": "Stability of the loss", "signals": (("loss_spike_share", "share"),),
     },
+    "val_accuracy": {
+        "title": "Share of held-out targets that are right", "zero": True, "height": 110, "section": "Held-out data",
+        "signals": (("val_accuracy", "accuracy"),),
+    },
+    "val_bits_per_byte": {
+        "title": "Bits per byte of held-out text", "height": 110, "section": "Held-out data",
+        "signals": (("val_bits_per_byte", "bits per byte"),),
+    },
+    "val_perplexity": {
+        "title": "Perplexity of held-out text", "log": True, "height": 110, "section": "Held-out data",
+        "signals": (("val_perplexity", "perplexity"),),
+    },
     "sizes": {
         "title": "Norm of all weights and of their change", "log": True, "height": 130, "section": "Weights and output",
         "signals": (("weight_norm", "weights"), ("update_norm", "change in one step")),

@@ -157,6 +157,7 @@ def _overrides(options: argparse.Namespace) -> list[str]:
         "name": options.name,
         "steps": options.steps,
         "device": options.device,
+        "task.kind": options.task,
         "task.data": options.data,
         "parallel.processes": _world_size() if _world_size() > 1 else None,
     }
@@ -188,6 +189,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", metavar="NAME", help="short name of the run")
     parser.add_argument("--steps", metavar="N", help="optimizer steps in all")
     parser.add_argument("--device", metavar="WHERE", help="auto, cpu or cuda")
+    parser.add_argument(
+        "--task", metavar="KIND", help="what is trained: gpt, charmlp, mlp, cnn, or your own, package.module:build"
+    )
     parser.add_argument("--data", metavar="PATH", help="your own text: a file or a folder")
     parser.add_argument(
         "--dry-run",

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainer.config import TrainConfig, describe
+from trainer.config import CurriculumConfig, TrainConfig, describe
 from trainer.loop import Session, build_session, next_micro_batches, training_step
 from trainer.memory import Held, measured, mib, saved_bytes
 from trainer.parallel import Parallel, start_parallel
@@ -63,7 +63,8 @@ def make_plan(config: TrainConfig) -> Plan:
     """Build everything, run a few steps without writing anything, and measure."""
     processes = config.parallel.processes
     alone = config.parallel.model_copy(update={"processes": 1})
-    own = config.model_copy(update={"fault": [], "parallel": alone, "batch_size": config.batch_size // processes})
+    changes = {"fault": [], "parallel": alone, "batch_size": config.batch_size // processes}
+    own = config.model_copy(update={**changes, "curriculum": CurriculumConfig()})  # full-length steps
     parallel = start_parallel(own.parallel, own.device)
     if own.threads is not None:
         torch.set_num_threads(own.threads)
@@ -75,15 +76,16 @@ def make_plan(config: TrainConfig) -> Plan:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     state = measured(session, activations)
     held = Held(state.parameters, sum(parameter.nbytes for parameter in parameters), state.optimizer, activations)
+    tokens_per_step = config.batch_size * session.task.tokens_per_example
     return Plan(
         parameters=sum(parameter.numel() for parameter in parameters),
-        tokens_per_step=config.tokens_per_step,
+        tokens_per_step=tokens_per_step,
         held=held,
         checkpoint_copy=(held.parameters + held.optimizer) * config.checkpoint.background,
-        flops_per_step=_flops_per_token(config, model) * config.tokens_per_step,
+        flops_per_step=_flops_per_token(config, model) * tokens_per_step,
         counted_flops_per_step=counted,
         step_time_s=step_time_s,
-        train_tokens=session.task.train_size * config.task.seq_len,
+        train_tokens=session.task.train_size * session.task.tokens_per_example,
     )
 
 

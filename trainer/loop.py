@@ -30,9 +30,11 @@ import monitor
 from monitor.errors import RunError
 from monitor.runfile.reader import open_run
 from trainer import checkpoint, fidelity
+from trainer.adversarial import attacked
 from trainer.clipping import Clipping
 from trainer.compiling import compiled
 from trainer.config import TrainConfig
+from trainer.curriculum import length_at
 from trainer.early_stopping import EarlyStopping
 from trainer.ema import build_ema
 from trainer.faults import Faults
@@ -45,12 +47,12 @@ from trainer.precision import Precision, build_precision
 from trainer.progress import Display, Silent, build_display
 from trainer.schedules import lr_multiplier
 from trainer.stop import StopFlag, reason
-from trainer.tasks import Batch, EpochSampler, Task, build_task
+from trainer.tasks import Batch, EpochSampler, Task, build_model, build_task
 from trainer.unmonitored import Unmonitored
 
-LANDSCAPE_SEQUENCES = 2
-"""Sequences of the step's first micro-batch that a landscape sample is taken on. A sample is some 20 forward passes: on
-all 16 sequences of the default GPT they would cost as much as 7 steps, on two of them 1.2."""
+LANDSCAPE_TOKENS = 256
+"""Tokens of the step's first micro-batch that a landscape sample is taken on, in whole examples. A sample is some 20
+forward passes: on all 16 sequences of the default GPT they would cost as much as 7 steps, on two of them 1.2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,11 +186,12 @@ def training_step(session: Session, mon: Any, display: Display) -> None:
     set_lr(optimizer, lr)
 
     batch_id = state.sampler.drawn
+    _tell_length(session, mon, display)
     micro_batches = [faults.batch(batch) for batch in next_micro_batches(session)]
     tokens = parallel.total(sum(batch.tokens for batch in micro_batches))
     loss_sum = torch.zeros((), device=parallel.device)
     for index, batch in enumerate(micro_batches):
-        batch = batch.to(parallel.device)
+        batch = _attacked(session, batch.to(parallel.device), mon)
         last = index == len(micro_batches) - 1 and not faults.unreduced
         with parallel.accumulating(session.wrapped, last=last):
             with session.precision.autocast():
@@ -227,36 +230,45 @@ def next_micro_batches(session: Session) -> list[Batch]:
     config, parallel = session.config, session.parallel
     indices = session.state.sampler.take(config.batch_size)
     shares = indices.view(config.grad_accum_steps, parallel.world_size, -1)[:, parallel.rank]  # [micro, examples]
-    return [session.task.train_batch(share) for share in shares]
+    length = _length(session, session.state.step + 1)
+    batches = [session.task.train_batch(share) for share in shares]
+    return batches if length is None else [batch.cut(length) for batch in batches]
 
 
 def evaluate(session: Session, mon: Any, display: Display) -> float:
     """Mean loss per token on the held-out batches, the same ones every time, in the task's unit.
 
-    Where a running mean of the weights is kept its loss is recorded beside.
+    Records what else the task measures there, the loss of the running mean of the weights where one is kept, and what a
+    text model writes.
     """
-    state = session.state
+    state, task, size = session.state, session.task, session.config.evaluation.sample_bytes
     with mon.phase("eval"):
-        val_loss = held_out_loss(session, state.model)
-        losses = {"val_loss": val_loss}
+        measured = held_out(session, state.model)
         if state.ema is not None:
-            losses["val_loss_ema"] = held_out_loss(session, state.ema.module)
-        mon.log(losses)
-    mean = f", {losses['val_loss_ema']:.4f} of the running mean" if state.ema is not None else ""
-    display.say(f"step {state.step}  held-out loss {val_loss:.4f} {session.task.loss_unit} per token{mean}")
+            measured["val_loss_ema"] = held_out(session, state.ema.module)["val_loss"]
+        mon.log(measured)
+        with evaluating(state.model), session.precision.autocast():
+            sample = None if size is None else task.sample(state.model, size)
+    val_loss = measured["val_loss"]
+    others = "".join(f"  {name.removeprefix('val_')} {value:.4g}" for name, value in list(measured.items())[1:])
+    display.say(f"step {state.step}  held-out loss {val_loss:.4f} {task.loss_unit} per token{others}")
+    if sample is not None and session.parallel.is_first:
+        prompt, text = sample
+        mon.event("sample", prompt=prompt, text=text)
+        display.say("\n".join(f"  | {line}" for line in f"{prompt}»{text}".splitlines()))
     return val_loss
 
 
-def held_out_loss(session: Session, model: nn.Module) -> float:
-    """``model``'s mean loss per token on the held-out batches of all ranks."""
-    parallel = session.parallel
-    loss_sum = torch.zeros((), dtype=torch.float64, device=parallel.device)
+def held_out(session: Session, model: nn.Module) -> dict[str, float]:
+    """What the task measures of ``model`` on the held-out batches of all ranks, by the names it is recorded under."""
+    parallel, task = session.parallel, session.task
+    sums = torch.zeros(len(task.score_names), dtype=torch.float64, device=parallel.device)
     with evaluating(model), session.precision.autocast():
         for batch in session.val_batches:
             # not through the DDP wrapper: ranks may hold different numbers of batches
-            loss_sum += session.task.loss(model, batch)
+            sums += task.scores(model, batch)
     tokens = parallel.total(sum(batch.tokens for batch in session.val_batches))
-    return float(parallel.summed(loss_sum) / tokens)
+    return task.held_out(dict(zip(task.score_names, (parallel.summed(sums) / tokens).tolist(), strict=True)))
 
 
 def stop_early(
@@ -325,7 +337,7 @@ def build_session(config: TrainConfig, parallel: Parallel) -> Session:
     """Data, model, optimizer and everything else, freshly initialised from the seed."""
     _seed(config.seed)
     task = build_task(config)
-    model = task.build_model().to(parallel.device)
+    model = build_model(task, config).to(parallel.device)
     ema = build_ema(model, config.ema)
     faults = Faults(config.fault, model, parallel.rank)
     precision = build_precision(config.precision, parallel.device)
@@ -369,7 +381,7 @@ def attach(session: Session, place: Place) -> Any:
         world_size=parallel.world_size,
         task=session.task.name,
         planned_steps=config.steps,
-        tokens_per_step=config.tokens_per_step,
+        tokens_per_step=config.batch_size * session.task.tokens_per_example,
         scaler=state.scaler if state.scaler.is_enabled() else None,
         landscape_every=config.monitor.landscape_every,
         budget=config.monitor.budget,
@@ -401,11 +413,13 @@ def _display(session: Session) -> Display:
 
 
 def _announce(session: Session, place: Place, parts: list[checkpoint.Part], display: Display, mon: Any) -> None:
-    parameters = sum(parameter.numel() for parameter in session.state.model.parameters())
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in session.state.model.parameters()]
+    frozen = sum(size for size, trains in sizes if not trains)
     processes = f", {session.parallel.world_size} processes" if session.parallel.world_size > 1 else ""
     display.say(f"  {session.task.data_summary}")
     display.say(
-        f"  {parameters:,} parameters, {session.config.tokens_per_step:,} tokens per step, "
+        f"  {sum(size for size, _ in sizes):,} parameters{f', {frozen:,} of them frozen' if frozen else ''}, "
+        f"{session.config.batch_size * session.task.tokens_per_example:,} tokens per step, "
         f"{session.parallel.device}{processes}"
     )
     if place.checkpoint:
@@ -425,13 +439,38 @@ def _due(every: int | None, step: int) -> bool:
 
 def _loss_on(session: Session, batch: Batch) -> Any:
     """A function that gives the mean loss on part of ``batch``, without dropout, at whatever the weights are then."""
-    few = Batch(batch.inputs[:LANDSCAPE_SEQUENCES], batch.targets[:LANDSCAPE_SEQUENCES]).to(session.parallel.device)
+    few = batch.first(max(1, LANDSCAPE_TOKENS // session.task.tokens_per_example))
+    tokens, few = few.tokens, few.to(session.parallel.device)
 
     def loss() -> Tensor:
         with evaluating(session.state.model), session.precision.autocast():
-            return session.task.loss(session.state.model, few) / few.inputs.numel()
+            return session.task.loss(session.state.model, few) / tokens
 
     return loss
+
+
+def _length(session: Session, step: int) -> int | None:
+    """Tokens that training sequences are cut to at ``step``; None without a curriculum."""
+    config = session.config
+    return None if config.curriculum.kind is None else length_at(config.curriculum, config.task.seq_len, step)
+
+
+def _tell_length(session: Session, mon: Any, display: Display) -> None:
+    """Say so when the step that begins has longer sequences than the one before, and at the first step."""
+    step = session.state.step + 1
+    length = _length(session, step)
+    if length is not None and (step == 1 or length != _length(session, step - 1)):
+        mon.event("data_stage", text=f"sequences of {length} tokens", seq_len=length, step=step)
+        display.say(f"step {step}  sequences of {length} tokens")
+
+
+def _attacked(session: Session, batch: Batch, mon: Any) -> Batch:
+    """The micro-batch, on the device; moved against the model where adversarial training is on."""
+    config, state = session.config.adversarial, session.state
+    if config.epsilon is None:
+        return batch
+    with mon.phase("adversarial", recorded=False), session.precision.autocast():
+        return attacked(session.task, state.model, batch, config, state.scaler)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from monitor.runfile.reader import Run, open_run
 from monitor.runfile.store import run_state
 from monitor.runfile.writer import begin_attempt, create_run, is_anonymous
 from trainer.commit import newest_complete, remove_leftovers
-from trainer.config import TrainConfig, differences, from_record
+from trainer.config import TrainConfig, differences, from_record, require_named
 
 RUNS_VARIABLE = "GRADIOMETER_RUNS"
 NO_MATTER = ("name", "log_every_s", "monitor.", "evaluation.", "checkpoint.", "parallel.timeout_s")
@@ -124,6 +124,7 @@ def config_of_run(run: Run, overrides: Sequence[str]) -> tuple[TrainConfig, dict
     earlier = dict(run.attempts[-1].overrides or {}) if run.attempts else {}
     source = str(run.path / "run.json")
     config = from_record(run.config, overrides, source=source, changed=earlier)
+    require_named(config, overrides, run.id)
     return config, differences(from_record(run.config, source=source), config)
 
 

@@ -31,7 +31,7 @@ class Unmonitored:
 
     def sync(self) -> None: ...
 
-    def phase(self, name: str) -> AbstractContextManager[None]:
+    def phase(self, name: str, *, recorded: bool = True) -> AbstractContextManager[None]:
         return nullcontext()
 
     def close(self, outcome: str = "finished", reason: str = "", *, signal: int | None = None) -> None: ...

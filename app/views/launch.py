@@ -17,6 +17,9 @@ SECTION_TITLES = {
     "": "Run",
     "task": "Task and data",
     "model": "Model",
+    "adapter": "Adapter (LoRA, prefix, bottleneck)",
+    "curriculum": "Sequence length over the steps",
+    "adversarial": "Adversarial training",
     "optimizer": "Optimizer",
     "schedule": "Learning-rate schedule",
     "clip": "Gradient clipping",
@@ -102,7 +105,13 @@ def widget(field: FormField, before: Any, preset: str) -> Any:
     if field.kind == "bool":
         return st.toggle(label, value=bool(before), key=key, help=explained)
     if field.choices:
-        return st.selectbox(label, field.choices, index=field.choices.index(before), key=key, help=explained)
+        options = [*field.choices, *(["none"] if field.optional else [])]
+        options += [before] if before is not None and before not in options else []
+        index = options.index("none" if before is None else before)
+        chosen = st.selectbox(
+            label, options, index=index, key=key, help=explained, accept_new_options=field.open_choices
+        )
+        return None if field.optional and chosen == "none" else chosen
     shown = "" if before is None else spelled(before)
     typed = st.text_input(label, value=shown, key=key, help=explained, placeholder="none" if field.optional else None)
     return parse(field, typed or "")

@@ -189,10 +189,13 @@ class Monitor:
             self._writer.event(str(kind), step, **fields)
 
     @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
+    def phase(self, name: str, *, recorded: bool = True) -> Iterator[None]:
         """Time that is not training: ``eval``, ``checkpoint``, or a name of your own (counted as ``other``).
 
         Forward passes inside do not begin a step, and ``mon.log`` still reaches the step before.
+
+        Args:
+            recorded: whether an event says how long it took; False for what every step has.
         """
         if not self._loop.live:
             yield
@@ -204,7 +207,8 @@ class Monitor:
                 yield
         finally:
             self._state = state
-            self.event("phase", name=name, seconds=time.perf_counter() - began)
+            if recorded:
+                self.event("phase", name=name, seconds=time.perf_counter() - began)
 
     def clip_grad_norm_(
         self, max_norm: float, parameters: Sequence[Tensor] | None = None, *, error_if_nonfinite: bool = False

@@ -31,6 +31,7 @@ TINY = (
     "model.d_model=32",
     "task.seq_len=32",
     "evaluation.batches=2",
+    "evaluation.sample_bytes=8",
     "monitor.landscape_every=none",
     "schedule.warmup_steps=4",
 )

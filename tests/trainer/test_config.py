@@ -201,7 +201,7 @@ def test_presets_are_valid_and_survive_record_and_command_line(preset: str) -> N
     config = load_config(None, preset=preset)
     assert from_record(json.loads(json.dumps(config.record()))) == config
     assert load_config(None, to_overrides(config)) == config
-    assert str(config.task.seq_len) in describe(config)
+    assert str(config.task.seq_len if config.task.is_text else config.batch_size) in describe(config)
 
 
 def test_fault_is_never_in_the_record() -> None:

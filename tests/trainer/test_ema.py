@@ -8,7 +8,7 @@ from torch import nn
 from tests.trainer.conftest import Desk
 from trainer.config import EmaConfig
 from trainer.ema import build_ema
-from trainer.loop import build_session, held_out_loss, training_step
+from trainer.loop import build_session, held_out, training_step
 from trainer.parallel import Parallel
 from trainer.progress import Silent
 from trainer.unmonitored import Unmonitored
@@ -30,7 +30,7 @@ def test_mean_is_the_geometric_sum_over_the_weights_of_every_step(desk: Desk) ->
     expected = 0.8**8 * history[0] + sum(0.2 * 0.8 ** (8 - i) * history[i] for i in range(1, 9))
     mean = state.ema.module.head.weight  # type: ignore[union-attr]
     assert torch.allclose(mean.double(), expected, atol=1e-6)  # type: ignore[operator, union-attr]
-    assert held_out_loss(session, state.ema.module) != held_out_loss(session, state.model)
+    assert held_out(session, state.ema.module) != held_out(session, state.model)
     assert state.ema.n_averaged.device.type == "cpu"
 
 

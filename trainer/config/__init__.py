@@ -12,11 +12,16 @@ from trainer.config.form import form_fields as form_fields
 from trainer.config.form import to_overrides as to_overrides
 from trainer.config.reading import from_record as from_record
 from trainer.config.reading import load_config as load_config
+from trainer.config.reading import require_named as require_named
 from trainer.config.reading import with_values as with_values
 from trainer.config.sections import PRESETS as PRESETS
+from trainer.config.sections import TASK_KINDS as TASK_KINDS
+from trainer.config.sections import AdapterConfig as AdapterConfig
+from trainer.config.sections import AdversarialConfig as AdversarialConfig
 from trainer.config.sections import CheckpointConfig as CheckpointConfig
 from trainer.config.sections import ClipConfig as ClipConfig
 from trainer.config.sections import CompileConfig as CompileConfig
+from trainer.config.sections import CurriculumConfig as CurriculumConfig
 from trainer.config.sections import EarlyStoppingConfig as EarlyStoppingConfig
 from trainer.config.sections import EmaConfig as EmaConfig
 from trainer.config.sections import EvaluationConfig as EvaluationConfig

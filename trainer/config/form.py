@@ -12,7 +12,7 @@ import annotated_types
 from pydantic import BaseModel
 
 from trainer.config.fields import accepted_types, is_section, leaves
-from trainer.config.sections import TrainConfig
+from trainer.config.sections import DIGIT_KINDS, TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,8 @@ class FormField:
     """Whether ``None`` (off) is accepted."""
     choices: tuple[str, ...]
     """Accepted words; empty when the field is free."""
+    open_choices: bool
+    """Whether text of another form is accepted beside ``choices``."""
     minimum: float | None
     maximum: float | None
     exclusive_minimum: bool
@@ -53,7 +55,7 @@ def _form_fields(model: type[BaseModel], prefix: str) -> Iterator[FormField]:
 def _form_field(name: str, field: Any) -> FormField:
     accepted = accepted_types(field.annotation)
     (inner,) = accepted - {types.NoneType}
-    choices = tuple(typing.get_args(inner)) if typing.get_origin(inner) is Literal else ()
+    words = tuple(typing.get_args(inner)) if typing.get_origin(inner) is Literal else ()
     low: list[tuple[Any, bool]] = [
         (bound.ge, False) for bound in field.metadata if isinstance(bound, annotated_types.Ge)
     ]
@@ -66,10 +68,11 @@ def _form_field(name: str, field: Any) -> FormField:
     maximum, exclusive_maximum = high[0] if high else (None, False)
     return FormField(
         name=name,
-        kind="str" if choices else inner.__name__,
+        kind="str" if words else inner.__name__,
         default=field.default,
         optional=types.NoneType in accepted,
-        choices=choices,
+        choices=words or tuple(field.examples or ()),
+        open_choices=not words and bool(field.examples),
         minimum=minimum,
         maximum=maximum,
         exclusive_minimum=exclusive_minimum,
@@ -80,15 +83,20 @@ def _form_field(name: str, field: Any) -> FormField:
 
 def describe(config: TrainConfig) -> str:
     """One line that says what would be trained."""
-    model = config.model
-    what = (
-        f"byte-level GPT, {model.n_layer} blocks of {model.d_model}"
-        if config.task.kind == "gpt"
-        else f"next-byte MLP, {model.n_layer} layers of {model.d_model}"
-    )
-    data = config.task.data or "Python's standard library"
+    model, task = config.model, config.task
+    unit = "byte" if task.tokens == "bytes" else "token"
+    what = {
+        "gpt": f"{unit}-level GPT, {model.n_layer} blocks of {model.d_model}",
+        "charmlp": f"next-{unit} MLP, {model.n_layer} layers of {model.d_model}",
+        "mlp": f"MLP, {model.n_layer} layers of {model.d_model}",
+        "cnn": f"CNN, {model.n_layer} convolutions of {model.d_model}",
+    }.get(task.kind, task.kind)
+    if config.adapter.kind:
+        what += f", only its {config.adapter.kind} adapter"
+    data = "handwritten digits" if task.kind in DIGIT_KINDS else task.data or "Python's standard library"
+    size = f"{config.batch_size} x {task.seq_len} {unit}s" if task.is_text else f"{config.batch_size} examples"
     return (
-        f"{what}, on {data}; {config.steps:,} steps of {config.batch_size} x {config.task.seq_len} bytes; "
+        f"{what}{'' if task.is_own else f', on {data}'}; {config.steps:,} steps of {size}; "
         f"{config.optimizer.kind} lr {config.optimizer.lr:g}, {config.schedule.kind}; {config.precision.kind}; "
         f"seed {config.seed}"
     )

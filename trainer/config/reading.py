@@ -53,6 +53,19 @@ def from_record(
     return _resolve([*layers, *map(_parse_override, overrides)])
 
 
+def require_named(config: TrainConfig, overrides: Sequence[str], run: str) -> None:
+    """A run directory may come from anyone, and a task of its own is code that would be run: only who resumes says so.
+
+    Raises:
+        ConfigError: ``run`` names a task of its own and ``overrides`` do not.
+    """
+    if config.task.is_own and not any(override.startswith("task.kind=") for override in overrides):
+        raise ConfigError(
+            f"run {run} trains {config.task.kind}, which is code outside this trainer, and a run directory is not "
+            f"trusted to name code. Name it yourself to go on: --set task.kind={config.task.kind}"
+        )
+
+
 def with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
     """``config`` with ``{"optimizer.lr": 3e-4, ...}`` changed: what the launch form hands over.
 

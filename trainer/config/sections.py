@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from monitor.errors import ConfigError
 
@@ -16,18 +18,42 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
 
+TEXT_KINDS = ("gpt", "charmlp")
+DIGIT_KINDS = ("mlp", "cnn")
+TASK_KINDS = TEXT_KINDS + DIGIT_KINDS
+OWN_TASK = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+"""``package.module:function``."""
+
+
 class TaskConfig(Section):
     """What is learnt, and from which data."""
 
-    kind: Literal["gpt", "charmlp"] = Field(
+    kind: str = Field(
         default="gpt",
-        description="What is trained: gpt, a byte-level transformer, or charmlp, an MLP on the last few bytes.",
+        max_length=200,
+        examples=list(TASK_KINDS),
+        description="What is trained: gpt, a transformer, or charmlp, an MLP, on text; mlp or cnn on handwritten "
+        "digits; or a task of your own, package.module:build.",
     )
     data: str | None = Field(
         default=None,
         description="File or folder of text to learn from; none takes the source of Python's standard library.",
     )
-    seq_len: int = Field(default=128, ge=2, le=8192, description="Length of one training sequence, in bytes.")
+    seq_len: int = Field(default=128, ge=2, le=8192, description="Length of one training sequence, in tokens.")
+    tokens: Literal["bytes", "bpe"] = Field(
+        default="bytes",
+        description="What one token of text is: a byte, or byte pairs merged as in the training text (extra bpe).",
+    )
+    vocab_size: int = Field(
+        default=1024, ge=257, le=65536, description="BPE: number of distinct tokens, the 256 bytes among them."
+    )
+    near_duplicates: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="A document with at least this share of its lines, three in a row, in documents before it is left "
+        "out, dimensionless; none leaves out exact copies only.",
+    )
     max_data_mib: float = Field(
         default=24.0,
         gt=0,
@@ -38,8 +64,36 @@ class TaskConfig(Section):
         default=0.05,
         gt=0,
         lt=0.5,
-        description="Share of the text held out for validation, split by file, dimensionless.",
+        description="Share of the data held out for validation, text split by file, dimensionless.",
     )
+    shift_px: int = Field(
+        default=0, ge=0, le=4, description="Digits: largest random shift of a training image either way, in pixels."
+    )
+    noise_std: float = Field(
+        default=0.0,
+        ge=0,
+        le=10,
+        description="Digits: standard deviation of noise on training images, whose pixels are 0 to 1.",
+    )
+
+    @field_validator("kind")
+    @classmethod
+    def _kind_is_ours_or_a_place_in_code(cls, value: str) -> str:
+        if value in TASK_KINDS or OWN_TASK.fullmatch(value):
+            return value
+        raise PydanticCustomError(
+            "literal_error", "{expected}", {"expected": ", ".join([*TASK_KINDS, "package.module:build"])}
+        )
+
+    @property
+    def is_own(self) -> bool:
+        """Whether ``kind`` names code of the user's own."""
+        return self.kind not in TASK_KINDS
+
+    @property
+    def is_text(self) -> bool:
+        """Whether examples are sequences of ``seq_len`` tokens."""
+        return self.kind in TEXT_KINDS
 
     def data_path(self) -> Path | None:
         """Where the user's text is; None for the standard library.
@@ -59,12 +113,20 @@ class ModelConfig(Section):
     """Size and shape of the model."""
 
     n_layer: int = Field(
-        default=4, ge=1, le=256, description="Number of transformer blocks (hidden layers for charmlp)."
+        default=4,
+        ge=1,
+        le=256,
+        description="Number of transformer blocks (hidden layers, convolutions for the others).",
     )
     n_head: int = Field(
         default=4, ge=1, le=256, description="Attention heads per block; d_model must be a multiple of it."
     )
-    d_model: int = Field(default=128, ge=8, le=16384, description="Width of the residual stream, in features.")
+    d_model: int = Field(
+        default=128,
+        ge=8,
+        le=16384,
+        description="Width of the residual stream (hidden layers, channels for the others), in features.",
+    )
     mlp_ratio: int = Field(default=4, ge=1, le=16, description="Width of the MLP in a block, as a multiple of d_model.")
     dropout: float = Field(
         default=0.0, ge=0, lt=1, description="Probability of zeroing an activation in training, dimensionless."
@@ -73,7 +135,72 @@ class ModelConfig(Section):
         default=False, description="Whether the output layer shares its weights with the token embedding."
     )
     context: int = Field(
-        default=16, ge=1, le=1024, description="Bytes that charmlp sees before the one it predicts; gpt ignores it."
+        default=16, ge=1, le=1024, description="Tokens that charmlp sees before the one it predicts; gpt ignores it."
+    )
+    qk_norm: bool = Field(
+        default=False,
+        description="GPT: whether queries and keys are normalised, so that attention logits stay bounded.",
+    )
+    batch_norm: bool = Field(default=False, description="CNN: whether each convolution is followed by BatchNorm.")
+    init: Literal["gpt2", "xavier", "he", "small"] | None = Field(
+        default=None,
+        description="First weights of linear and convolutional layers: gpt2 (std 0.02, less where the residual stream "
+        "is written), xavier, he, small (std sqrt(2/(5 d))); none takes gpt2 for gpt, torch's own for the others.",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="GPT: whether backward computes activations of blocks again: less memory, one more forward.",
+    )
+    weights: str | None = Field(
+        default=None,
+        description="Checkpoint folder or .safetensors file with the weights to start from; none draws them.",
+    )
+
+
+class AdapterConfig(Section):
+    """A small part that is trained in place of the model, whose own weights are frozen."""
+
+    kind: Literal["lora", "prefix", "bottleneck"] | None = Field(
+        default=None,
+        description="Which one: lora (extra peft), prefix (learnt keys and values in each attention of gpt), "
+        "bottleneck (a narrow MLP after attention and MLP of each block of gpt), or none: all weights are trained.",
+    )
+    layers: str = Field(
+        default="qkv,proj",
+        max_length=1000,
+        description="LoRA: last parts of the names of the linear layers that get it, with commas between.",
+    )
+    rank: int = Field(
+        default=8, ge=1, le=4096, description="LoRA: rank of the change; bottleneck: its width in features."
+    )
+    alpha: int = Field(default=16, ge=1, le=10_000, description="LoRA: the change is multiplied by alpha / rank.")
+    prefix_len: int = Field(
+        default=16, ge=1, le=1024, description="Prefix: learnt positions before the text, in tokens."
+    )
+
+
+class CurriculumConfig(Section):
+    """Short sequences first: a training sequence is cut to a length that grows to task.seq_len."""
+
+    kind: Literal["linear", "step"] | None = Field(
+        default=None,
+        description="Growth: linear, in at most 16 equal strides; step, doubling; or none: full length throughout.",
+    )
+    first_len: int = Field(default=32, ge=2, le=8192, description="Length of the first sequences, in tokens.")
+    steps: int = Field(default=400, ge=1, le=10**9, description="Optimizer steps until the full length is reached.")
+
+
+class AdversarialConfig(Section):
+    """Training on inputs moved against the model (FGSM): pixels of images, embeddings of text."""
+
+    epsilon: float | None = Field(
+        default=None,
+        gt=0,
+        le=100,
+        description="How far each pixel (of 0 to 1) or embedding feature is moved, in its own unit; none is off.",
+    )
+    share: float = Field(
+        default=0.5, gt=0, le=1, description="Share of the examples of a micro-batch that are moved, dimensionless."
     )
 
 
@@ -298,6 +425,12 @@ class EvaluationConfig(Section):
     batches: int = Field(
         default=8, ge=1, le=100_000, description="Batches in one validation pass, the same ones each time."
     )
+    sample_bytes: int | None = Field(
+        default=200,
+        ge=1,
+        le=100_000,
+        description="Length of what a text model writes after each validation pass, in bytes; none turns it off.",
+    )
 
 
 class CheckpointConfig(Section):
@@ -412,6 +545,13 @@ class TrainConfig(Section):
     )
     task: TaskConfig = Field(default=TaskConfig(), description="What is learnt, and from which data.")
     model: ModelConfig = Field(default=ModelConfig(), description="Size and shape of the model.")
+    adapter: AdapterConfig = Field(
+        default=AdapterConfig(), description="A small part that is trained in place of the model."
+    )
+    curriculum: CurriculumConfig = Field(default=CurriculumConfig(), description="Short sequences first.")
+    adversarial: AdversarialConfig = Field(
+        default=AdversarialConfig(), description="Training on inputs moved against the model."
+    )
     loss: LossConfig = Field(default=LossConfig(), description="What is added to the cross-entropy in training.")
     optimizer: OptimizerConfig = Field(default=OptimizerConfig(), description="How a gradient becomes an update.")
     schedule: ScheduleConfig = Field(
@@ -454,6 +594,20 @@ class TrainConfig(Section):
             raise ValueError(
                 "fault.kind = replaced_parameter needs parallel.processes = 1: DDP itself would refuse the step"
             )
+        if self.curriculum.kind and self.curriculum.first_len > self.task.seq_len:
+            raise ValueError(
+                f"curriculum.first_len = {self.curriculum.first_len} is more than task.seq_len = {self.task.seq_len}; "
+                "nearest that fits: " + str(self.task.seq_len)
+            )
+        if self.curriculum.kind and not self.task.is_text:
+            raise ValueError(
+                f"curriculum.kind = {self.curriculum.kind} needs sequences, and task.kind = {self.task.kind} has none; "
+                f"kinds that have: {', '.join(TEXT_KINDS)}"
+            )
+        if self.adapter.kind in ("prefix", "bottleneck") and self.task.kind != "gpt":
+            raise ValueError(
+                f"adapter.kind = {self.adapter.kind} is made for task.kind = gpt, not {self.task.kind}; lora fits any"
+            )
         pieces = self.grad_accum_steps * self.parallel.processes
         if self.batch_size % pieces:
             raise ValueError(
@@ -480,8 +634,11 @@ class TrainConfig(Section):
 
     @property
     def tokens_per_step(self) -> int:
-        """Training tokens (predicted bytes) of one optimizer step, over all micro-batches and processes."""
-        return self.batch_size * self.task.seq_len
+        """Training tokens (images for digits) of one full-length optimizer step, over all micro-batches and processes.
+
+        Examples for a task of the user's own, which alone knows how many tokens one has.
+        """
+        return self.batch_size * (self.task.seq_len if self.task.is_text else 1)
 
 
 def nearest_multiple(value: int, of: int) -> int:
@@ -502,6 +659,26 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
     "charmlp": (
         "MLP that predicts the next byte from the last 16: seconds, to see the page move.",
         {"task": {"kind": "charmlp"}, "model": {"n_layer": 2}, "steps": 600, "optimizer": {"lr": 1e-3}},
+    ),
+    "digits-mlp": (
+        "MLP that reads handwritten digits: seconds; needs the extra digits.",
+        {
+            "task": {"kind": "mlp", "val_fraction": 0.2},
+            "model": {"n_layer": 2, "dropout": 0.1},
+            "steps": 400,
+            "batch_size": 64,
+            "evaluation": {"every_steps": 50},
+        },
+    ),
+    "digits-cnn": (
+        "CNN that reads handwritten digits, shifted and noisy: under a minute; needs the extra digits.",
+        {
+            "task": {"kind": "cnn", "val_fraction": 0.2, "shift_px": 1, "noise_std": 0.1},
+            "model": {"n_layer": 4, "d_model": 32, "batch_norm": True},
+            "steps": 400,
+            "batch_size": 64,
+            "evaluation": {"every_steps": 50},
+        },
     ),
     "bf16": ("The default GPT with bf16 autocast: for GPUs, slower on CPUs.", {"precision": {"kind": "bf16"}}),
     "fp16": (

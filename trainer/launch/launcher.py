@@ -11,7 +11,7 @@ from monitor.errors import RunError
 from monitor.runfile.format import COMMIT_FILE, as_number, attempt_dir
 from monitor.runfile.reader import Run, open_run
 from monitor.runfile.writer import create_run
-from trainer.config import TrainConfig, from_record, to_overrides, with_values
+from trainer.config import TrainConfig, from_record, require_named, to_overrides, with_values
 from trainer.launch.claim import claim_attempt, newest_attempt, read_record
 from trainer.launch.engine import Engine, JobSpec, JobState, JobStatus, Launched, StopResult
 from trainer.launch.local import CONFIG_VARIABLE, LocalEngine, log_file
@@ -40,7 +40,7 @@ def start(
     Raises:
         RunError: ``run_id`` exists already, the folder cannot be written, or no process could be started.
     """
-    config = _with_absolute_data(config)
+    config = _with_absolute_paths(config)
     run_dir = create_run(
         runs_dir,
         name=name or config.name or config.task.kind,
@@ -156,11 +156,11 @@ def resume_command(run_dir: str | os.PathLike[str], overrides: Sequence[str] = (
     return words
 
 
-def _with_absolute_data(config: TrainConfig) -> TrainConfig:
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The trainer works in another folder, and a resume may come from a third one."""
-    if config.task.data is None:
-        return config
-    return with_values(config, {"task.data": str(Path(config.task.data).expanduser().absolute())})
+    paths = {"task.data": config.task.data, "model.weights": config.model.weights}
+    absolute = {name: str(Path(path).expanduser().absolute()) for name, path in paths.items() if path is not None}
+    return with_values(config, absolute)
 
 
 def _newest(run_dir: str | os.PathLike[str]) -> tuple[Path, int | None]:
@@ -185,7 +185,9 @@ def _config_of(run: Run, overrides: Sequence[str]) -> TrainConfig:
     if run.config is None:
         raise RunError(f"run {run.id} has no configuration of this trainer. Resume it with the program that made it.")
     earlier = run.attempts[-1].overrides if run.attempts else {}
-    return from_record(run.config, overrides, source=f"{run.id}/run.json", changed=earlier)
+    config = from_record(run.config, overrides, source=f"{run.id}/run.json", changed=earlier)
+    require_named(config, overrides, run.id)
+    return config
 
 
 def _newest_checkpoint(run: Run) -> int | None:

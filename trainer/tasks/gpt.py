@@ -1,25 +1,18 @@
-"""Byte-level GPT: a small pre-norm transformer that predicts the next byte of text."""
+"""GPT: a small pre-norm transformer that predicts the next token of text."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from trainer.config import LossConfig, ModelConfig, TrainConfig
-from trainer.losses import token_loss
-from trainer.tasks.base import Batch
-from trainer.tasks.text import Text, Windows, load_text
+from trainer.config import ModelConfig, TrainConfig
+from trainer.tasks.initialise import initialise
+from trainer.tasks.next_token import NextToken
+from trainer.tasks.text import load_text
 
-VOCABULARY = 256
-PLAIN = LossConfig()
-"""Nothing is added: the loss by which models are compared."""
-INIT_STD = 0.02
-"""GPT-2's, Radford et al. 2019: logits of a fresh model are then small and its loss is close to ln 256 = 5.545."""
-
-# Shapes: B sequences, T bytes each, D = d_model, H heads of E = D / H features, V = 256.
+# Shapes: B sequences, T tokens each, D = d_model, H heads of E = D / H features, V tokens in the vocabulary.
 
 
 class Attention(nn.Module):
@@ -31,12 +24,23 @@ class Attention(nn.Module):
         self.dropout = config.dropout
         self.qkv = nn.Linear(config.d_model, 3 * config.d_model, bias=False)
         self.proj = nn.Linear(config.d_model, config.d_model, bias=False)
+        # Bounds |q·k| / sqrt(E) by sqrt(E), gains aside. Henry et al. 2020, https://arxiv.org/abs/2010.04245.
+        features = config.d_model // config.n_head
+        self.q_norm = nn.RMSNorm(features) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(features) if config.qk_norm else nn.Identity()
+        self.prefix: nn.Module | None = None
+        """Puts learnt keys and values before those of the text, see trainer/tasks/adapters.py."""
 
     def forward(self, x: Tensor) -> Tensor:
         B, T, D = x.shape
         # Rows of qkv are ordered by head: a rank that holds some of them (tensor parallel) holds whole heads.
         q, k, v = self.qkv(x).view(B, T, -1, 3, D // self.n_head).permute(3, 0, 2, 1, 4)  # each [B, H, T, E]
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout if self.training else 0.0)
+        q, k, mask = self.q_norm(q), self.k_norm(k), None
+        if self.prefix is not None:
+            k, v, mask = self.prefix(k, v)
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, dropout_p=self.dropout if self.training else 0.0
+        )
         return self.proj(y.transpose(1, 2).flatten(2))
 
 
@@ -58,9 +62,9 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.d_model)
-        self.attn = Attention(config)
+        self.attn: nn.Module = Attention(config)
         self.norm2 = nn.LayerNorm(config.d_model)
-        self.mlp = MLP(config)
+        self.mlp: nn.Module = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -69,69 +73,38 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """int64[B, T] bytes to float[B, T, V] logits of the byte that follows each."""
+    """int64[B, T] tokens to float[B, T, V] logits of the token that follows each; ``shift`` is added to embeddings."""
 
-    def __init__(self, config: ModelConfig, seq_len: int) -> None:
+    def __init__(self, config: ModelConfig, seq_len: int, vocabulary: int = 256) -> None:
         super().__init__()
-        self.token = nn.Embedding(VOCABULARY, config.d_model)
+        self.recompute = config.gradient_checkpointing
+        self.token = nn.Embedding(vocabulary, config.d_model)
         self.position = nn.Embedding(seq_len, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.LayerNorm(config.d_model)
-        self.head = nn.Linear(config.d_model, VOCABULARY, bias=False)
-        self._initialise(config.n_layer)
+        self.head = nn.Linear(config.d_model, vocabulary, bias=False)
+        initialise(self, config.init or "gpt2", d_model=config.d_model, n_layer=config.n_layer)
         if config.tied_head:
             self.head.weight = self.token.weight
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, shift: Tensor | None = None) -> Tensor:
+        embedded = self.token(tokens) if shift is None else self.token(tokens) + shift
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.dropout(self.token(tokens) + self.position(positions))  # [B, T, D]
+        x = self.dropout(embedded + self.position(positions))  # [B, T, D]
         for block in self.blocks:
-            x = block(x)
+            # Only a block's input is kept; the rest is computed again in backward, with the same dropout.
+            x = checkpoint(block, x, use_reentrant=False) if self.recompute and self.training else block(x)
         return self.head(self.norm(x))
 
-    def _initialise(self, n_layer: int) -> None:
-        """Normal with INIT_STD; the two layers per block that write to the residual stream are scaled by 1 / sqrt(2 L),
 
-        so that the stream's variance does not grow with depth (Radford et al. 2019, section 2.3).
-        """
-        for name, parameter in self.named_parameters():
-            if parameter.dim() >= 2:
-                writes_residual = name.endswith(("proj.weight", "down.weight"))
-                nn.init.normal_(parameter, std=INIT_STD / math.sqrt(2 * n_layer) if writes_residual else INIT_STD)
-
-
-class NextByte:
-    """Next-byte prediction on text, for any model from bytes to logits."""
-
-    loss_unit = "nats"
-
-    def __init__(self, name: str, config: TrainConfig, text: Text) -> None:
-        self.name = name
-        self.config = config
-        self.train = Windows(text.train, config.task.seq_len)
-        self.val = Windows(text.val, config.task.seq_len)
-        self.train_size = len(self.train)
-        self.val_size = len(self.val)
-        self.data_summary = text.summary
+class GPTTask(NextToken):
+    """The transformer on text."""
 
     def build_model(self) -> nn.Module:
-        return GPT(self.config.model, self.config.task.seq_len)
-
-    def train_batch(self, indices: Tensor) -> Batch:
-        return self.train.batch(indices)
-
-    def val_batch(self, indices: Tensor) -> Batch:
-        return self.val.batch(indices)
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy, and in training what the section ``loss`` adds to it."""
-        added = self.config.loss if model.training else PLAIN
-        return token_loss(
-            model(batch.inputs), batch.targets, label_smoothing=added.label_smoothing, z_loss=added.z_loss
-        )
+        return GPT(self.config.model, self.config.task.seq_len, len(self.vocabulary))
 
 
-def build_gpt(config: TrainConfig) -> NextByte:
-    """The byte-level GPT task on the text that ``task.data`` names."""
-    return NextByte("gpt", config, load_text(config.task))
+def build_gpt(config: TrainConfig) -> GPTTask:
+    """The GPT task on the text that ``task.data`` names."""
+    return GPTTask("gpt", config, load_text(config.task))

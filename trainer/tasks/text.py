@@ -1,4 +1,4 @@
-"""Text as bytes: Python's standard library or the user's own, split by file into training and validation."""
+"""Text as tokens: Python's standard library or the user's own, without repeats, split by file for honest validation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ from torch import Tensor
 from monitor.errors import ConfigError
 from trainer.config import TaskConfig
 from trainer.tasks.base import Batch
+from trainer.tasks.bpe import encoded
 
+BYTES = tuple(bytes([byte]) for byte in range(256))
+"""The vocabulary when every byte is a token."""
+LINES_TOGETHER = 3
+"""A near-duplicate is told by runs of that many lines: single ones, such as ``return None``, recur everywhere."""
 SEPARATOR = b"\0"
 """Ends every document. Text never contains it, since a file with a zero byte counts as binary."""
 SKIPPED_FOLDERS = frozenset(
@@ -29,19 +34,21 @@ PROBE_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Bytes to learn from, and bytes held out: uint8[N] each."""
+    """Tokens to learn from, and tokens held out: uint8[N] each when they are bytes, int32[N] otherwise."""
 
     train: Tensor
     val: Tensor
     summary: str
+    vocabulary: tuple[bytes, ...]
+    """What each token number stands for; the first 256 are the bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """Bytes cut into consecutive sequences: example i is bytes ``[i*T, i*T + T]``, the last of them only a target."""
+    """Tokens cut into consecutive sequences: example i is tokens ``[i*T, i*T + T]``, the last of them only a target."""
 
     data: Tensor
-    """uint8[N]."""
+    """uint8[N] or int32[N]."""
     seq_len: int
 
     def __len__(self) -> int:
@@ -89,7 +96,7 @@ def _split(root: Path, files: list[Path], config: TaskConfig, what: str) -> Text
     """
     if not files:
         raise ConfigError(f"task.data = {what}: holds no files. Give a text file or a folder of text files.")
-    documents, skipped = _documents(root, files, int(config.max_data_mib * 2**20))
+    documents, skipped, repeated = _documents(root, files, config)
     total = sum(map(len, documents))
     if total == 0:
         found = f"{skipped} binary or unreadable of {len(files)} files" if skipped else "no bytes"
@@ -100,26 +107,38 @@ def _split(root: Path, files: list[Path], config: TaskConfig, what: str) -> Text
     else:
         count = _files_to_hold_out(documents, held_out)
         val, train = b"".join(documents[:count]), b"".join(documents[count:])
-    shortest = min(len(train), len(val))
-    if shortest < config.seq_len + 1:
+    if config.tokens == "bytes":
+        vocabulary, tokens = BYTES, [torch.from_numpy(np.frombuffer(side, np.uint8).copy()) for side in (train, val)]
+    else:
+        learnt = encoded(train, val, config.vocab_size)
+        vocabulary, tokens = learnt.words, [torch.from_numpy(learnt.train), torch.from_numpy(learnt.val)]
+    if min(map(len, tokens)) < config.seq_len + 1:
+        unit = "bytes" if config.tokens == "bytes" else "tokens"
         raise ConfigError(
-            f"task.data = {what}: {total} bytes of text leave {len(train)} for training and {len(val)} for validation, "
-            f"and one sequence needs {config.seq_len + 1}. Give more text, or lower task.seq_len."
+            f"task.data = {what}: {total} bytes of text leave {len(tokens[0])} {unit} for training and "
+            f"{len(tokens[1])} for validation, and one sequence needs {config.seq_len + 1}. "
+            "Give more text, or lower task.seq_len."
         )
-    note = f", {skipped} binary or unreadable files left out" if skipped else ""
     sizes = f"{len(train) / 2**20:.1f} MiB to train on, {len(val) / 2**20:.2f} MiB held out"
-    return Text(_as_tensor(train), _as_tensor(val), f"{what}: {len(documents)} documents, {sizes}{note}")
+    notes = [
+        f", {len(train) / len(tokens[0]):.2f} bytes per token" if config.tokens == "bpe" else "",
+        f", {repeated} repeated files left out" if repeated else "",
+        f", {skipped} binary or unreadable files left out" if skipped else "",
+    ]
+    summary = f"{what}: {len(documents)} documents, {sizes}{''.join(notes)}"
+    return Text(tokens[0], tokens[1], summary, vocabulary)
 
 
-def _documents(root: Path, files: list[Path], most_bytes: int) -> tuple[list[bytes], int]:
-    """Distinct texts, each ended by the separator, until ``most_bytes``; and how many files were not text.
+def _documents(root: Path, files: list[Path], config: TaskConfig) -> tuple[list[bytes], int, int]:
+    """Distinct texts, each ended by the separator, until the cap; how many files were not text, how many repeats.
 
     The order is by a hash of the relative name: a cap or a split then takes a fair share of every folder.
     """
     documents: list[bytes] = []
     seen: set[bytes] = set()
-    skipped = 0
-    room = most_bytes
+    known: set[int] = set()
+    skipped = repeated = 0
+    room = int(config.max_data_mib * 2**20)
     for path in sorted(
         files, key=lambda path: hashlib.sha256(str(path.relative_to(root)).encode(errors="replace")).digest()
     ):
@@ -128,13 +147,28 @@ def _documents(root: Path, files: list[Path], most_bytes: int) -> tuple[list[byt
         content = _read_text(path, room)
         if content is None:
             skipped += 1
-            continue
-        digest = hashlib.sha256(content).digest()
-        if content and digest not in seen:
+        elif content:
+            digest = hashlib.sha256(content).digest()
+            if digest in seen or (config.near_duplicates and _is_near(content, known, config.near_duplicates)):
+                repeated += 1
+                continue
             seen.add(digest)
             documents.append(content + SEPARATOR)
             room -= len(content)
-    return documents, skipped
+    return documents, skipped, repeated
+
+
+def _is_near(content: bytes, known: set[int], share: float) -> bool:
+    """Whether at least ``share`` of the runs of lines in ``content`` are ``known``; when not, they become so.
+
+    Blank lines and indentation do not count. Exact runs instead of MinHash signatures: the text fits in memory anyway.
+    """
+    lines = [line for raw in content.splitlines() if (line := raw.strip())]
+    runs = {hash(tuple(lines[start : start + LINES_TOGETHER])) for start in range(len(lines) - LINES_TOGETHER + 1)}
+    if runs and len(runs & known) >= share * len(runs):
+        return True
+    known |= runs
+    return False
 
 
 def _read_text(path: Path, most_bytes: int) -> bytes | None:
@@ -154,7 +188,3 @@ def _files_to_hold_out(documents: list[bytes], held_out: int) -> int:
         size += len(documents[count])
         count += 1
     return count
-
-
-def _as_tensor(content: bytes) -> Tensor:
-    return torch.from_numpy(np.frombuffer(content, dtype=np.uint8).copy())

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from monitor.errors import ConfigError
 from trainer.config import TaskConfig
 from trainer.tasks.base import EpochSampler
-from trainer.tasks.text import Windows, load_text
+from trainer.tasks.text import Windows, _is_near, load_text
 
 
 def load(data: Path | None, **more: object) -> tuple[bytes, bytes, str]:
@@ -53,7 +56,44 @@ def test_repeated_hidden_and_binary_files_are_left_out(tmp_path: Path) -> None:
     (tmp_path / ".git" / "config").write_bytes(b"inside " * 20)
     train, val, summary = load(tmp_path)
     assert sorted([train, val]) == [b"one " * 20 + b"\0", b"two " * 20 + b"\0"]
-    assert summary.endswith("1 binary or unreadable files left out")
+    assert summary.endswith("MiB held out, 1 repeated files left out, 1 binary or unreadable files left out")
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.sampled_from([letter * 30 for letter in "abcdefgh"]), min_size=2, max_size=12),
+    st.floats(0.01, 0.49),
+    st.sampled_from([None, 1.0]),
+)
+def test_no_text_is_on_both_sides_nor_twice_on_one(texts: list[str], share: float, near: float | None) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for index, text in enumerate(texts):
+            Path(folder, f"{index}.txt").write_text(text)
+        if len(set(texts)) == 1:
+            return  # one document is cut
+        train, val, _ = load(Path(folder), val_fraction=share, near_duplicates=near)
+    sides = [[document.decode() for document in side.split(b"\0")[:-1]] for side in (train, val)]
+    assert sorted(sides[0] + sides[1]) == sorted(set(texts))
+    assert sides[0] and sides[1]
+
+
+def test_near_duplicates_are_left_out_from_the_share_on_that_is_given(tmp_path: Path) -> None:
+    lines = [f"line number {index} of the original" for index in range(102)]  # 100 runs of three
+    (tmp_path / "one").write_text("\n".join(lines))
+    (tmp_path / "two").write_text("\n\n".join(f"\t{line}  " for line in lines))
+    (tmp_path / "three").write_text("something else")
+    assert load(tmp_path, near_duplicates=1.0)[2].endswith("MiB held out, 1 repeated files left out")
+    assert "repeated" not in load(tmp_path)[2]
+    known: set[int] = set()
+    assert not _is_near("\n".join(lines).encode(), known, 0.61)
+    edited = "\n".join([*lines[:62], *(f"new {index}" for index in range(40))]).encode()  # 60 of its 100 runs are known
+    assert not _is_near(edited, set(known), 0.61)
+    assert _is_near(edited, known, 0.6)
+
+
+def test_a_short_document_without_three_lines_is_no_near_duplicate() -> None:
+    known: set[int] = set()
+    assert [_is_near(text, known, 0.5) for text in (b"return None\n", b"return None\n")] == [False, False]
 
 
 def test_one_file_is_cut_near_its_end(tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""Cases of attention-collapse: logits beyond what a softmax resolves."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from monitor.diagnosis.view import Signals
+from monitor.signals import LayerMatrix
+from tests.monitor.diagnosis.cases.drawn import STEPS, Case, level, only
+
+BLOCKS = ("blocks.0.attn", "blocks.1.attn")
+STEP = np.arange(20, STEPS + 1, 20)
+
+
+def run(end: float, entropy: float = 0.6, stat: str = "attention_logit_max") -> Signals:
+    """The logits of the second block grow exponentially from 5 to ``end``; its lowest entropy ends at ``entropy``."""
+    logits = np.full((len(STEP), 2), 5.0, np.float32)
+    logits[:, 1] = np.geomspace(5, end, len(STEP))
+    spread = np.full((len(STEP), 2), 0.6, np.float32)
+    spread[:, 1] = np.linspace(0.6, entropy, len(STEP))
+    everywhere = np.ones(logits.shape, bool)
+    return Signals.from_arrays(
+        {"train_loss": level()},
+        modules={
+            stat: LayerMatrix(stat, STEP, BLOCKS, logits, everywhere),
+            "attention_entropy_min": LayerMatrix("attention_entropy_min", STEP, BLOCKS, spread, everywhere),
+        },
+    )
+
+
+FIRES = (
+    Case("to 300", lambda: run(300), "warning", onset=20, words=BLOCKS[1]),
+    Case("to 80 with a head that sees one token", lambda: run(80, entropy=0.02), "warning", onset=20, words="entropy"),
+    Case("to 80", lambda: run(80), "info", onset=20),
+    Case(
+        "only the bound is measured", lambda: run(300, stat="attention_logit_bound"), "warning", onset=20, words="bound"
+    ),
+)
+
+NEAR_MISSES = (
+    Case("to 30", lambda: run(30)),
+    Case("a head that sees one token at usual logits", lambda: run(16, entropy=0.02)),
+)
+
+ABSTAINS = (Case("not measured", lambda: only(train_loss=level()), words="attention_logit_max"),)

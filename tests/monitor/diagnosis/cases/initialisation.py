@@ -1,0 +1,39 @@
+"""Cases of initialisation: the first loss against a uniform guess."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from monitor.diagnosis.view import Signals
+from tests.monitor.diagnosis.cases.drawn import STEPS, Case, level, only, put
+
+
+def run(first: float) -> Signals:
+    return only(train_loss=put(level(), 0, first), log_classes=np.full(STEPS, math.log(256)))
+
+
+FIRES = (
+    Case("64 against 5.5", lambda: run(64.0), "warning", onset=1, words="uniform guess"),
+    Case("half above", lambda: run(8.3), "info", onset=1),
+)
+
+NEAR_MISSES = (
+    Case("a tenth above", lambda: run(6.1)),
+    Case("pretrained", lambda: run(1.2)),
+)
+
+ABSTAINS = (
+    Case("classes not known", lambda: only(train_loss=level()), words="log_classes"),
+    Case(
+        "logged from step 10 on",
+        lambda: Signals.from_arrays(
+            {
+                "train_loss": (10 * np.arange(1, 9), np.full(8, 64.0)),
+                "log_classes": (10 * np.arange(1, 9), np.full(8, 5.5)),
+            }
+        ),
+        words="first step",
+    ),
+)

@@ -1,0 +1,47 @@
+"""Cases of odd-input: batches unlike all before."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from monitor.diagnosis.view import Mark, Signals
+from tests.monitor.diagnosis.cases.drawn import AT, STEPS, Case, Rows, changed, level, only, put
+
+
+def batches(
+    rows: Rows | None = None, factor: float = 1.0, name: str = "input_std", events: tuple[Mark, ...] = ()
+) -> Signals:
+    rng = np.random.default_rng(0)
+    series = {
+        "train_loss": level(),
+        "input_mean": rng.normal(0.1, 0.05, STEPS),
+        "input_std": rng.normal(1.0, 0.05, STEPS),
+        "input_absmax": rng.normal(3.0, 0.2, STEPS),
+        "input_unique_share": rng.normal(0.1, 0.01, STEPS),
+    }
+    if rows is not None:
+        series[name] = changed(series[name], rows, factor)
+    return Signals.from_arrays(series, events=events)
+
+
+def not_a_number() -> Signals:
+    return only(input_mean=put(np.random.default_rng(0).normal(0, 1, STEPS), AT, np.nan))
+
+
+FIRES = (
+    Case("x1000 for one step", lambda: batches(AT, 1000, "input_absmax"), "warning", words="input_absmax"),
+    Case("one token over and over", lambda: batches(AT, 0.02, "input_unique_share"), "info", words="unique"),
+    Case("not normalised from there on", lambda: batches(slice(AT, None), 60), "warning", words="input_std"),
+    Case("NaN", not_a_number, "warning", words="NaN"),
+)
+
+NEAR_MISSES = (
+    Case("within the scatter", batches),
+    Case("a third more", lambda: batches(slice(AT, None), 1.3)),
+    Case("a new sequence length", lambda: batches(slice(AT, AT + 20), 60, events=(Mark("seq_len", AT + 1),))),
+)
+
+ABSTAINS = (
+    Case("not measured", lambda: only(train_loss=level()), words="input_mean"),
+    Case("twenty batches", lambda: batches().until(20), words="fewer than 32"),
+)

@@ -150,6 +150,7 @@ CATALOGUE: dict[str, SignalSpec] = _table(
      "L2 norm of the gradient of this rank's own part of the batch, under DistributedDataParallel or FSDP2.", "scalars", _PASS, _TEN),
     ("clip_coef", "1", "clipping", "Factor that clipping multiplied the gradient by; 1 when the step was not clipped.", "scalars", _HOST, _EVERY),
     ("clip_max_norm", "1", "clipping", "The clip limit max_norm in force.", "scalars", _HOST, _EVERY),
+    ("clip_value", "1", "clipping", "The clip_value in force of clipping by value, where each entry of the gradient is cut off.", "scalars", _HOST, _EVERY),
     ("lr", "1", "optimizer, parameter group 0", "Learning rate used by the step.", "scalars", _HOST, _EVERY),
     ("loss_scale", "1", "GradScaler, before update()", "Factor the loss was multiplied by before backward.", "scalars", _HOST, _EVERY),
     ("skipped_steps", "1", "GradScaler", "Optimizer steps skipped so far in this attempt because gradients overflowed.", "scalars", _HOST, _EVERY),

@@ -6,12 +6,17 @@ Stages, and where each number is taken:
     [unscale_]              GradScaler divides them by the loss scale
     clip                    grad_norm_preclip: the norms that clipping needs anyway are the per-layer norms
                             grad_norm_postclip = grad_norm_preclip * clip_coef
+    clip by value           grad_norm_preclip is taken before it, grad_norm_postclip before the optimizer steps: no one
+                            factor says what it did, so there is no clip_coef
     optimizer.step          without clipping the norms are taken here, where pre-clip and post-clip are the same
+
+An optimizer that is given a closure runs forward and backward inside its step: there the moment before the optimizer
+uses the gradients is the return of the closure, and with several evaluations the last one counts.
 
 Norms of gradients that are still multiplied by the loss scale are divided by it, so every norm is unscaled.
 
 Something may change the gradients between backward and the optimizer without being seen (a clip function that was
-imported by name, ``clip_grad_value_``, added noise). Each in-place change raises a tensor's version counter, so the
+imported by name, added noise). Each in-place change raises a tensor's version counter, so the
 counters are noted when backward ends and compared before the optimizer steps. From the first such step on, norms are
 also taken at the end of every backward, which is then the pre-clip stage; nothing measured after a change is ever
 called pre-clip.
@@ -28,7 +33,7 @@ from torch import Tensor
 from monitor.guard import contained
 from monitor.hook.layers import LayerTable
 from monitor.hook.norms import repair_overflow, scale_gradients, take_norms
-from monitor.hook.observe import ClipCall
+from monitor.hook.observe import ClipCall, ValueClipCall
 from monitor.hook.ranks import is_sharded
 from monitor.hook.sharded import ShardedNorms, on_one_mesh, scale_pieces
 from monitor.hook.step_norms import Piece, Scale, StepNorms
@@ -40,11 +45,15 @@ _PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 _UNSEEN_CHANGE = (
     "gradients were changed between backward and the optimizer step by something that is not watched (a clip function "
-    "imported by name before attach, clip_grad_value_, added noise)"
+    "imported by name before attach, added noise)"
 )
 _CLIPPED_SCALED = (
     "gradients are clipped while they are still multiplied by the loss scale: call scaler.unscale_(optimizer) first, "
-    "or mon.clip_grad_norm_, which does; norms are recorded unscaled"
+    "or mon.clip_grad_norm_ or mon.clip_grad_value_, which do; norms are recorded unscaled"
+)
+_SEVERAL_BY_VALUE = (
+    "gradients are clipped by value and several optimizers use them: what clipping left is not known, and post-clip "
+    "norms are absent"
 )
 _NO_GRADIENTS = (
     "backward ran, but none of the parameters that the model had at attach has a gradient: attach after the model has "
@@ -86,12 +95,16 @@ class Gradients:
     def _begin_step(self) -> None:
         self._pieces: list[Piece] = []
         self._after: Piece | None = None
+        """Taken before the optimizer stepped, where the pieces do not tell what is left after clipping."""
         self._whole = True
         self._after_known = True
         self._from_backward: Piece | None = None
         self._versions: tuple[Sequence[int], list[int]] | None = None
         self._covered = False
-        self._in_closure = False
+        self._by_value: list[float | None] = []
+        self._kept = 0
+        self._evaluated = False
+        self._stepped = False
         self.micro_steps = 0
         self.unscaled = False
 
@@ -100,8 +113,11 @@ class Gradients:
     def backward_ended(self, scale: Scale) -> None:
         """Once per micro-step, gradients accumulated so far."""
         self.micro_steps += 1
-        if self._in_closure:  # evaluated again: what an earlier evaluation clipped is gone
-            self._pieces, self._covered, self._after_known = [], False, True
+        if self._evaluated:  # evaluated again: what an earlier evaluation left is gone
+            del self._pieces[self._kept :]
+            self._after = self._from_backward = None
+            self._covered, self._after_known, self._evaluated = False, True, False
+            self._by_value = []
         if self._at_backward:
             self._from_backward = self._measure(scale) or self._from_backward
         # A loop that clips through us needs no full look at the counters: a few tell whether something else came first.
@@ -148,11 +164,29 @@ class Gradients:
         finally:
             self._clock.switch(before)
 
+    def clip_value(self, call: ValueClipCall, scale: Scale) -> None:
+        """Clip as ``torch.nn.utils.clip_grad_value_`` does, and keep the norms from before it. A training action."""
+        before = self._clock.switch("monitor")
+        try:
+            with contained(PART):
+                self._before_value_clip(call, scale)
+            self._clock.switch("optimizer")
+            call.run()
+        finally:
+            self._clock.switch(before)
+
     def before_optimizer(self, optimizer: torch.optim.Optimizer, scale: Scale) -> None:
         """Gradients are what ``optimizer`` is about to use, except for a loss scale still in them."""
+        self._stepped = True
+        rows = self._rows_of.get(id(optimizer))
+        if self._by_value and self._after is None:
+            if rows is None:
+                self._after = self._measure(scale)
+            else:
+                self._after_known = False
+                self._say("value", _SEVERAL_BY_VALUE)
         if self._covered:
             return
-        rows = self._rows_of.get(id(optimizer))
         self._covered = rows is None
         if self.micro_steps == 0:
             self._measure_unknown(scale, rows, "no backward() was seen before the optimizer step")
@@ -164,27 +198,34 @@ class Gradients:
             self._add(self._from_backward or self._measure(scale, rows))
 
     def closure_begins(self) -> None:
-        """Forward and backward run inside ``optimizer.step``: what backward leaves there is what will be used."""
-        self._at_backward = self._in_closure = True
+        """Forward and backward run inside ``optimizer.step``, from here on maybe several times."""
+        self._kept, self._evaluated = len(self._pieces), False
+
+    def closure_evaluated(self) -> None:
+        """Once each time; what is measured by now stands unless backward runs again."""
+        self._evaluated = True
 
     def closure_ended(self) -> None:
-        """Afterwards the gradients may still be looked at, though not measured: the step has used them."""
-        self._in_closure = False
-        if not self._pieces:
-            self._after_known = not self._changed(None)
+        """A backward pass from here on is another one."""
+        self._evaluated = False
 
     def end_step(self) -> StepNorms | None:
         """What was taken in the step that ends; None when nothing was."""
         if not self._covered and not self._pieces:
-            # The optimizer ran a closure, or no step of it was seen (it is compiled): backward is what there is.
+            # No step of the optimizer was seen (it is compiled): backward is what there is.
             self._add(self._from_backward)
-        if self.micro_steps and not self._pieces and self._after is None and not self._told:
+        looked = self._stepped or self._at_backward
+        if self.micro_steps and looked and not self._pieces and self._after is None and not self._told:
             self._say("no gradients", _NO_GRADIENTS)
         step = None
         if self._pieces or self._after is not None:
-            step = StepNorms(len(self._table), self._pieces, self._after, self._whole, self._after_known)
-            self._clipped_last = any(piece.coef is not None for piece in self._pieces)
+            step = StepNorms(
+                len(self._table), self._pieces, self._after, self._whole, self._after_known, tuple(self._by_value)
+            )
+            self._clipped_last = bool(self._by_value) or any(piece.coef is not None for piece in self._pieces)
             self._at_backward = self._unseen_changes
+        if self.micro_steps and not self._stepped and not self._rows_of:
+            self._at_backward = True  # a compiled optimizer is never seen: the next step is measured in time
         self._begin_step()
         return step
 
@@ -238,6 +279,21 @@ class Gradients:
             earlier.coef, earlier.max_norm = earlier.coef * piece.coef, piece.max_norm
         else:
             self._after_known = False
+
+    def _before_value_clip(self, call: ValueClipCall, scale: Scale) -> None:
+        every = range(len(self._table))
+        done = {row for piece in self._pieces for row in (every if piece.rows is None else piece.rows)}
+        named = self._rows(call.parameters)
+        rows = [row for row in (every if named is None else named) if row >= 0 and row not in done]
+        if rows:  # else clipped before already: pre-clip is before the first
+            self._add(self._measure(scale, None if len(rows) == len(every) else rows))
+        self._covered = named is None or self._table.index.keys() <= set(map(id, call.parameters))
+        left = self._left(scale)
+        if isinstance(left, Tensor) or left != 1.0:
+            self._say("scaled", _CLIPPED_SCALED)
+            self._by_value.append(None)
+        else:
+            self._by_value.append(float(call.clip_value))
 
     def _take_rest(self, scale: Scale, rows: Sequence[int] | None) -> None:
         """Some layers were taken already, by a clip call that named only them or with another optimizer."""

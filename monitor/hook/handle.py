@@ -27,7 +27,7 @@ from monitor.hook.budget import Budget
 from monitor.hook.inputs import SAMPLES_SEEN
 from monitor.hook.layers import layer_table, module_names
 from monitor.hook.loop import Loop, StepFacts
-from monitor.hook.observe import ClipCall
+from monitor.hook.observe import ClipCall, ValueClipCall
 from monitor.hook.probe import Decoded, Probe, Probes, Reading
 from monitor.hook.recorder import FlightRecorder
 from monitor.hook.rows import MOST_WAITING, Arriving, Row, Rows
@@ -227,6 +227,18 @@ class Monitor:
             return observe.original_clip()(listed, max_norm, error_if_nonfinite=error_if_nonfinite)
         loop.unscale_once()
         return loop.clip_called(ClipCall(listed, max_norm, error_if_nonfinite=error_if_nonfinite))
+
+    def clip_grad_value_(self, clip_value: float, parameters: Sequence[Tensor] | None = None) -> None:
+        """Clip every entry of the gradients to ``clip_value`` and record their norms before and after.
+
+        Bit for bit what ``torch.nn.utils.clip_grad_value_(model.parameters(), clip_value)`` does; with a GradScaler the
+        gradients are unscaled first, unless they have been in this step.
+        """
+        call = ValueClipCall(self._table.parameters if parameters is None else list(parameters), clip_value)
+        if not self._loop.live:
+            return call.run()
+        self._loop.unscale_once()
+        return self._loop.value_clip_called(call)
 
     @property
     def landscape_due(self) -> bool:

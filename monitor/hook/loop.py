@@ -9,6 +9,7 @@ Nothing in here raises into the loop, and nothing waits for the device.
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from monitor.hook import observe
 from monitor.hook.device_time import DeviceClock
 from monitor.hook.gradients import PART, Gradients
 from monitor.hook.layers import LayerTable
-from monitor.hook.observe import ClipCall
+from monitor.hook.leftover import Leftover
+from monitor.hook.observe import ClipCall, ValueClipCall
 from monitor.hook.probe import Probe, Probes, Reading
 from monitor.hook.step_norms import Scale, StepNorms
 from monitor.hook.timing import GAP, StepClock
@@ -31,6 +33,14 @@ from monitor.hook.timing import GAP, StepClock
 _NO_FORWARD = (
     "no forward pass of the module given to attach was seen before this backward: the wait for data and the forward "
     "pass are counted as other_s. Attach what the loop calls, for example the result of torch.compile"
+)
+_EVALUATED_AGAIN = (
+    "the optimizer evaluates its closure several times in a step: gradient norms are those of the last evaluation, "
+    "update norms those of the whole step"
+)
+_MOVED_BEFORE = (
+    "the optimizer changes the weights before it first evaluates its closure: what is measured from before to after "
+    "the step (update norms, directions) is absent"
 )
 
 
@@ -102,6 +112,7 @@ class Loop:
         probes.in_backward = self.in_backward
         probes.loss_scale = self._scale
         self.gradients = Gradients(table, optimizers, clock, tell)
+        self._leftover = Leftover(table, optimizers, tell)
         self.scaler = scaler
         self._optimizers = tuple(optimizers)
         self._skips_on_device = any(getattr(o, "_step_supports_amp_scaling", False) for o in optimizers)
@@ -141,6 +152,12 @@ class Loop:
         self._stepped = False
         self._scaler_stepped = False
         self._unscaled: set[int] = set()
+        self._inside: dict[int, int] = {}
+        """How many ``step`` calls of each optimizer are running, one within the other."""
+        self._evaluations: dict[int, int] = {}
+        """How often each optimizer whose step was given a closure, and is running, has evaluated it."""
+        self._from_the_start: set[int] = set()
+        """Optimizers in a step with a closure whose weights the probes have seen as they were before it."""
 
     @contextlib.contextmanager
     def aside(self, part: str) -> Iterator[None]:
@@ -194,6 +211,9 @@ class Loop:
             self.clock.settle("other")
             if not self.begun:
                 self._say("no forward", _NO_FORWARD)
+            elif not self.gradients.micro_steps:
+                with contained("gradients left from the step before"):
+                    self._leftover.backward_begins()
             self._begin()
             self._mark("backward")
             self.clock.switch("backward")
@@ -206,6 +226,8 @@ class Loop:
             return
         self._mark("optimizer" if self._between == "optimizer" else None)
         self.clock.switch("monitor")
+        with contained("gradients left from the step before"):
+            self._leftover.backward_ended()
         with contained(PART):
             self.gradients.backward_ended(self._scale())
             self._read_lrs()
@@ -236,6 +258,10 @@ class Loop:
     def clip_called(self, call: ClipCall) -> Tensor:
         self.clock.settle("other")
         return self.gradients.clip(call, self._scale())
+
+    def value_clip_called(self, call: ValueClipCall) -> None:
+        self.clock.settle("other")
+        self.gradients.clip_value(call, self._scale())
 
     def unscale_once(self) -> None:
         """Divide the gradients by the loss scale where that has not been done in this step. A training action."""
@@ -280,34 +306,84 @@ class Loop:
         finally:
             self.clock.switch(before)
 
-    def _optimizer_begins(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def _optimizer_begins(
+        self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if not self._mine() or torch.compiler.is_compiling():
-            return
+            return None
         self.clock.settle("other")
         self.clock.switch("monitor")
+        closure = _closure(args, kwargs)
+        depth = self._inside.get(id(optimizer), 0)  # a step that calls its parent class's, with or without the closure
+        self._inside[id(optimizer)] = depth + 1
+        changed = None
         with contained(PART):
             self._stepped = True
-            if _has_closure(args, kwargs):
-                self.gradients.closure_begins()
-            else:
+            if closure is None:
                 self.gradients.before_optimizer(optimizer, self._scale())
+            elif not depth:
+                self.gradients.closure_begins()
+                self._evaluations[id(optimizer)] = 0
+                changed = _with_closure(args, kwargs, self._watched(optimizer, closure))
             self._read_lrs()
-        if not _has_closure(args, kwargs):
+        if id(optimizer) not in self._evaluations:
             self.probes.before_optimizer(optimizer)
         self._between = "optimizer"
         self._mark("optimizer")
         self.clock.switch("optimizer")
+        return changed
+
+    def _watched(self, optimizer: torch.optim.Optimizer, closure: Callable[..., Any]) -> Callable[..., Any]:
+        """``closure``, telling when it has been evaluated: then the gradients are as the optimizer will use them."""
+        versions = self._weight_versions()
+
+        @functools.wraps(closure)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            try:
+                result = closure(*args, **kwargs)
+            except BaseException:
+                self._inside.pop(id(optimizer), None)  # the step will not be ended
+                raise
+            if self._mine():
+                self.clock.switch("monitor")
+                self._evaluated(optimizer, versions)
+                self.clock.switch("optimizer")
+            return result
+
+        return watched
+
+    def _evaluated(self, optimizer: torch.optim.Optimizer, versions: list[int]) -> None:
+        with contained(PART):
+            self.gradients.before_optimizer(optimizer, self._scale())
+            self.gradients.closure_evaluated()
+        self._evaluations[id(optimizer)] += 1
+        if self._evaluations[id(optimizer)] > 1:
+            self._note("evaluations", _EVALUATED_AGAIN)
+        elif versions == self._weight_versions():
+            self.probes.before_optimizer(optimizer)
+            self._from_the_start.add(id(optimizer))
+        else:
+            self._note("moved", _MOVED_BEFORE)
+
+    def _weight_versions(self) -> list[int]:
+        return [parameter._version for parameter in self._table.parameters] if self.probes.probes else []
 
     def _optimizer_ended(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if not self._mine() or torch.compiler.is_compiling():
             return
         self._mark(None)
         self.clock.switch("monitor")
-        if _has_closure(args, kwargs):
-            with contained(PART):
-                self.gradients.closure_ended()
-        else:
+        depth = self._inside[id(optimizer)] = max(0, self._inside.get(id(optimizer), 0) - 1)
+        if id(optimizer) not in self._evaluations:
             self.probes.after_optimizer(optimizer)
+        elif not depth:
+            with contained(PART):
+                if not self._evaluations.pop(id(optimizer)):  # it made do with the gradients that were there
+                    self.gradients.before_optimizer(optimizer, self._scale())
+                self.gradients.closure_ended()
+            if id(optimizer) in self._from_the_start:
+                self._from_the_start.discard(id(optimizer))
+                self.probes.after_optimizer(optimizer)
         self._between = GAP
         self.clock.switch(GAP)
 
@@ -327,6 +403,8 @@ class Loop:
         )
         if not self._stepped and not self._scaler_stepped:
             self._say("no step", "mon.step() was called though no optimizer step was seen since the last one")
+        with contained("gradients left from the step before"):
+            self._leftover.step_ended(self._stepped)
         self._new_step()
         return facts
 
@@ -340,6 +418,11 @@ class Loop:
         if key not in self._told:
             self._told.add(key)
             self._tell(text)
+
+    def _note(self, key: str, text: str) -> None:
+        if key not in self._told:
+            self._told.add(key)
+            self.probes.tell("note", text=text)
 
     # Reading ---------------------------------------------------------------------------------------------------------
 
@@ -375,6 +458,13 @@ def _scalar(value: Any) -> float | Tensor:
     return float(value)
 
 
-def _has_closure(args: Any, kwargs: Any) -> bool:
-    """Whether this is ``optimizer.step(closure)``, with forward and backward inside (L-BFGS, Lightning)."""
-    return (len(args) > 1 and args[1] is not None) or kwargs.get("closure") is not None
+def _closure(args: Any, kwargs: Any) -> Callable[..., Any] | None:
+    """That of ``optimizer.step(closure)``, with forward and backward inside (L-BFGS, Lightning)."""
+    return args[1] if len(args) > 1 else kwargs.get("closure")
+
+
+def _with_closure(args: Any, kwargs: Any, closure: Callable[..., Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of the step with another closure."""
+    if len(args) > 1:
+        return (args[0], closure, *args[2:]), kwargs
+    return args, {**kwargs, "closure": closure}

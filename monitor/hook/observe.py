@@ -32,6 +32,7 @@ class Listener(Protocol):
     def backward_ended(self) -> None: ...
     def claims_clip(self, parameters: list[torch.Tensor]) -> bool: ...
     def clip_called(self, call: ClipCall) -> torch.Tensor: ...
+    def value_clip_called(self, call: ValueClipCall) -> None: ...
     def claims_scaler(self, scaler: Any, optimizer: Optimizer) -> bool: ...
     def unscale_called(self, optimizer: Optimizer, call: Callable[[], Any]) -> Any: ...
     def scaler_step_called(self, optimizer: Optimizer, call: Callable[[], Any]) -> Any: ...
@@ -53,6 +54,19 @@ class ClipCall:
     def run(self) -> torch.Tensor:
         clip = self.original or original_clip()
         return clip(self.parameters, self.max_norm, self.norm_type, self.error_if_nonfinite, self.foreach)
+
+
+@dataclass(frozen=True, slots=True)
+class ValueClipCall:
+    """The arguments of one ``torch.nn.utils.clip_grad_value_``, and the original to run it."""
+
+    parameters: Sequence[torch.Tensor]
+    clip_value: float
+    foreach: bool | None = None
+    original: Callable[..., None] | None = None
+
+    def run(self) -> None:
+        (self.original or _original("clip_grad_value_"))(self.parameters, self.clip_value, self.foreach)
 
 
 _listeners: tuple[Listener, ...] = ()
@@ -110,17 +124,25 @@ def unwatch_attention(called: AttentionCalled) -> None:
 
 def original_clip() -> Callable[..., torch.Tensor]:
     """torch's own ``clip_grad_norm_``, past our wrapper."""
+    return _original("clip_grad_norm_")
+
+
+def _original(name: str) -> Callable[..., Any]:
+    """A function of ``torch.nn.utils``, past our wrapper."""
     for _, attribute, original, _ in _wrapped:
-        if attribute == "clip_grad_norm_":
+        if attribute == name:
             return original
-    return torch.nn.utils.clip_grad_norm_
+    return getattr(torch.nn.utils, name)
 
 
 def _wrap_all() -> None:
     clip = _watched_clip(torch.nn.utils.clip_grad_norm_)
+    clip_value = _watched_value_clip(torch.nn.utils.clip_grad_value_)
     _wrap(torch.autograd, "backward", _watched_backward(torch.autograd.backward))
     _wrap(torch.nn.utils, "clip_grad_norm_", clip)
     _wrap(torch.nn.utils.clip_grad, "clip_grad_norm_", clip)
+    _wrap(torch.nn.utils, "clip_grad_value_", clip_value)
+    _wrap(torch.nn.utils.clip_grad, "clip_grad_value_", clip_value)
     _wrap(torch.amp.GradScaler, "unscale_", _watched_unscale(torch.amp.GradScaler.unscale_))
     _wrap(torch.amp.GradScaler, "step", _watched_scaler_step(torch.amp.GradScaler.step))
 
@@ -206,6 +228,23 @@ def _watched_clip(original: Callable[..., torch.Tensor]) -> Callable[..., torch.
         return call.run()
 
     return clip_grad_norm_
+
+
+def _watched_value_clip(original: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(original)
+    def clip_grad_value_(
+        parameters: torch.Tensor | Iterable[torch.Tensor], clip_value: float, foreach: bool | None = None
+    ) -> None:
+        if not _listeners or torch.compiler.is_compiling():
+            return original(parameters, clip_value, foreach)
+        listed = [parameters] if isinstance(parameters, torch.Tensor) else list(parameters)
+        call = ValueClipCall(listed, clip_value, foreach, original)
+        for listener in _listeners:
+            if listener.claims_clip(listed):
+                return listener.value_clip_called(call)
+        return call.run()
+
+    return clip_grad_value_
 
 
 def _watched_unscale(original: Callable[..., None]) -> Callable[..., None]:

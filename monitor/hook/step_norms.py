@@ -43,7 +43,9 @@ class StepNorms:
     whole: bool = True
     """False when some layers' gradients changed unseen, so that the norms of the whole gradient are not known."""
     after_known: bool = True
-    """False when the gradients changed unseen inside a closure, so that only pre-clip is known."""
+    """False when only pre-clip is known."""
+    by_value: tuple[float | None, ...] = ()
+    """The limit of each clip by value; None for one of gradients that still were multiplied by the loss scale."""
 
     def tensors(self) -> list[Tensor]:
         return [tensor for piece in self._pieces() for tensor in _tensors(piece)]
@@ -78,8 +80,10 @@ class StepNorms:
         if self.after is not None:
             after = read[id(self.after)]
             values["grad_norm_postclip"] = after.total
-            if row is not None:
+            if row is not None and not self.by_value:
                 values.update(_common_factor(row, present, after, self.layers))
+        if self.by_value and None not in self.by_value:
+            values["clip_value"] = min(limit for limit in self.by_value if limit is not None)
         return values, row, present
 
     def _pieces(self) -> list[Piece]:

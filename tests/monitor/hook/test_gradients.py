@@ -205,15 +205,105 @@ def test_an_unseen_change_after_steps_with_our_clip_is_noticed(tmp_path):
     assert ["grad_norm_preclip" in rows[step] for step in (1, 2, 3, 4)] == [True, True, False, True]
 
 
-def test_clipping_by_value_keeps_its_stages_apart(tmp_path):
-    model = MLP.made()
+BY_VALUE = {
+    "torch's": lambda mon, model: torch.nn.utils.clip_grad_value_(model.parameters(), 1e-3),
+    "one tensor at a time": lambda mon, model: torch.nn.utils.clip_grad_value_(model.parameters(), 1e-3, foreach=False),
+    "all together": lambda mon, model: torch.nn.utils.clip_grad.clip_grad_value_(model.parameters(), 1e-3, True),
+    "monitor's": lambda mon, model: mon.clip_grad_value_(1e-3),
+}
+
+
+@pytest.mark.parametrize("clip", BY_VALUE.values(), ids=BY_VALUE.keys())
+def test_clipping_by_value_is_recognised_and_is_no_clip_by_the_norm(tmp_path, clip):
+    model, plain = MLP.made(), MLP.made()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with monitor.attach(model, optimizer, run=tmp_path) as mon:
-        truth = _loop(
-            MLP, model, optimizer, mon, 3, lambda _: torch.nn.utils.clip_grad_value_(model.parameters(), 1e-3)
-        )
+        truth = _loop(MLP, model, optimizer, mon, 3, lambda _: clip(mon, model))
     for row in _check_stages(mon.run_dir, truth).values():
+        assert row["clip_value"] == 1e-3
+        assert row["grad_norm_postclip"] < 0.5 * row["grad_norm_preclip"]
         assert "clip_coef" not in row  # no single factor did this
+        assert "clip_max_norm" not in row
+    assert recorded.events(mon.run_dir, "warning") == []
+
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.1)
+    for step in range(1, 4):
+        optimizer.zero_grad()
+        MLP.loss(plain, *MLP.batch(step)).backward()
+        torch.nn.utils.clip_grad_value_(plain.parameters(), 1e-3)
+        optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("limit", [1e-3, 1e6])
+def test_a_value_clip_of_equal_entries_is_still_not_taken_for_a_factor(tmp_path, limit):
+    """Every entry shrinks alike, so that only having seen the call tells."""
+    model = Holder(torch.full((3,), 0.5), torch.full((4,), 0.5))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with monitor.attach(model, optimizer, run=tmp_path) as mon:
+        mon.clip_grad_value_(limit)
+        optimizer.step()
+        mon.step()
+    row = recorded.scalars(mon.run_dir)[1]
+    assert "clip_coef" not in row
+    assert row["grad_norm_preclip"] == pytest.approx(0.5 * 7**0.5)
+    assert row["grad_norm_postclip"] == pytest.approx(min(0.5, limit) * 7**0.5)
+
+
+@pytest.mark.parametrize("first", ["value", "norm"])
+def test_clipping_by_value_and_by_norm(tmp_path, first):
+    """Pre-clip is before the first of them, post-clip after the second."""
+    model = MLP.made()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def between(_step):
+        for way in (first, {"value": "norm", "norm": "value"}[first]):
+            if way == "value":
+                torch.nn.utils.clip_grad_value_(model.parameters(), 1e-2)
+            else:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 0.05)
+
+    with monitor.attach(model, optimizer, run=tmp_path) as mon:
+        truth = _loop(MLP, model, optimizer, mon, 3, between)
+    for row in _check_stages(mon.run_dir, truth).values():
+        assert (row["clip_value"], "clip_coef" in row) == (1e-2, False)
+
+
+def test_clipping_only_a_part_by_value(tmp_path):
+    model = MLP.made()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    some = list(model.parameters())[2:]
+    with monitor.attach(model, optimizer, run=tmp_path) as mon:
+        truth = _loop(MLP, model, optimizer, mon, 3, lambda _: torch.nn.utils.clip_grad_value_(some, 1e-3))
+    _check_stages(mon.run_dir, truth)
+    assert recorded.events(mon.run_dir, "warning") == []
+
+
+@pytest.mark.parametrize("through", ["monitor", "torch"])
+def test_clipping_by_value_under_a_loss_scale(tmp_path, through):
+    model = MLP.made()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+    with monitor.attach(model, optimizer, run=tmp_path, scaler=scaler) as mon:
+        for _ in range(2):
+            optimizer.zero_grad()
+            scaler.scale(MLP.loss(model, *MLP.batch(0))).backward()
+            before = norms_of_grads(model, 256.0)
+            if through == "monitor":
+                mon.clip_grad_value_(1e-3)
+            else:
+                torch.nn.utils.clip_grad_value_(model.parameters(), 1e-3)
+            after = norms_of_grads(model, 1.0 if through == "monitor" else 256.0)
+            scaler.step(optimizer)
+            scaler.update()
+            mon.step()
+    row, layers = recorded.scalars(mon.run_dir)[2], recorded.layers(mon.run_dir)[2]
+    np.testing.assert_allclose(layers, before, rtol=1e-5)
+    assert row["grad_norm_preclip"] == pytest.approx(total(before), rel=1e-5)
+    assert row["grad_norm_postclip"] == pytest.approx(total(after), rel=1e-5)
+    assert ("clip_value" in row) == (through == "monitor")
+    told = [event["text"] for event in recorded.events(mon.run_dir, "warning")]
+    assert [("unscale_(optimizer) first" in text) for text in told] == ([] if through == "monitor" else [True])
 
 
 @pytest.mark.parametrize("options", [{"norm_type": math.inf}, {"foreach": False}, {"norm_type": 1.0}])
@@ -447,6 +537,5 @@ def test_a_closure_is_measured_at_its_last_backward(tmp_path, kind, between):
             last.append(seen[-1])
     for step, row in recorded.scalars(mon.run_dir).items():
         assert row["grad_norm_preclip"] == pytest.approx(last[step - 1], rel=1e-5)
-        assert ("grad_norm_postclip" in row) == (between != "unseen")
-        if between == "clip":
-            assert row["grad_norm_postclip"] == pytest.approx(0.1, rel=1e-4)
+        left = last[step - 1] if between is None else 0.1
+        assert row["grad_norm_postclip"] == pytest.approx(left, rel=1e-4)

@@ -83,6 +83,7 @@ def _torch_as_it_is():
     scaler = torch.amp.GradScaler
     return (
         torch.autograd.backward, torch.nn.utils.clip_grad_norm_, torch.nn.utils.clip_grad.clip_grad_norm_,
+        torch.nn.utils.clip_grad_value_, torch.nn.utils.clip_grad.clip_grad_value_,
         scaler.step, scaler.unscale_,
     )  # fmt: skip
 

@@ -289,6 +289,7 @@ def test_without_room_for_a_copy_updates_are_absent_and_it_is_said(tmp_path: Pat
     optimizer = torch.optim.RMSprop(model.parameters(), lr=0.01)
     with monitor.attach(model, optimizer, run=tmp_path) as mon:
         for step in (1, 2):
+            optimizer.zero_grad()
             MLP.loss(model, *MLP.batch(step)).backward()
             optimizer.step()
             mon.step()

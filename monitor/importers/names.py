@@ -57,7 +57,7 @@ _STEPS = (
 def _normal(name: str) -> str:
     """Lower case, words joined by ``_``: ``Train Loss``, ``train-loss`` and ``TrainLoss`` are one."""
     text = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", name.strip())
-    text = re.sub(r"[\s:]+", "_", text.lower())
+    text = re.sub(r"\.?[\s:]+", "_", text.lower())
     return text if text.startswith("lr-") else re.sub(r"(?<=[a-z])[-.](?=[a-z])", "_", text)
 
 

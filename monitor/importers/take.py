@@ -98,8 +98,11 @@ def _first(rows: Iterator[Row]) -> list[Row]:
 
 
 def _is_by_chance(source: Source, first: list[Row]) -> bool:
-    """Whether lines of a text only look like metrics: nothing in it comes twice."""
-    return source.format == "text log" and max(Counter(n for row in first for n in row.values).values(), default=0) < 2
+    """Whether lines of a text only look like metrics: nothing comes twice, and there is not even a training loss."""
+    if source.format != "text log":
+        return False
+    names = Counter(name for row in first for name in row.values)
+    return max(names.values(), default=0) < 2 and "train_loss" not in {m.name for m in Naming(names).meanings.values()}
 
 
 class _Steps:
@@ -109,6 +112,7 @@ class _Steps:
         self._account = account
         self._name: str | None = None
         self._count = 0
+        self._given = any(row.step is not None for row in first)
         self._epoch, self._raw, self._offset, self._top = -1.0, -1, 0, 0
         if first and all(row.step is None for row in first):
             self._name = step_name(dict.fromkeys(name for row in first for name in row.values))
@@ -121,14 +125,24 @@ class _Steps:
 
     def _counts(self, first: list[Row]) -> bool:
         assert self._name is not None
-        given = [row.values[self._name] for row in first if self._name in row.values]
-        return bool(given) and all(step_of(value) is not None for value in given)
+        rows = [row.values for row in first if self._name in row.values]
+        if not rows or any(step_of(values[self._name]) is None for values in rows):
+            return False
+        if "epoch" not in self._name.lower():
+            return True
+        # Several rows of one epoch that tell of the same are batches of it; the epoch does not tell them apart.
+        return not any(
+            before[self._name] == values[self._name] and len(before.keys() & values.keys()) > 1
+            for before, values in itertools.pairwise(rows)
+        )
 
     def settle(self, row: Row) -> bool:
         """Give the row its step; False when it has none that a run can hold, or nothing else."""
         if self._name is not None and row.step is None:
             row.step = step_of(row.values.pop(self._name, None))
-        elif self._name is None and row.step is None:
+        elif row.step is None and self._given:
+            row.step = 0  # an evaluation before the first step
+        elif row.step is None:
             self._count += 1
             row.step = self._count
         if row.step is None or not 0 <= row.step < fmt.MAX_STEP or not row.values:

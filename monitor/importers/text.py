@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from monitor.importers.lines import plain, read_lines
@@ -40,6 +41,8 @@ _BARE = re.compile(r"^(\d+) (train|val|hella\w*) ([-+.\deE]+|nan|inf)$")
 _BAR = re.compile(r"^\s*\d+%\|[^|]*\|\s*(\d+)/(\d+) \[")
 _VALIDATION = re.compile(r"\b(?:valid|validation|val|eval|evaluation|evaluating|test|testing|dev)\b", re.I)
 _LOSS = re.compile(r"loss|perplexity|\bppl\b|reward|accuracy|\bacc\b", re.I)
+_SHARE = re.compile(r"acc|correct|precision|recall", re.I)
+"""Of these ``9800/10000`` is 0.98; elsewhere what follows the stroke is a limit or another mean."""
 _NOT_A_LOSS = re.compile(r"loss[_ ](?:scale|weight|fn|type|coef|lambda|func)", re.I)
 _STEPS = (
     "num_updates",
@@ -61,8 +64,8 @@ _PROSE = frozenset((
 ))  # fmt: skip
 _LEFT_OUT = frozenset(("v_num", "eta", "pid", "rank", "seed"))
 _SCALES = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9}
-_PLACE = re.compile(r"\b[\w/]+\.(?:py|cpp|cc|cu):\d+|\b(?:cuda|npu|xpu|xla|mps):\d+")
-"""Where in the code, or on which device: numbers that measure nothing."""
+_PLACE = re.compile(r"\b[\w/]+\.(?:py|cpp|cc|cu):\d+|\b(?:cuda|npu|xpu|xla|mps):\d+|\(\w+ pid=\d+[^)]*\)")
+"""Where in the code, on which device or in which process: numbers that measure nothing."""
 _ERROR = re.compile(r"^(?:[\w.]*(?:Error|Exception|Interrupt)\b.*)")
 
 
@@ -77,6 +80,17 @@ def read_log(path: Path, account: Account) -> Iterator[Row]:
     reader.end()
 
 
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """A number with a name."""
+
+    value: float
+    total: int | None
+    """Of ``3/10`` the 10."""
+    counts: bool
+    """It is written as an integer: ``epoch 4`` is a counter, ``'epoch': 4.0`` a share that happens to be whole."""
+
+
 class _Log:
     """What the lines so far say of those to come: epoch, progress, rank."""
 
@@ -84,6 +98,10 @@ class _Log:
         self._path, self._account = path, account
         self._epoch: int | None = None
         self._first_epoch: int | None = None
+        self._passes = 0
+        """Passes over the data that were seen without a word on the epoch."""
+        self._batch: tuple[int, int] | None = None
+        self._batch_epoch: int | None = None
         self._bar: tuple[int, int] | None = None
         self._rank: str | None = None
         self._step: int | None = None
@@ -108,9 +126,8 @@ class _Log:
             return None
         time, text = _without_times(line)
         if match := _BARE.match(text.strip()):
-            return self._row(
-                int(match[1]), time, {f"{match[2]} loss" if match[2] != "hella" else "hella": float(match[3])}
-            )
+            name = "hella" if match[2].startswith("hella") else f"{match[2]} loss"
+            return self._row(int(match[1]), time, {name: float(match[3])})
         return self._metrics(text, time)
 
     def end(self) -> None:
@@ -135,35 +152,17 @@ class _Log:
         return True
 
     def _metrics(self, text: str, time: float | None) -> Row | None:
-        pairs, fraction, rest = _pairs(text)
-        values: dict[str, float] = {}
-        steps: dict[str, int] = {}
-        epoch: int | None = None
-        inside: tuple[int, int] | None = fraction
-        for name, (value, total) in pairs.items():
-            word = _SPLIT.sub("", name.lower())
-            whole = step_of(value)
-            if word in _STEPS and whole is not None:
-                if word == "s" and not text.lstrip().startswith("s:"):
-                    continue
-                steps[word] = whole
-                if total and total > 1 and word != "s":
-                    self._account.planned_steps = max(self._account.planned_steps or 0, total)
-            elif word in ("epoch", "epochs", "ep") or (word == "train" and inside and whole is not None):
-                epoch = int(value) if whole is not None else epoch
-                values["epoch"] = value
-            elif word not in _LEFT_OUT:
-                values[name] = value / total if total else value
+        pairs, inside, rest = _pairs(text)
+        steps, epoch, values = self._counters(text, pairs, inside)
         if epoch is not None:
             self._epoch = epoch
             self._first_epoch = epoch if self._first_epoch is None else self._first_epoch
         metrics = {name: value for name, value in values.items() if name != "epoch"}
-        told = bool(steps) or epoch is not None or inside is not None
         is_loss = any(_LOSS.search(name) and not _NOT_A_LOSS.search(name) for name in metrics)
-        if not metrics or not (told or is_loss):
-            return None
-        if inside is not None and not steps and not is_loss:
+        if not metrics or not (is_loss or steps or epoch is not None):
             return None  # "loading 3/7 ..." counts something else
+        if inside is not None and not steps and self._is_evaluation(inside):
+            rest, inside = f"{rest} evaluation", None
         if _VALIDATION.search(rest):
             metrics = {name if _VALIDATION.search(name) else f"val/{name}": value for name, value in metrics.items()}
         step = next((steps[word] for word in _STEPS if word in steps), None)
@@ -175,17 +174,47 @@ class _Log:
             step = self._step
         elif step is None and epoch is not None:
             return Row(epoch, time, {**metrics, "epoch": float(epoch)})
-        if self._epoch is not None:
-            metrics.setdefault("epoch", values.get("epoch", float(self._epoch)))
-        elif "epoch" in values:
-            metrics["epoch"] = values["epoch"]
+        if "epoch" in values or self._epoch is not None:
+            metrics["epoch"] = values.get("epoch", float(self._epoch or 0))
         return self._row(step, time, metrics)
+
+    def _counters(
+        self, text: str, pairs: dict[str, _Pair], inside: tuple[int, int] | None
+    ) -> tuple[dict[str, int], int | None, dict[str, float]]:
+        """What of a line's numbers counts steps, what the epoch, and the rest."""
+        steps: dict[str, int] = {}
+        epoch: int | None = None
+        values: dict[str, float] = {}
+        for name, pair in pairs.items():
+            word = _SPLIT.sub("", name.lower())
+            whole = step_of(pair.value)
+            if word in _STEPS and whole is not None:
+                if word == "s" and not text.lstrip().startswith("s:"):
+                    continue
+                steps[word] = whole
+                if pair.total and pair.total > 1 and word != "s":
+                    self._account.planned_steps = max(self._account.planned_steps or 0, pair.total)
+            elif word in ("epoch", "epochs", "ep") or (word == "train" and inside and whole is not None):
+                epoch = whole if pair.counts and whole is not None else epoch
+                values["epoch"] = pair.value
+            elif word not in _LEFT_OUT:
+                values[name] = pair.value / pair.total if pair.total and _SHARE.search(name) else pair.value
+        return steps, epoch, values
+
+    def _is_evaluation(self, inside: tuple[int, int]) -> bool:
+        """Whether batches of another number follow the end of an epoch, as Keras' ``evaluate`` prints them."""
+        last = self._batch
+        ended = last is not None and last[0] == last[1] and self._batch_epoch == self._epoch
+        return ended and last is not None and inside[1] < last[1]
 
     def _inside(self, done: int, total: int) -> int:
         """The step of batch ``done`` of ``total`` in the present epoch."""
-        if self._epoch is None:
-            return done
-        return max(0, self._epoch - (1 if self._first_epoch else 0)) * total + done
+        last, self._batch, self._batch_epoch = self._batch, (done, total), self._epoch
+        if self._epoch is not None:
+            return max(0, self._epoch - (1 if self._first_epoch else 0)) * total + done
+        if last is not None and last[1] == total and (done < last[0] or done == last[0] == total):
+            self._passes += 1
+        return self._passes * total + done
 
     def _row(self, step: int | None, time: float | None, values: dict[str, float]) -> Row:
         self._error = None  # it went on after all
@@ -209,9 +238,9 @@ def _without_times(line: str) -> tuple[float | None, str]:
     return moment, _DATE.sub("|", _PLACE.sub("|", line))
 
 
-def _pairs(text: str) -> tuple[dict[str, tuple[float, int | None]], tuple[int, int] | None, str]:
+def _pairs(text: str) -> tuple[dict[str, _Pair], tuple[int, int] | None, str]:
     """Names with value and total (``3/10``), a fraction without a name, and the text that is in no name."""
-    pairs: dict[str, tuple[float, int | None]] = {}
+    pairs: dict[str, _Pair] = {}
     fraction: tuple[int, int] | None = None
     rest: list[str] = []
     end = 0
@@ -230,11 +259,11 @@ def _pairs(text: str) -> tuple[dict[str, tuple[float, int | None]], tuple[int, i
                 fraction = (int(value), total)
             elif "|" in label and (after := _AFTER.match(text, match.end("number"))):
                 name = after["name"].strip() + (" (%)" if after["percent"] else "")
-                pairs.setdefault(name, (value, None))
+                pairs.setdefault(name, _Pair(value, None, False))
             continue
         if unit and unit not in _SCALES:
             key = f"{key} ({unit})"
-        pairs.setdefault(key, (value, total))
+        pairs.setdefault(key, _Pair(value, total, match["number"].isdecimal()))
     rest.append(text[end:])
     return pairs, fraction, " ".join(rest)
 

@@ -168,6 +168,33 @@ def test_what_is_no_measurement_gives_no_row(line: str, tmp_path: Path) -> None:
     assert list(read_log(log(tmp_path, line), Account())) == []
 
 
+def test_a_share_of_the_training_that_is_whole_is_no_counter(tmp_path):
+    shares = ["0.0", "0.5", "1.0", "1.5", "2.0"]
+    text = "\n".join(f"{{'loss': {2 - n / 4}, 'epoch': {share}}}" for n, share in enumerate(shares))
+    run = read(log(tmp_path, text), tmp_path / "runs")
+    assert list(series(run, "train_loss")) == [1, 2, 3, 4, 5]
+
+
+def test_passes_over_the_data_without_a_word_on_the_epoch_are_counted(tmp_path):
+    text = "\n".join(f"15/15 [=====] - 115s 7s/step - loss: {3 - n / 4} - val_loss: {n}" for n in range(5))
+    run = read(log(tmp_path, text), tmp_path / "runs")
+    assert list(series(run, "train_loss")) == [15, 30, 45, 60, 75]
+
+
+def test_an_evaluation_after_the_last_epoch_is_none_of_the_training(tmp_path):
+    text = "".join(f"Epoch {n}/3\n100/100 [===] - 1s 9ms/step - loss: {4.0 - n}\n" for n in (1, 2, 3))
+    run = read(log(tmp_path, text + "20/20 - 1s - loss: 9.0\n"), tmp_path / "runs")
+    assert series(run, "train_loss") == {100: 3.0, 200: 2.0, 300: 1.0}
+    assert series(run, "val_loss") == {300: 9.0}
+
+
+def test_a_test_set_before_the_first_step_belongs_to_step_0(tmp_path):
+    text = "Test set: Avg. loss: 2.5, Accuracy: 913/10000 (9%)\nTrain Epoch: 1 [64/100 (64%)]\tLoss: 2.0\n"
+    run = read(log(tmp_path, text), tmp_path / "runs")
+    assert series(run, "val_loss") == {0: 2.5} and series(run, "val/Accuracy") == {0: 0.0913}
+    assert series(run, "train_loss") == {64: 2.0}
+
+
 def test_a_traceback_at_the_end_is_a_crash(tmp_path):
     text = "step 1 loss 2\nstep 2 loss 2\n"
     text += "Traceback (most recent call last):\n  File 'x', line 3\nRuntimeError: CUDA error\n"

@@ -50,7 +50,7 @@ _STEPS = (
     "global_step", "trainer/global_step", "train/global_step", "train/train_global_step", "num_updates",
     "train_num_updates", "_step", "step", "steps", "iteration", "iterations", "iter", "n_iter", "it", "update",
     "updates", "batch", "total_timesteps", "time/total_timesteps", "timesteps", "timesteps_total", "num_timesteps",
-    "training_iteration", "round", "epoch", "epochs", "train/epoch",
+    "training_iteration", "round", "episode", "episodes", "epoch", "epochs", "train/epoch",
 )  # fmt: skip
 
 

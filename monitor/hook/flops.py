@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.flop_counter import FlopCounterMode
 
-from monitor.hook.outputs import Hooks, tensors_of
+from monitor.hook.outputs import tensors_of
 from monitor.hook.passes import PLAIN
 from monitor.hook.peaks import peak_flops
 from monitor.hook.probe import Decoded, Probe, Reading
@@ -70,7 +70,6 @@ class Flops(Probe):
     def __init__(self, model: nn.Module, peak: float | None = None) -> None:
         super().__init__()
         self._model = model
-        self._hooks = Hooks()
         self._peak = peak
         self._counts: dict[Any, Count | None] = {}
         """By kind of input; None: cannot be counted."""
@@ -82,20 +81,16 @@ class Flops(Probe):
 
     def begin(self) -> None:
         self._seen, self._new = [], {}
-        self._hooks.remove()
-        self._hooks.after(self._called, [(0, self._model)])  # a pre-hook would miss the forward pass that begins now
 
-    def _called(self, _index: int, _module: nn.Module, args: Any, kwargs: Any, _output: Any) -> None:
-        if self.measuring and self.watch.in_forward():
-            with self.watch.charged(self):
-                key = kind_of((args, kwargs), torch.is_grad_enabled())
-                self._seen.append(key)
-                if key not in self._counts and len(self._counts) + len(self._new) < MOST_SHAPES:
-                    self._new[key] = Given(without_values(args), without_values(kwargs), torch.is_grad_enabled())
-                    self._precision = _precision(self._model)
+    def forward_begins(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        kwargs = dict(kwargs)
+        key = kind_of((args, kwargs), torch.is_grad_enabled())
+        self._seen.append(key)
+        if key not in self._counts and len(self._counts) + len(self._new) < MOST_SHAPES:
+            self._new[key] = Given(without_values(args), without_values(kwargs), torch.is_grad_enabled())
+            self._precision = _precision(self._model)
 
     def end_step(self) -> Reading | None:
-        self._hooks.remove()
         for key, given in self._new.items():
             self._counts[key] = self._counted(given)
         counts = [self._counts.get(key) for key in self._seen]
@@ -117,7 +112,6 @@ class Flops(Probe):
         return {"tflops_per_s": rate * 1e-12, **({"mfu": rate / self._peak} if self._peak else {})}
 
     def remove(self) -> None:
-        self._hooks.remove()
         self._new = {}
 
     def _counted(self, given: Given) -> Count | None:

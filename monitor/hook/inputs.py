@@ -119,7 +119,8 @@ class Modes(Probe):
     """Whether dropout and batch normalisation are in the mode of the model, and the model in training mode.
 
     Looked at when the last backward pass of a step ends, so that a forward pass with gradients that trains nothing (an
-    evaluation, an adversarial example) does not count. Each finding is told once.
+    evaluation, an adversarial example) does not count; and the other way round when the model runs inside
+    ``mon.phase("eval")``. Each finding is told once.
     """
 
     name = "modes of the modules"
@@ -145,6 +146,10 @@ class Modes(Probe):
             about = "batch normalisation" if of_statistics else "dropout"
             self._found.setdefault(about if self._model.training else "model", []).append(name)
 
+    def evaluation_begins(self) -> None:
+        if "evaluation" not in self._told and (awake := [n for n in self._minding if self._modules[n].training]):
+            self._tell("evaluation", awake)
+
     def _put_to_rest(self, name: str) -> bool:
         """Whether the module belongs to a part that is in evaluation mode and frozen as a whole: a fixed backbone."""
         parts = name.split(".")
@@ -158,11 +163,14 @@ class Modes(Probe):
     def end_step(self) -> Reading | None:
         for about, names in self._found.items():
             if about not in self._told:
-                self._told.add(about)
-                kind, text = _SENTENCES[about]
-                some = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
-                self.watch.tell(kind, about="mode", modules=names[:NAMED], count=len(names), text=text.format(some))
+                self._tell(about, names)
         return None
+
+    def _tell(self, about: str, names: list[str]) -> None:
+        self._told.add(about)
+        kind, text = _SENTENCES[about]
+        some = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        self.watch.tell(kind, about="mode", modules=names[:NAMED], count=len(names), text=text.format(some))
 
 
 _SENTENCES = {
@@ -175,6 +183,12 @@ _SENTENCES = {
         "warning",
         "these modules drop nothing, because they are in evaluation mode while the model is trained: {}. Call "
         "model.train(), or take them out of the model if that is meant.",
+    ),
+    "evaluation": (
+        "warning",
+        "these modules act as in training while the model is evaluated, so that dropout makes the result random and "
+        "batch normalisation takes the held-out data into its statistics: {}. Call model.eval() before every "
+        "evaluation, and model.train() after it.",
     ),
     "batch normalisation": (
         "note",

@@ -188,6 +188,8 @@ class Loop:
         self, module: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] = MappingProxyType({})
     ) -> None:
         if not self._mine() or self._backward_depth:  # in backward: activation checkpointing computes it again
+            if self._aside == 1 and self.clock.part == "eval" and threading.get_ident() == self.thread:
+                self.probes.evaluation_begins()
             return
         clock = self.clock
         clock.switch("monitor")

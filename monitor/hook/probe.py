@@ -93,6 +93,9 @@ class Probe:
         Where the loop runs the forward pass without calling the model, there is nothing given.
         """
 
+    def evaluation_begins(self) -> None:
+        """A forward pass inside ``mon.phase("eval")`` is about to begin; called whether a step is measured or not."""
+
     def backward_ended(self) -> None:
         """Once per micro-step; gradients accumulated so far, still multiplied by the loss scale if there is one."""
 
@@ -119,7 +122,10 @@ class Probe:
         """Take every hook out of the model. Called once."""
 
 
-_MOMENTS = ("begin", "forward_begins", "backward_ended", "before_optimizer", "after_optimizer", "row_complete")
+_MOMENTS = (
+    "begin", "forward_begins", "evaluation_begins", "backward_ended", "before_optimizer", "after_optimizer",
+    "row_complete",
+)  # fmt: skip
 
 
 class Probes:
@@ -201,6 +207,13 @@ class Probes:
     def forward_begins(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A forward pass of the training begins."""
         self._each(Probe.forward_begins.__name__, args, kwargs)
+
+    def evaluation_begins(self) -> None:
+        """A forward pass of an evaluation begins."""
+        for probe in tuple(self.probes):
+            if Probe.evaluation_begins.__name__ in probe.moments:
+                with _Charged(self, probe):
+                    probe.evaluation_begins()
 
     def backward_ended(self) -> None:
         """A backward pass has ended."""

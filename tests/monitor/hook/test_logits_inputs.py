@@ -216,3 +216,21 @@ def test_an_evaluation_with_gradients_is_no_training(tmp_path: Path) -> None:
         model.train()
         train(mon, model, optimizer, MLP, [1])
     assert _told(mon.run_dir) == []
+
+
+def test_an_evaluation_in_training_mode_is_told_of_once(tmp_path: Path) -> None:
+    model = nn.Sequential(CNN.made(), nn.Dropout(0.1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watched(tmp_path, model, optimizer, [Modes(model)]) as mon:
+        for step in range(1, 4):
+            train(mon, model, optimizer, CNN, [step])
+            with mon.phase("checkpoint"):
+                model(CNN.batch(0)[0])
+            if step < 2:
+                model.eval()
+            with mon.phase("eval"), torch.no_grad():
+                model(CNN.batch(0)[0])
+            model.train()
+    told = recorded.events(mon.run_dir, "warning")
+    assert [(event["step"], event["modules"]) for event in told] == [(2, ["0.1", "1"])]
+    assert "while the model is evaluated" in told[0]["text"]

@@ -23,9 +23,8 @@ def as_table(specs: list[SignalSpec]) -> str:
 
 
 def test_the_specification_has_the_catalogue() -> None:
-    """To bring FORMAT.md up to date: ``python -m tests.monitor.test_signals``."""
     shown = FORMAT.read_text().partition(BEGIN)[2].partition(END)[0]
-    assert shown == as_table(ALL)
+    assert shown == as_table(ALL), "to bring FORMAT.md up to date: python -m tests.monitor.test_signals"
 
 
 @pytest.mark.parametrize("spec", ALL, ids=lambda spec: f"{spec.stream}-{spec.name}")

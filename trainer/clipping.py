@@ -34,7 +34,8 @@ class Clipping:
         """Clip the gradients, unscaled; gives back their norm before, where it was taken anyway.
 
         Args:
-            mon: the monitor or its stand-in: its ``clip_grad_norm_`` clips and measures in one pass.
+            mon: the monitor or its stand-in: its ``clip_grad_norm_`` clips and measures in one pass; torch's call for
+                clipping by value it recognises.
             off: measure what would be measured, with limits that nothing reaches.
         """
         config = self._config
@@ -42,6 +43,7 @@ class Clipping:
             torch.nn.utils.clip_grad_value_(self._parameters, math.inf if off else config.max_value)
             return None
         if config.kind == "adaptive" and self._steps >= config.warmup_steps:
+            mon.gradients_will_change()
             return self._clip_each(math.inf if off else config.growth)
         norm = None if config.max_norm is None else mon.clip_grad_norm_(math.inf if off else config.max_norm)
         if config.kind == "adaptive":

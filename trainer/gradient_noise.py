@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,8 +13,12 @@ from trainer.config import GradientNoiseConfig
 
 
 @torch.no_grad()
-def add_gradient_noise(parameters: Iterable[nn.Parameter], config: GradientNoiseConfig, seed: int, step: int) -> None:
+def add_gradient_noise(
+    mon: Any, parameters: Iterable[nn.Parameter], config: GradientNoiseConfig, seed: int, step: int
+) -> None:
     """Add noise of variance eta / (1 + step)^decay to every gradient, after clipping; the same noise on every rank.
+
+    The monitor is told, so that its post-clip norm is that of the gradient with noise, which the optimizer uses.
 
     A pure function of seed and step, with a generator of its own: what dropout draws does not change with it, and a
     resumed run needs nothing to go on exactly.
@@ -22,6 +27,7 @@ def add_gradient_noise(parameters: Iterable[nn.Parameter], config: GradientNoise
     """
     if config.eta is None:
         return
+    mon.gradients_will_change()
     std = math.sqrt(config.eta / (1 + step) ** config.decay)
     generators: dict[torch.device, torch.Generator] = {}
     for parameter in parameters:

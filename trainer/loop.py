@@ -203,7 +203,7 @@ def training_step(session: Session, mon: Any, display: Display) -> None:
 
     scaler.unscale_(optimizer)
     grad_norm = state.clipping.clip(mon, off=faults.unclipped)
-    add_gradient_noise(state.model.parameters(), config.gradient_noise, config.seed, step)
+    add_gradient_noise(mon, state.model.parameters(), config.gradient_noise, config.seed, step)
     faults.before_update(optimizer)
     scaler.step(optimizer)  # fp16: left out when a gradient overflowed
     scaler.update()

@@ -7,7 +7,8 @@ Stages, and where each number is taken:
     clip                    grad_norm_preclip: the norms that clipping needs anyway are the per-layer norms
                             grad_norm_postclip = grad_norm_preclip * clip_coef
     clip by value           grad_norm_preclip is taken before it, grad_norm_postclip before the optimizer steps: no one
-                            factor says what it did, so there is no clip_coef
+                            factor says what it did, so there is no clip_coef; nor for what the loop does to the
+                            gradients itself, where it says so (mon.gradients_will_change)
     optimizer.step          without clipping the norms are taken here, where pre-clip and post-clip are the same
 
 An optimizer that is given a closure runs forward and backward inside its step: there the moment before the optimizer
@@ -52,8 +53,8 @@ _CLIPPED_SCALED = (
     "or mon.clip_grad_norm_ or mon.clip_grad_value_, which do; norms are recorded unscaled"
 )
 _SEVERAL_BY_VALUE = (
-    "gradients are clipped by value and several optimizers use them: what clipping left is not known, and post-clip "
-    "norms are absent"
+    "gradients are clipped by value, or changed by the loop itself, and several optimizers use them: what that left is "
+    "not known, and post-clip norms are absent"
 )
 _NO_GRADIENTS = (
     "backward ran, but none of the parameters that the model had at attach has a gradient: attach after the model has "
@@ -169,11 +170,18 @@ class Gradients:
         before = self._clock.switch("monitor")
         try:
             with contained(PART):
-                self._before_value_clip(call, scale)
+                self._before_change(call.parameters, call.clip_value, scale)
             self._clock.switch("optimizer")
             call.run()
         finally:
             self._clock.switch(before)
+
+    def will_change(self, scale: Scale) -> None:
+        """The loop changes the gradients next and has said so."""
+        before = self._clock.switch("monitor")
+        with contained(PART):
+            self._before_change(self._table.parameters, None, scale)
+        self._clock.switch(before)
 
     def before_optimizer(self, optimizer: torch.optim.Optimizer, scale: Scale) -> None:
         """Gradients are what ``optimizer`` is about to use, except for a loss scale still in them."""
@@ -280,20 +288,20 @@ class Gradients:
         else:
             self._after_known = False
 
-    def _before_value_clip(self, call: ValueClipCall, scale: Scale) -> None:
+    def _before_change(self, parameters: Sequence[Tensor], clip_value: float | None, scale: Scale) -> None:
+        """Take the norms that are not taken yet, and note that those before the optimizer steps will be others."""
         every = range(len(self._table))
         done = {row for piece in self._pieces for row in (every if piece.rows is None else piece.rows)}
-        named = self._rows(call.parameters)
+        named = self._rows(parameters)
         rows = [row for row in (every if named is None else named) if row >= 0 and row not in done]
         if rows:  # else clipped before already: pre-clip is before the first
             self._add(self._measure(scale, None if len(rows) == len(every) else rows))
-        self._covered = named is None or self._table.index.keys() <= set(map(id, call.parameters))
+        self._covered = named is None or self._table.index.keys() <= set(map(id, parameters))
         left = self._left(scale)
-        if isinstance(left, Tensor) or left != 1.0:
+        if clip_value is not None and (isinstance(left, Tensor) or left != 1.0):
             self._say("scaled", _CLIPPED_SCALED)
-            self._by_value.append(None)
-        else:
-            self._by_value.append(float(call.clip_value))
+            clip_value = None
+        self._by_value.append(None if clip_value is None else float(clip_value))
 
     def _take_rest(self, scale: Scale, rows: Sequence[int] | None) -> None:
         """Some layers were taken already, by a clip call that named only them or with another optimizer."""

@@ -240,6 +240,15 @@ class Monitor:
         self._loop.unscale_once()
         return self._loop.value_clip_called(call)
 
+    def gradients_will_change(self) -> None:
+        """Say that the loop changes the gradients itself next: clips them in its own way, or adds noise.
+
+        Their norms from before are pre-clip then, and those from before the optimizer's step post-clip. Unsaid, it is
+        found out and warned of, and the first such step has no pre-clip norm; noise after a clip is not found out.
+        """
+        if self._loop.live:
+            self._loop.gradients_will_change()
+
     @property
     def landscape_due(self) -> bool:
         """Whether the step that just ended is one of every ``landscape_every``."""

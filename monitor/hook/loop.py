@@ -265,6 +265,10 @@ class Loop:
         self.clock.settle("other")
         self.gradients.clip_value(call, self._scale())
 
+    def gradients_will_change(self) -> None:
+        self.clock.settle("other")
+        self.gradients.will_change(self._scale())
+
     def unscale_once(self) -> None:
         """Divide the gradients by the loss scale where that has not been done in this step. A training action."""
         scaler = self.scaler

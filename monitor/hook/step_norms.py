@@ -45,7 +45,8 @@ class StepNorms:
     after_known: bool = True
     """False when only pre-clip is known."""
     by_value: tuple[float | None, ...] = ()
-    """The limit of each clip by value; None for one of gradients that still were multiplied by the loss scale."""
+    """The limit of each clip by value; None for one of gradients that still were multiplied by the loss scale, and for
+    what the loop did to them itself."""
 
     def tensors(self) -> list[Tensor]:
         return [tensor for piece in self._pieces() for tensor in _tensors(piece)]

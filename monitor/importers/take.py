@@ -114,6 +114,8 @@ class _Steps:
         self._count = 0
         self._given = any(row.step is not None for row in first)
         self._epoch, self._raw, self._offset, self._top = -1.0, -1, 0, 0
+        self._told: set[str] = set()
+        """What was told of the present step."""
         if first and all(row.step is None for row in first):
             self._name = step_name(dict.fromkeys(name for row in first for name in row.values))
             if self._name is not None and not self._counts(first):
@@ -156,13 +158,15 @@ class _Steps:
         """A counter that starts again with each epoch goes on instead."""
         assert row.step is not None
         epoch = row.values.get("epoch", self._epoch)
-        raw = row.step
-        if raw < self._raw and epoch > self._epoch >= 0 and epoch == int(epoch):
+        raw, names = row.step, row.values.keys() - {"epoch"}
+        again = raw < self._raw or (raw == self._raw and names <= self._told)
+        if again and epoch > self._epoch >= 0 and epoch == int(epoch):
             self._offset = self._top
             self._account.say("restarts", "the step counter starts again with each epoch; epochs are put end to end.")
         elif raw < self._raw:
             self._offset = 0
         row.step = raw + self._offset
+        self._told = {*names} if (raw, epoch) != (self._raw, self._epoch) else self._told | names
         self._epoch, self._raw, self._top = epoch, raw, row.step
 
 

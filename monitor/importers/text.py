@@ -66,6 +66,8 @@ _LEFT_OUT = frozenset(("v_num", "eta", "pid", "rank", "seed"))
 _SCALES = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9}
 _PLACE = re.compile(r"\b[\w/]+\.(?:py|cpp|cc|cu):\d+|\b(?:cuda|npu|xpu|xla|mps):\d+|\(\w+ pid=\d+[^)]*\)")
 """Where in the code, on which device or in which process: numbers that measure nothing."""
+_CALLBACK = re.compile(r"Epoch 0*\d+: \w+ (?:did not improve|improved from|reached|reducing|early stopping).*", re.I)
+"""Keras' callbacks speak into the bar's line, and count epochs from 0 in old versions."""
 _ERROR = re.compile(r"^(?:[\w.]*(?:Error|Exception|Interrupt)\b.*)")
 
 
@@ -197,7 +199,7 @@ class _Log:
             elif word in ("epoch", "epochs", "ep") or (word == "train" and inside and whole is not None):
                 epoch = whole if pair.counts and whole is not None else epoch
                 values["epoch"] = pair.value
-            elif word not in _LEFT_OUT:
+            elif word.partition(" ")[0] not in _LEFT_OUT:
                 values[name] = pair.value / pair.total if pair.total and _SHARE.search(name) else pair.value
         return steps, epoch, values
 
@@ -235,6 +237,8 @@ def _without_times(line: str) -> tuple[float | None, str]:
         line = line[: match.start()] + "|" + line[match.end() :]
     if ":" in line:
         line = _CLOCK.sub("|", line)
+    if "poch 0" in line:
+        line = _CALLBACK.sub("|", line)
     return moment, _DATE.sub("|", _PLACE.sub("|", line))
 
 

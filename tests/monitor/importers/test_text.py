@@ -181,6 +181,23 @@ def test_passes_over_the_data_without_a_word_on_the_epoch_are_counted(tmp_path):
     assert list(series(run, "train_loss")) == [15, 30, 45, 60, 75]
 
 
+def test_what_a_callback_says_into_the_bar_is_no_metric(tmp_path):
+    text = "".join(
+        f"Epoch {n}/9\n9/10 [==>.] - ETA: 0s - loss: {n}.5Epoch {n - 1:05d}: val_loss improved from 0.9 to 0.8\n"
+        f"10/10 [===] - 1s - loss: {n}.25 - val_loss: {n}.75\n"
+        for n in range(1, 10)
+    )
+    run = read(log(tmp_path, text), tmp_path / "runs")
+    assert series(run, "val_loss") == {10 * n: n + 0.75 for n in range(1, 10)}
+    assert series(run, "train_loss")[79] == 8.5 and set(run.names) == {"train_loss", "val_loss", "epoch"}
+
+
+def test_an_epoch_with_one_row_goes_on_too(tmp_path):
+    text = "".join(f"Epoch {n}, Iter 39, Loss: {9 - n}\nEpoch {n}, Train Loss: {9.5 - n}\n" for n in range(2, 8))
+    run = read(log(tmp_path, text), tmp_path / "runs")
+    assert series(run, "train_loss") == {39 * (n - 1): 9.0 - n for n in range(2, 8)}
+
+
 def test_an_evaluation_after_the_last_epoch_is_none_of_the_training(tmp_path):
     text = "".join(f"Epoch {n}/3\n100/100 [===] - 1s 9ms/step - loss: {4.0 - n}\n" for n in (1, 2, 3))
     run = read(log(tmp_path, text + "20/20 - 1s - loss: 9.0\n"), tmp_path / "runs")

@@ -83,6 +83,9 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field: optimizer.lr=3e-4")
     ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="What is trained: gpt, charmlp, mlp, cnn, or your own, package.module:build.")
+    ] = None,
     data: Annotated[
         Path | None, typer.Option(help="Text to train on: a file or a folder. Default: Python's own source.")
     ] = None,
@@ -92,13 +95,14 @@ def train(
     device: Annotated[Device | None, typer.Option(help="Where to train.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would need and measure a step.")] = False,
 ) -> None:
-    """Train a byte-level GPT on real text with the monitor attached; follow it with `gradiometer app`."""
+    """Train a GPT on real text, or another task, with the monitor attached; follow it with `gradiometer app`."""
     words = [sys.executable, "-m", "trainer", "--runs", str(runs)]
     words += ["--config", str(config)] if config else []
     words += ["--preset", preset] if preset else []
     words += ["--name", name] if name else []
     words += ["--steps", str(steps)] if steps is not None else []
     words += ["--device", device.value] if device else []
+    words += ["--task", task] if task else []
     words += ["--data", str(data)] if data else []
     for override in set_ or []:
         words += ["--set", override]

@@ -357,8 +357,8 @@ def _attention(model: nn.Module, layer: str | None) -> nn.Module:
 
 
 def _parameters(model: nn.Module, layer: str | None) -> list[nn.Parameter]:
-    """The parameters whose name contains ``layer``; for None, the matrix in the middle of the model."""
-    named = list(model.named_parameters())
+    """The trained parameters whose name contains ``layer``; for None, the matrix in the middle of the model."""
+    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if layer is None:
         matrices = [parameter for _, parameter in named if parameter.dim() >= 2]
         return [matrices[len(matrices) // 2]]

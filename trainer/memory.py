@@ -79,7 +79,7 @@ def out_of_memory(session: Session, error: BaseException) -> OutOfMemory:
     process = psutil.Process().memory_info().rss
     return OutOfMemory(
         f"out of memory in step {session.state.step + 1} on {parallel.device}: held were {', '.join(parts)} "
-        f"({examples} x {config.task.seq_len} tokens); this process is {mib(process)} in memory"
+        f"({examples} x {session.task.tokens_per_example} tokens); this process is {mib(process)} in memory"
         f"{_on_device(parallel.device)}. {_advice(held, examples, config.grad_accum_steps)} ({_asked(error)})"
     )
 

@@ -306,6 +306,22 @@ def test_values_that_do_not_fit_each_other_are_refused(open_page: Open, no_runs)
     assert start_button(page).disabled
 
 
+def test_choices_can_be_switched_off_and_a_task_of_ones_own_can_be_typed(open_page: Open, no_runs):
+    page = open_page("launch")
+    assert field(page, "adapter.kind").options == ["lora", "prefix", "bottleneck", "none"]
+    field(page, "adapter.kind").set_value("lora").run()
+    assert not page.exception and "--set adapter.kind=lora" in page.code[0].value
+    field(page, "adapter.kind").set_value("none").run()
+    assert "adapter" not in page.code[0].value
+    for typed in ("my_tasks:build", "gtp"):
+        kinds = field(page, "task.kind")
+        kinds.options.append(typed)  # AppTest knows of no new options, as a browser does
+        kinds.set_value(typed).run()
+        assert not page.exception
+        assert start_button(page).disabled == (typed == "gtp")
+    assert any("unknown" in error.value for error in page.error)
+
+
 def test_a_preset_changes_the_fields_and_the_command(open_page: Open, no_runs):
     page = open_page("launch", preset="quick")
     assert not page.exception

@@ -28,7 +28,12 @@ def test_training_learns_and_is_recorded(desk: Desk, kind: str) -> None:
     assert losses[0] == pytest.approx(math.log(256), abs=0.1)
     assert losses[-1] < 4.2
     run = trained.run
-    assert run.series("val_loss").step.tolist() == [20, 40, 60]
+    val_loss = run.series("val_loss")
+    assert val_loss.step.tolist() == [20, 40, 60]
+    assert run.series("val_perplexity").value == pytest.approx([math.exp(loss) for loss in val_loss.value])
+    assert run.series("val_bits_per_byte").value == pytest.approx(val_loss.value / math.log(2))
+    assert run.series("val_accuracy").value[-1] > 0.1  # of a byte that is a blank
+    assert [event.step for event in run.events("sample")] == [20, 40, 60]
     assert run.series("tokens").value[-1] == 60 * 16 * 32
     assert run.series("lr").value[:4] == pytest.approx([5e-3 * k / 4 for k in (1, 2, 3, 4)])
     assert run.problems == ()

@@ -54,9 +54,7 @@ class DigitsCNN(nn.Module):
             nn.Conv2d(before, after, kernel_size=3, padding=1, bias=not config.batch_norm)
             for before, after in pairwise(channels)
         )
-        self.norms = nn.ModuleList(
-            nn.BatchNorm2d(config.d_model) if config.batch_norm else nn.Identity() for _ in self.convolutions
-        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(config.d_model) for _ in channels[1:] if config.batch_norm)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.d_model, CLASSES)
         if config.init:
@@ -64,8 +62,9 @@ class DigitsCNN(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = images
-        for index, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
-            x = F.relu(norm(convolution(x)))
+        for index, convolution in enumerate(self.convolutions):
+            x = convolution(x)
+            x = F.relu(self.norms[index](x) if self.norms else x)
             if index == (len(self.convolutions) - 1) // 2:
                 x = F.max_pool2d(x, 2)
         return self.head(self.dropout(x.mean(dim=(2, 3))))

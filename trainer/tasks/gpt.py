@@ -26,8 +26,8 @@ class Attention(nn.Module):
         self.proj = nn.Linear(config.d_model, config.d_model, bias=False)
         # Bounds |q·k| / sqrt(E) by sqrt(E), gains aside. Henry et al. 2020, https://arxiv.org/abs/2010.04245.
         features = config.d_model // config.n_head
-        self.q_norm = nn.RMSNorm(features) if config.qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(features) if config.qk_norm else nn.Identity()
+        self.q_norm = nn.RMSNorm(features) if config.qk_norm else None
+        self.k_norm = nn.RMSNorm(features) if config.qk_norm else None
         self.prefix: nn.Module | None = None
         """Puts learnt keys and values before those of the text, see trainer/tasks/adapters.py."""
 
@@ -35,7 +35,9 @@ class Attention(nn.Module):
         B, T, D = x.shape
         # Rows of qkv are ordered by head: a rank that holds some of them (tensor parallel) holds whole heads.
         q, k, v = self.qkv(x).view(B, T, -1, 3, D // self.n_head).permute(3, 0, 2, 1, 4)  # each [B, H, T, E]
-        q, k, mask = self.q_norm(q), self.k_norm(k), None
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        mask = None
         if self.prefix is not None:
             k, v, mask = self.prefix(k, v)
         y = F.scaled_dot_product_attention(

@@ -50,6 +50,14 @@ def test_only_the_adapter_moves_and_the_loss_falls(desk: Desk, tmp_path: Path, k
     assert trained == own  # frozen ones are absent
 
 
+def test_faults_hit_what_is_trained(desk: Desk) -> None:
+    common = ("steps=3", "adapter.kind=bottleneck")
+    faulty = desk.train(*common, "fault.kind=weight_scale", "fault.step=2", "fault.factor=2")
+    plain = desk.train(*common).weights()
+    spoilt = [name for name, tensor in faulty.weights(3).items() if not torch.equal(tensor, plain[name])]
+    assert spoilt and all("narrow" in name or "wide" in name for name in spoilt)
+
+
 @pytest.mark.parametrize("kind", ["lora", "bottleneck"])
 def test_fresh_adapter_changes_nothing(kind: str) -> None:
     plain, changed = adapted(kind)

@@ -12,9 +12,11 @@ import pytest
 from monitor.errors import ConfigError
 from monitor.runfile.reader import open_run
 from tests.test_readme import ROOT, blocks
+from trainer import loop
 from trainer.config import load_config
 from trainer.launch import resume
 from trainer.place import resumed_run
+from trainer.stop import StopFlag
 from trainer.tasks import build_task
 
 (EXAMPLE,) = (block for block in blocks("python") if "(Task)" in block)
@@ -26,7 +28,9 @@ def train(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
 
-def test_example_of_the_readme_trains_and_is_resumed_by_name_only(tmp_path: Path) -> None:
+def test_example_of_the_readme_trains_and_is_resumed_by_name_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "my_tasks.py").write_text(EXAMPLE)
     done = train(tmp_path, "--task", "my_tasks:build", "--steps", "200", "--set", "schedule.warmup_steps=5")
     assert done.returncode == 0, done.stderr
@@ -44,8 +48,9 @@ def test_example_of_the_readme_trains_and_is_resumed_by_name_only(tmp_path: Path
         with pytest.raises(ConfigError, match=r"Name it yourself to go on: --set task\.kind=my_tasks:build$"):
             refused()
     assert len(open_run(run_dir).attempts) == 1
-    again = train(tmp_path, "--resume", str(run_dir), "--task", "my_tasks:build", "--steps", "205")
-    assert again.returncode == 0, again.stderr
+    monkeypatch.syspath_prepend(tmp_path)
+    config, place = resumed_run(run_dir, ["task.kind=my_tasks:build", "steps=205"], lambda message: None)
+    loop.train(config, place, StopFlag())
     assert open_run(run_dir).last_step == 205
 
 

@@ -1,68 +1,136 @@
-"""Everything that a training can switch on goes on after a resume as if it had not been stopped, bit for bit."""
+"""The whole command: 40 steps are 20 and, in another process, 20 more, bit for bit; also after ``kill -9``.
+
+``GRADIOMETER_KILLS`` is how often a training is killed: 8 by default, 50 for a thorough look.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
-from tests.trainer.conftest import Desk, Trained, assert_same
+from monitor.runfile.reader import Run, open_run
+from tests.trainer.conftest import assert_same
+from trainer.config import TaskConfig
 
-CLIP = ("clip.kind=adaptive", "clip.warmup_steps=8", "clip.growth=1.0")
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        (*CLIP, "gradient_noise.eta=1e-5", "ema.decay=0.9", "loss.label_smoothing=0.1", "loss.z_loss=1e-3"),
-        (*CLIP, "precision.kind=fp16", "precision.growth_interval=7", "precision.init_scale=1e9", "ema.decay=0.9"),
-        ("optimizer.kind=lars", "optimizer.lr=1.0", "clip.kind=value", "clip.max_value=0.01"),
-        ("optimizer.kind=stable_adamw", "schedule.kind=cosine_restarts", "early_stopping.patience=9"),
-        ("optimizer.kind=lamb", "schedule.kind=one_cycle", "compile.enabled=true", "compile.backend=aot_eager"),
-    ],
-    ids=["adaptive-noise-ema", "fp16-adaptive-ema", "lars-value", "stable-restarts", "lamb-compiled"],
+ROOT = Path(__file__).resolve().parents[2]
+KILLS = int(os.environ.get("GRADIOMETER_KILLS", "8"))
+SMALL = (
+    *("threads=1", "model.n_layer=1", "model.n_head=2", "model.d_model=16", "task.seq_len=16", "batch_size=4"),
+    *("evaluation.batches=1", "evaluation.every_steps=none", "monitor.landscape_every=none"),
+    *("schedule.kind=constant", "schedule.warmup_steps=4", "model.dropout=0.2", "grad_accum_steps=2"),
 )
-def test_forty_steps_are_twenty_and_twenty_more(desk: Desk, options: tuple[str, ...]) -> None:
-    straight = desk.train(
-        "steps=40", "task.kind=charmlp", "model.dropout=0.2", "grad_accum_steps=2", "batch_size=8",
-        "evaluation.every_steps=10", "checkpoint.every_steps=20", "checkpoint.keep_last=9", *options,
-    )  # fmt: skip
-    weights, training, measured = straight.weights(), training_state(straight), values(straight)
-    torch.rand(100)  # whatever the process did in between
-    resumed = desk.resume(straight, at_step=20)
-    assert resumed.run.attempts[1].resume_step == 20
-    assert resumed.run.events("resume")[-1].fields["remarks"] == []
-    assert values(resumed) == measured
-    assert_same(resumed.weights(), weights)
-    assert same(training_state(resumed), training)
+FP16 = ("precision.kind=fp16", "precision.growth_interval=7", "precision.init_scale=1e9")
+"""The scale falls at once and grows again: its state matters."""
+TEXT = ("gpt", "charmlp")
+"""Tasks that take task.data; the others bring their own."""
 
 
-def values(trained: Trained) -> dict[str, bytes]:
-    """As bytes, because a NaN of fp16 equals nothing else."""
-    names = {"train_loss", "val_loss", "val_loss_ema", "grad_norm_postclip", "lr"} & set(trained.run.names)
-    return {name: trained.run.series(name).value.tobytes() for name in names}
+@dataclass(frozen=True, slots=True)
+class Case:
+    task: str
+    ranks: int
+    more: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}-{self.ranks}-{'fp16' if self.more == FP16 else 'fp32'}"
 
 
-def training_state(trained: Trained) -> dict[str, Any]:
-    """Optimizer, scaler, sampler, clipping, running mean: all that the last checkpoint holds beside the weights."""
-    state: dict[str, Any] = torch.load(trained.place.checkpoints / "00000040" / "training.pt", weights_only=True)
-    return state
+CASES = [
+    *(Case(task, 1, FP16) for task in typing.get_args(TaskConfig.model_fields["kind"].annotation)),
+    Case("gpt", 1),
+    Case("charmlp", 2),
+    Case("gpt", 2, FP16),
+]
 
 
-def same(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    return bool(one == other)
+def ask(what: str, question: Any, folder: Path) -> Any:
+    """What tests/trainer/forked.py answers."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.trainer.forked", what],
+        input=json.dumps(question),
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
-def test_what_is_new_at_a_resume_begins_there_and_is_named(desk: Desk) -> None:
-    common = ("task.kind=charmlp", "batch_size=4")
-    first = desk.train("steps=4", *common)
-    second = desk.resume(first, ["steps=6", "ema.decay=0.5"])
-    (event,) = second.run.events("resume")
-    assert event.fields["remarks"] == ["ema not restored exactly: the checkpoint has none, so it begins here"]
+def words(overrides: Sequence[str]) -> list[str]:
+    return [word for pair in overrides for word in ("--set", pair)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, texts: Path) -> Path:
+    """Every case trained to step 40, then again from its checkpoint at step 20 by another process."""
+    folder = tmp_path_factory.mktemp("resumed")
+    cases = []
+    for case in CASES:
+        data = (f"task.data={texts}",) if case.task in TEXT else ()
+        overrides = [*SMALL, *data, f"task.kind={case.task}", *case.more, "checkpoint.every_steps=20", "steps=40"]
+        cases.append((case.ranks, case.name, words(overrides)))
+    codes = ask("again", {"cases": cases, "from_step": 20}, folder)
+    assert codes == [[0] * 2 * case.ranks for case in CASES], (folder / "log").read_text()[-5000:]
+    return folder
+
+
+def named(folder: Path, case: Case) -> Run:
+    (path,) = (folder / "runs").glob(f"*-{case.name}-*")
+    return open_run(path)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_forty_steps_are_twenty_and_twenty_more_in_another_process(folder: Path, case: Case) -> None:
+    run = named(folder, case)
+    straight, resumed = folder / case.name, run.path / "checkpoints" / "00000040"
+    assert_same(load(resumed), load(straight))
+    for name in ("training.pt", *(f"rank-{rank:05d}.pt" for rank in range(case.ranks))):
+        then, now = (torch.load(place / name, weights_only=True) for place in (straight, resumed))
+        assert plain(then) == plain(now), name  # optimizer, scaler, data position, random states
+    for rank in range(case.ranks):
+        whole, half = (run.series("train_loss", attempt=attempt, rank=rank) for attempt in (0, 1))
+        assert half.step.tolist() == list(range(21, 41))
+        assert half.value.tolist() == whole.value[20:].tolist()
+    (check,) = run.events("fidelity")
+    assert check.fields["verdict"] == "bitwise"
+    assert set(check.fields["parts"].values()) == {"exact"}
+    if case.more == FP16:
+        assert len(set(run.series("loss_scale", attempt=1).value.tolist())) > 1  # there was something to restore
+
+
+def plain(content: Any) -> Any:
+    """Tensors as their bytes, everything else as it is."""
+    if isinstance(content, torch.Tensor):
+        return content.dtype, content.shape, content.contiguous().view(-1).view(torch.uint8).tolist()
+    if isinstance(content, dict):
+        return {key: plain(value) for key, value in content.items()}
+    return list(map(plain, content)) if isinstance(content, list | tuple) else content
+
+
+def load(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(checkpoint / "model.safetensors")
+
+
+def test_after_kill_nine_at_any_moment_a_training_goes_on_to_the_same_end(texts: Path, tmp_path: Path) -> None:
+    overrides = [*SMALL, f"task.data={texts}", "checkpoint.every_steps=1", "monitor.enabled=false", "steps=1000000"]
+    made = ask("kills", {"words": words(overrides), "kills": KILLS, "seed": 0}, tmp_path)
+    step = f"{made['step']:08d}"
+    killed, straight = (open_run(tmp_path / made[name]) for name in ("killed", "straight"))
+    print(f"{KILLS} kills, {made['cut_short']} during a save, {made['step']} steps")
+    assert len(killed.attempts) == KILLS + 1
+    assert_same(load(killed.path / "checkpoints" / step), load(straight.path / "checkpoints" / step))

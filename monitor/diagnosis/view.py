@@ -65,6 +65,7 @@ class Signals:
         *,
         layers: Callable[[str], LayerMatrix | None] = lambda stat: None,
         modules: Callable[[str], LayerMatrix | None] = lambda stat: None,
+        system: Callable[[str], Signal] | None = None,
         ranks: Mapping[int, Callable[[], Signals]] | None = None,
         events: Sequence[EventLike] = (),
         facts: Facts | None = None,
@@ -73,6 +74,7 @@ class Signals:
         self._series = series
         self._layers = layers
         self._modules = modules
+        self._system = system or _empty
         self._ranks = dict(ranks or {})
         self._events = tuple(events)
         self._memory: dict[Hashable, Any] = {}
@@ -99,6 +101,7 @@ class Signals:
             run.names,
             layers=layers,
             modules=modules,
+            system=lambda name: _machine(run, name, rank),
             ranks=others,
             events=run.events(),
             facts=facts,
@@ -111,6 +114,7 @@ class Signals:
         *,
         layers: Mapping[str, LayerMatrix | tuple[Sequence[str], np.ndarray]] | None = None,
         modules: Mapping[str, LayerMatrix | tuple[Sequence[str], np.ndarray]] | None = None,
+        system: Mapping[str, Series] | None = None,
         ranks: Sequence[Signals] = (),
         events: Sequence[EventLike] = (),
         facts: Facts | None = None,
@@ -118,16 +122,19 @@ class Signals:
         """A view of plain arrays: values at steps 1, 2, 3, ..., or a pair ``(steps, values)``.
 
         ``layers`` and ``modules`` map a statistic to ``(names, float[T, L])`` at steps 1..T, every layer present, or to
-        a LayerMatrix. ``ranks`` holds the view of every rank, the first included, where there are several.
+        a LayerMatrix. ``system`` is the machine's, as ``series``. ``ranks`` holds the view of every rank, the first
+        included, where there are several.
         """
         signals = {name: _signal(name, data) for name, data in series.items()}
         matrices = {stat: _matrix(stat, data) for stat, data in (layers or {}).items()}
+        machine = {name: _signal(name, data) for name, data in (system or {}).items()}
         of_modules = {stat: _matrix(stat, data) for stat, data in (modules or {}).items()}
         return cls(
             lambda name: signals.get(name) or _empty(name),
             signals,
             layers=matrices.get,
             modules=of_modules.get,
+            system=lambda name: machine.get(name) or _empty(name),
             ranks={number: partial(_same, view) for number, view in enumerate(ranks)},
             events=events,
             facts=facts,
@@ -149,6 +156,11 @@ class Signals:
     def modules(self, stat: str) -> LayerMatrix | None:
         """Statistic ``stat`` of every watched module's output, as :meth:`layers`."""
         return self.remember(("modules", stat), lambda: _cut(self._modules(stat), self.last))
+
+    def system(self, name: str) -> Signal:
+        """A measure of the machine in the last attempt, each sample at the last step completed before it; steps repeat
+        where several samples fall into one. Empty when it was not recorded."""
+        return self.remember(("system", name), lambda: self._system(name).between(None, self.last))
 
     @property
     def ranks(self) -> tuple[int, ...]:
@@ -178,6 +190,7 @@ class Signals:
             self.names,
             layers=self._layers,
             modules=self._modules,
+            system=self._system,
             ranks=self._ranks,
             events=self._events,
             facts=self.facts,
@@ -196,6 +209,20 @@ class Signals:
         if key not in self._memory:
             self._memory[key] = compute()
         return self._memory[key]
+
+
+def _machine(run: Run, name: str, rank: int) -> Signal:
+    """Samples are taken by the clock; the steps' own times say which step was the last one done."""
+    if not run.attempts:
+        return _empty(name)
+    attempt = run.attempts[-1].number
+    samples, times = run.system(attempt=attempt, rank=rank), run.times(attempt=attempt)
+    if name not in samples or len(times) == 0:
+        return _empty(name)
+    samples = samples[["time", name]].dropna()
+    row = np.searchsorted(times.value, samples["time"].to_numpy(float), side="right") - 1
+    keep = row >= 0
+    return Signal(name, times.step[row[keep]], samples[name].to_numpy(float)[keep], unit_of(name))
 
 
 def _same(view: Signals) -> Signals:

@@ -101,6 +101,7 @@ def test_modules_and_ranks_of_a_run_directory(tmp_path: Path):
     for rank in range(2):
         writer = RankWriter(path, attempt, rank)
         writer.define_modules(["act"])
+        writer.system(1e9 + 2.5, {"rss_gib": 0.5 + rank})
         for step in (1, 2, 3):
             writer.scalars(step, 1e9 + step, {"train_loss": float(10 * rank + step)})
             writer.modules(step, 1e9 + step, {"dead_units_share": np.array([0.25 * rank], np.float32)})
@@ -110,6 +111,9 @@ def test_modules_and_ranks_of_a_run_directory(tmp_path: Path):
     assert signals.of_rank(1)["train_loss"].value.tolist() == [11.0, 12.0]
     dead = signals.of_rank(1).modules("dead_units_share")
     assert dead is not None and dead.names == ("act",) and dead.value[:, 0].tolist() == [0.25, 0.25]
+    memory = signals.of_rank(1).system("rss_gib")
+    assert (memory.step.tolist(), memory.value.tolist()) == ([2], [1.5])
+    assert len(signals.until(1).system("rss_gib")) == len(signals.system("gpu_util_pct")) == 0
     assert signals.modules("dead_units_share") is not None and signals.modules("activation_rms") is None
     with pytest.raises(KeyError):
         signals.of_rank(2)

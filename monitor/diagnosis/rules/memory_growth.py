@@ -1,0 +1,107 @@
+"""Memory grows with every step."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
+from monitor.diagnosis.view import Signals
+from monitor.diagnosis.wording import count, number
+from monitor.signals import Signal
+
+WATCHED = {"gpu_memory_allocated_gib": "device memory", "rss_gib": "memory of the process"}
+LEAST_SAMPLES = 8
+MIB = 1 / 1024
+"""In GiB."""
+
+
+def memory_growth(signals: Signals, *, share: float = 0.03, mib: float = 32.0, p: float = 1e-4) -> Verdict:
+    """The memory of the device or of the process rises steadily, without levelling off.
+
+    Why it matters: it ends in an out-of-memory error, hours later and far from the mistake.
+
+    Stays silent: on the growth of the first fifth of an attempt, in which caches and pools fill; on growth that slows
+    down to less than half; on steps up and down (longer sequences, evaluation).
+
+    Thresholds: ``share`` of the level and ``mib`` MiB that it must have grown by after the first fifth; ``p``,
+    probability by Mann and Kendall's test that samples without a trend rise like that.
+
+    Source: design notes F39; Mann 1945, https://doi.org/10.2307/1907187; pytscope and TraceML (leak rules).
+    """
+    judged = {name: _settled(signals.system(name)) for name in WATCHED}
+    if all(len(series) < LEAST_SAMPLES for series in judged.values()):
+        most = max(len(series) for series in judged.values())
+        return Abstained(
+            f"{count(most, 'sample')} of memory after the start, at least {LEAST_SAMPLES} are needed", tuple(WATCHED)
+        )
+    found = [_finding(signals, series) for series in judged.values() if _grows(series, share, mib, p)]
+    return found[:1]
+
+
+def _settled(series: Signal) -> Signal:
+    keep = np.isfinite(series.value) & (series.value > 0)
+    step, value = series.step[keep], series.value[keep]
+    start = len(step) // 5
+    return Signal(series.name, step[start:], value[start:], series.unit)
+
+
+def _grows(series: Signal, share: float, mib: float, p: float) -> bool:
+    value = series.value
+    if len(value) < LEAST_SAMPLES or series.step[-1] == series.step[0]:
+        return False
+    grown = float(np.median(value[-3:]) - np.median(value[:3]))
+    half = len(value) // 2
+    early = float(np.median(value[half - 1 : half + 2]) - np.median(value[:3]))
+    lasting = grown - early > 0.5 * early * (len(value) - half) / max(half, 1)
+    return grown > max(share * float(value[0]), mib * MIB) and lasting and _chance_of_rise(value) < p
+
+
+def _chance_of_rise(value: np.ndarray) -> float:
+    """One-sided p-value of Mann and Kendall's test by its normal approximation; of at most 500 samples."""
+    value = value[:: max(1, len(value) // 500)]
+    n = len(value)
+    rises = float(np.sign(value[None, :] - value[:, None])[np.triu_indices(n, 1)].sum())
+    variance = n * (n - 1) * (2 * n + 5) / 18
+    return 0.5 * math.erfc((rises - 1) / math.sqrt(2 * variance))
+
+
+def _finding(signals: Signals, series: Signal) -> Finding:
+    first, last = int(series.step[0]), int(series.step[-1])
+    grown = float(series.value[-1] - series.value[0])
+    per_step = grown / (last - first) * 1024
+    tokens = signals["tokens"]
+    device = series.name != "rss_gib"
+    cause = Cause(
+        "memory-leak",
+        0.7,
+        supports=(f"{number(per_step)} MiB more with every step", "it does not level off"),
+        against=() if len(tokens) else ("not recorded: tokens per step, which would excuse longer sequences",),
+    )
+    return Finding(
+        summary=f"The {WATCHED[series.name]} grew by {number(grown * 1024)} MiB from step {first} to {last}, "
+        f"{number(per_step)} MiB a step, and goes on",
+        onset_step=first,
+        first_step=last,
+        last_step=last,
+        severity=Severity.WARNING,
+        evidence={"signal": series.name, "mib_per_step": per_step, "grown_mib": grown * 1024},
+        causes=(cause,),
+        remedy=Remedy(
+            "Look for what keeps tensors of past steps: a loss appended to a list with its graph, outputs kept for a "
+            "metric, hooks that collect."
+            + ("" if device else " With a level device: the loader or a cache of the host."),
+            {},
+            "losses.append(loss.item())  # not loss: it holds the whole graph of its step",
+        ),
+    )
+
+
+RULE = Rule(
+    id="memory-growth",
+    severity=Severity.WARNING,
+    needs=(),
+    check=memory_growth,
+    remedy="Find what keeps tensors of past steps.",
+)

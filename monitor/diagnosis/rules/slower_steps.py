@@ -1,0 +1,106 @@
+"""Steps take longer than before, for good."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from monitor.diagnosis.context import gate_steps
+from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
+from monitor.diagnosis.timing import PARTS, StepTimes, block_medians, spread, step_times
+from monitor.diagnosis.view import Signals
+from monitor.diagnosis.wording import count, percent
+
+BLOCK_ROWS = 25
+LEAST_BLOCKS = 4
+
+
+def slower_steps(signals: Signals, *, rise: float = 0.03, lasting: int = 200, z: float = 6.0) -> Verdict:
+    """The step time rises to a new level and stays there.
+
+    Why it matters: BLOOM lost 5 % to one slow GPU, and nobody sees 5 % on a curve; over weeks it is days.
+
+    Stays silent: on evaluation and checkpoint pauses; on single slow steps; on a machine whose step time wanders by as
+    much anyway; on logged changes of batch size, sequence length or data, and where the tokens per step change.
+
+    Thresholds: ``rise``, relative rise of the median, over ``lasting`` steps; ``z``, robust standard deviations of the
+    medians of 25 steps before, so that a busy machine is not called slow. Design notes F41: 3 %, since 5 % and 6 %
+    were real losses.
+
+    Source: BLOOM chronicles (149 to 140 TFLOPs); GLM-130B; FALCON (fail-slow detection).
+    """
+    times = step_times(signals)
+    needed = lasting + LEAST_BLOCKS * BLOCK_ROWS
+    if len(times.step) < needed:
+        return Abstained(f"{count(len(times.step), 'training step')} timed, at least {needed} are needed")
+    level = block_medians(times.seconds, BLOCK_ROWS)
+    blocks = lasting // BLOCK_ROWS
+    gates = [int(np.searchsorted(times.step, gate)) // BLOCK_ROWS for gate in gate_steps(signals)]
+    start = 0
+    for block in range(LEAST_BLOCKS, len(level) - blocks + 1):
+        if block in gates:
+            start = block
+        before, after = level[max(start, block - 16) : block], level[block : block + blocks]
+        if len(before) < LEAST_BLOCKS or any(block <= gate < block + blocks for gate in gates):
+            continue
+        usual = float(np.median(before))
+        bar = max((1 + rise) * usual, usual + z * max(spread(before), spread(np.diff(before)) / np.sqrt(2)))
+        # All of them, not the median: what comes back is no new level.
+        if float(after.min()) > bar and float(before.max()) < float(after.min()):
+            return _finding(signals, times, block, usual, float(np.median(level[block:])))
+    return None
+
+
+def _finding(signals: Signals, times: StepTimes, block: int, before: float, after: float) -> Finding:
+    row = block * BLOCK_ROWS
+    part, share = _slower_part(signals, times, row)
+    where = f"; {part.removesuffix('_s').replace('_', ' ')} makes {100 * share:.0f} % of it" if part else ""
+    return Finding(
+        summary=f"Steps take {percent(after / before - 1)} longer from step {int(times.step[row])} on: "
+        f"{1000 * before:.3g} to {1000 * after:.3g} ms{where}",
+        onset_step=int(times.step[row]),
+        first_step=int(times.step[min(row + 200, len(times.step)) - 1]),
+        last_step=int(times.step[-1]),
+        severity=Severity.WARNING,
+        evidence={"before_s": before, "after_s": after, "part": part, "part_share": share},
+        causes=(_cause(signals, part, share, int(times.step[row])),),
+        remedy=Remedy(
+            "Look at clocks and temperature of the device, at other processes on the host, at the storage, and with "
+            "several ranks at which one is late.",
+            {},
+            "torch.profiler.profile(schedule=torch.profiler.schedule(wait=1, warmup=1, active=3))",
+        ),
+    )
+
+
+def _slower_part(signals: Signals, times: StepTimes, row: int) -> tuple[str | None, float]:
+    """The part of the step that grew the most, and its share of the growth."""
+    grown = {}
+    for part in PARTS:
+        value = times.part(signals, part)
+        before, after = value[max(0, row - 200) : row], value[row:]
+        if np.isfinite(before).any() and np.isfinite(after).any():
+            grown[part] = float(np.nanmedian(after) - np.nanmedian(before))
+    total = sum(max(0.0, more) for more in grown.values())
+    if total <= 0:
+        return None, 0.0
+    part = max(grown, key=lambda name: grown[name])
+    return part, grown[part] / total
+
+
+def _cause(signals: Signals, part: str | None, share: float, step: int) -> Cause:
+    throttled = [e for e in signals.events("throttle") if e.fields.get("harmful") and (e.step or 0) <= step + 50]
+    if throttled:
+        return Cause("throttled-device", 0.8, supports=(str(throttled[-1].fields.get("text"))[:200],))
+    known = {"data_wait_s": "slow-input", "monitor_s": "monitor-overhead"}
+    if part in known and share > 0.6:
+        return Cause(known[part], 0.7, supports=(f"{part} grew the most",))
+    return Cause("slower-compute", 0.5, supports=(f"{part} grew the most",) if part else ())
+
+
+RULE = Rule(
+    id="slower-steps",
+    severity=Severity.WARNING,
+    needs=("step_time_s",),
+    check=slower_steps,
+    remedy="Find the part of the step that grew.",
+)

@@ -1,0 +1,49 @@
+"""Cases of slower-steps: a new level of the step time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from monitor.diagnosis.view import Mark
+from tests.monitor.diagnosis.cases.drawn import Case, changed, level, only
+from tests.monitor.diagnosis.cases.timed import AT, STEPS, evaluated, seconds, timed
+
+
+def paused():
+    time, more = evaluated(seconds())
+    return timed(time, **more)
+
+
+FIRES = (
+    Case("5 % for good", lambda: timed(changed(seconds(), slice(AT + 10, None), 1.05)), "warning", onset=AT + 11),
+    Case(
+        "two thirds for good, on a restless machine",
+        lambda: timed(changed(seconds(sd=0.2, wander=0.03), slice(AT + 10, None), 1.65)),
+        "warning",
+        onset=AT + 11,
+        words="longer",
+    ),
+)
+
+NEAR_MISSES = (
+    Case("2 % for good", lambda: timed(changed(seconds(), slice(AT, None), 1.02))),
+    Case("5 % on a machine that wanders by 10 %", lambda: timed(changed(seconds(wander=0.1), slice(AT, None), 1.05))),
+    Case("half as long again for 150 steps", lambda: timed(changed(seconds(), slice(AT, AT + 150), 1.5))),
+    Case("evaluation every 50 steps", paused),
+    Case(
+        "longer sequences, logged",
+        lambda: timed(changed(seconds(), slice(AT, None), 1.5), events=(Mark("seq_len", AT + 1),)),
+    ),
+    Case(
+        "more tokens per step",
+        lambda: timed(
+            changed(seconds(), slice(AT, None), 1.5), tokens=np.cumsum(np.where(np.arange(STEPS) < AT, 100.0, 200.0))
+        ),
+    ),
+    Case("faster", lambda: timed(changed(seconds(), slice(AT, None), 0.7))),
+)
+
+ABSTAINS = (
+    Case("not timed", lambda: only(train_loss=level()), words="step_time_s not recorded"),
+    Case("200 steps", lambda: timed(seconds()).until(200), words="190 training steps"),
+)

@@ -101,7 +101,7 @@ def read_trainer_state(path: Path, account: Account) -> Iterator[Row]:
         account.say("history", f"{path}: no log_history; is it cut off?")
         return
     account.origins["loss"] = "mean since the row before"
-    at = 0
+    at, records = 0, 0
     while True:
         while at < len(text) and text[at] in " \t\r\n,":
             at += 1
@@ -115,10 +115,12 @@ def read_trainer_state(path: Path, account: Account) -> Iterator[Row]:
                 break
             text, at = text[at:] + more, 0
             continue
-        at = after
+        at, records = after, records + 1
         row = _trainer_row(record)
         if row is not None:
             yield row
+    if not records:
+        account.say("history", f"{path}: its log_history is empty.")
     around += text[at:][:LARGEST_RECORD]
     around += "".join(piece[:LARGEST_RECORD] for piece in pieces)[:LARGEST_RECORD]
     facts = {name: float(found[1]) for name, regex in _FACTS.items() if (found := regex.search(around))}

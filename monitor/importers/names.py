@@ -132,7 +132,8 @@ def _candidates(name: str) -> list[tuple[str, float, int]]:
     if match := _GROUP.fullmatch(normal):
         group = int(match[2]) - (1 if match[1] and "-" in normal else 0)  # Lightning counts from 1, Ultralytics from 0
         return [("lr" if group <= 0 else f"lr/{group}", 1.0, 0)]
-    return [(signal, factor, place) for signal, factor, place, pattern in _COMPILED if pattern.fullmatch(normal)]
+    found = [(signal, factor, place) for signal, factor, place, pattern in _COMPILED if pattern.fullmatch(normal)]
+    return found or ([(normal, 1.0, 0)] if normal in CATALOGUE else [])
 
 
 def step_name(names: Iterable[str]) -> str | None:

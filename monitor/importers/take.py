@@ -145,7 +145,8 @@ class _Steps:
         elif row.step is None and self._given:
             row.step = 0  # an evaluation before the first step
         elif row.step is None:
-            self._count += 1
+            epoch = row.values.get("epoch", self._epoch)
+            self._count = 1 if epoch < self._epoch else self._count + 1
             row.step = self._count
         if row.step is None or not 0 <= row.step < fmt.MAX_STEP or not row.values:
             if row.values:

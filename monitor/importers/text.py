@@ -138,6 +138,8 @@ class _Log:
             self._account.outcome, self._account.reason = "crashed", f"The log ends with: {self._error}"
 
     def _progress(self, done: int, total: int) -> None:
+        if self._bar is None and done == total:
+            return  # the end of a training of which nothing else was shown
         if self._bar is None or total >= self._bar[1]:
             self._bar = (done, total)
 

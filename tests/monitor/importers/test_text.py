@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from monitor.importers import import_path
 from monitor.importers.lines import read_lines
 from monitor.importers.names import Naming
 from monitor.importers.rows import Account
 from monitor.importers.text import read_log
+from monitor.runfile.reader import open_run
 from monitor.signals import CATALOGUE
 from tests.monitor.importers.helpers import log, read, same, series
 
@@ -173,6 +175,19 @@ def test_a_share_of_the_training_that_is_whole_is_no_counter(tmp_path):
     text = "\n".join(f"{{'loss': {2 - n / 4}, 'epoch': {share}}}" for n, share in enumerate(shares))
     run = read(log(tmp_path, text), tmp_path / "runs")
     assert list(series(run, "train_loss")) == [1, 2, 3, 4, 5]
+
+
+def test_a_share_that_goes_back_is_another_training(tmp_path):
+    """Each shows its bar only once it is complete."""
+    trainings = [[0.25, 0.5, 0.75], [0.2, 0.4, 0.6, 0.8]]
+    text = ""
+    for shares in trainings:
+        text += "".join(f"{{'loss': {4 - share}, 'grad_norm': nan, 'epoch': {share}}}\n" for share in shares)
+        text += "100%|#####| 1152/1152 [00:18<00:00, 63.70it/s]\n"
+    (one,) = import_path(log(tmp_path, text), tmp_path / "runs")
+    assert [list(series(open_run(path), "train_loss").values()) for path in one.runs] == [
+        [4 - share for share in shares] for shares in trainings
+    ]
 
 
 def test_passes_over_the_data_without_a_word_on_the_epoch_are_counted(tmp_path):

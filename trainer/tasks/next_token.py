@@ -70,8 +70,11 @@ class NextToken(Task):
         return torch.zeros(*batch.inputs.shape, embedding.embedding_dim, device=batch.inputs.device)
 
     def sample(self, model: nn.Module, size: int) -> tuple[str, str]:
-        """The prompt is where the held-out text begins."""
-        prompt = self.val.data[: min(PROMPT_TOKENS, self.tokens_per_example)].tolist()
+        """The prompt is from the middle of the held-out text, up to the end of a line where there is one."""
+        middle = len(self.val.data) // 2
+        prompt = self.val.data[middle : middle + min(PROMPT_TOKENS, self.tokens_per_example)].tolist()
+        ends = [place for place, token in enumerate(prompt, 1) if self.vocabulary[token].endswith(b"\n")]
+        prompt = prompt[: ends[-1]] if ends else prompt
         tokens = generate(model, prompt, size, context=self.tokens_per_example, seed=self.config.seed)
         return _shown(self._text(prompt)), _shown(self._text(tokens)[:size])
 

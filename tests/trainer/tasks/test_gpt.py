@@ -195,4 +195,4 @@ def test_byte_pairs_are_learnt_from(desk: Desk, tmp_path: Path, monkeypatch: pyt
     assert trained.losses()[0] == pytest.approx(math.log(400), abs=0.1)
     assert trained.losses()[-1] < trained.losses()[0] - 0.5
     (sample,) = trained.run.events("sample")
-    assert len(sample.fields["text"]) <= 8 and len(sample.fields["prompt"]) > 32
+    assert len(sample.fields["text"]) <= 8 and sample.fields["prompt"]

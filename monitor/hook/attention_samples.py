@@ -9,7 +9,8 @@ communication.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -76,17 +77,17 @@ class AttentionSamples:
             return attention_maps.due(step)
         return step % (self._every << self._taken // THINNED_AFTER) == 0
 
-    def look(self, step: int, tell: Any) -> Reading | None:
+    def look(self, step: int, tell: Callable[..., None]) -> Reading | None:
         """Run the samples; the maps are told as events when they have arrived on the host."""
         self._taken += 1
         inner = unwrapped(self._model)
+        modules = {**named_modules(inner), "model": inner}
+        names = list(modules)
         looks: list[Maps] = []
-        names: list[str] = []
         with at_rest(self._model), eagerly():
             for sample in range(self.count):
-                watched = _Watched(inner, names)
-                args, kwargs = tree_map(lambda leaf, at=sample: _one(leaf, at), self._arguments)
-                maps = watched.run(args, kwargs)
+                args, kwargs = tree_map(partial(_one, sample=sample), self._arguments)
+                maps = _Watched(list(modules.values())).run(inner, args, kwargs)
                 maps.layers = attention_maps.some_layers(list(maps.found))
                 maps.found = {index: found for index, found in maps.found.items() if index in maps.layers}
                 looks.append(maps)
@@ -107,23 +108,20 @@ class AttentionSamples:
 
 
 class _Watched:
-    """One forward pass of a model whose attention is looked at."""
+    """One forward pass of a model whose modules' attention is looked at."""
 
-    def __init__(self, model: nn.Module, names: list[str]) -> None:
-        self._model = model
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
         self._hooks = Hooks()
         self._running: list[int] = []
         self._maps = Maps(set())
-        modules = named_modules(model)
-        names[:] = [*modules, "model"]
-        self._inside = [(at, module) for at, module in enumerate([*modules.values(), model]) if may_attend(module)]
+        self._inside = [(at, module) for at, module in enumerate(modules) if may_attend(module)]
 
-    def run(self, args: Any, kwargs: Any) -> Maps:
+    def run(self, model: nn.Module, args: Any, kwargs: Any) -> Maps:
         self._hooks.before(lambda index, *_: self._running.append(index), self._inside)
         self._hooks.after(self._left, self._inside)
         observe.watch_attention(self._called)
         try:
-            self._model(*args, **kwargs)
+            model(*args, **kwargs)
         finally:
             observe.unwatch_attention(self._called)
             self._hooks.remove()

@@ -144,12 +144,12 @@ class Flops(Probe):
 def kind_of(given: Any, grad: bool) -> Any:
     """What decides how many operations a forward pass takes: shapes and types of the tensors, and the other arguments.
 
-    Two kinds are equal or are not; an argument that cannot be compared counts by its type.
+    A fraction among them, or what cannot be compared, counts by its type.
     """
     leaves = tree_leaves(given)
     return grad, tuple(
         (tuple(leaf.shape), leaf.dtype) if isinstance(leaf, Tensor)
-        else leaf if isinstance(leaf, bool | int | float | str | None)
+        else leaf if isinstance(leaf, bool | int | str | None)
         else type(leaf)
         for leaf in leaves
     )  # fmt: skip

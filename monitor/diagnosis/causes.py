@@ -26,6 +26,8 @@ from monitor.diagnosis.context import (
     span,
     warmup_end,
 )
+from monitor.diagnosis.inputs import oddity_at
+from monitor.diagnosis.lasting import measured
 from monitor.diagnosis.primitives import Spike
 from monitor.diagnosis.rule import Cause, Finding
 from monitor.diagnosis.view import Signals
@@ -70,6 +72,12 @@ class Scene:
     scale_fell: bool | None
     precision: str | None
     beta2: float | None
+    rms: tuple[str, float] | None
+    """Tensor with the largest RMS_t of Adam around the onset, and its value; None when it was not measured there."""
+    update_ratio: float | None
+    """Largest update-to-weight ratio around the onset."""
+    odd_input: str | None
+    """As ``oddity_at`` says of the onset's batch."""
     concentration: float | None
     moved_share: float | None
     layer: str | None
@@ -90,6 +98,12 @@ class Scene:
     def began(self) -> str | None:
         """Where a non-finite number appeared first; None for other findings."""
         return self.finding.evidence.get("began_in")
+
+    @property
+    def origin(self) -> str | None:
+        """Where the monitor itself saw a non-finite number first: ``input``, ``forward``, ``backward``, ``loss``,
+        ``weights``; None when it did not look."""
+        return self.finding.evidence.get("origin")
 
     @property
     def rose(self) -> int | None:
@@ -149,6 +163,9 @@ def scene(finding: Finding, signals: Signals) -> Scene:
         scale_fell=_scale_fell(signals, onset),
         precision=_lookup(config, "precision", "kind"),
         beta2=_lookup(config, "optimizer", "beta2") if _lookup(config, "optimizer", "kind") == "adamw" else None,
+        rms=_largest_rms(signals, onset),
+        update_ratio=_largest_update(signals, onset),
+        odd_input=oddity_at(signals, onset),
         concentration=evidence.get("layer_concentration"),
         moved_share=moved / judged if moved is not None and judged else None,
         layer=finding.layer,
@@ -216,6 +233,24 @@ def _scale_fell(signals: Signals, onset: int) -> bool | None:
     return bool((np.diff(value) < 0).any())
 
 
+def _largest_rms(signals: Signals, onset: int) -> tuple[str, float] | None:
+    matrix = signals.layers("adam_rms")
+    if matrix is None:
+        return None
+    rows = (matrix.step >= onset - span(signals, 10)) & (matrix.step <= onset + 1)
+    value = measured(matrix)[rows]
+    if not np.isfinite(value).any():
+        return None
+    column = int(np.nanargmax(np.nanmax(np.where(np.isfinite(value), value, -np.inf), axis=0)))
+    return matrix.names[column], float(np.nanmax(value[:, column]))
+
+
+def _largest_update(signals: Signals, onset: int) -> float | None:
+    value = signals["update_to_weight_ratio"].between(onset - span(signals, 20), onset + 2).value
+    value = value[np.isfinite(value)]
+    return float(value.max()) if len(value) else None
+
+
 class Weigher:
     """Evidence of one cause: a score and two lists of sentences."""
 
@@ -254,6 +289,8 @@ def _bad_batch(s: Scene) -> Weigher:
     w.count(0.4, "most layers moved together", s.together)
     w.count(-2.0, "one layer alone moved", s.alone)
     w.count(-2.5, "the learning rate had just jumped", s.lr_jumped)
+    w.count(2.0, s.odd_input or "", bool(s.odd_input))
+    w.count(-0.5, "the batch's fingerprint is like those before", s.odd_input == "")
     w.missing("per-sample losses and a replay of the batch on earlier weights, which would settle it")
     return w
 
@@ -273,7 +310,11 @@ def _lr_too_high(s: Scene) -> Weigher:
     w.count(0.5, "most layers moved", s.together)
     w.count(-1.5, "one layer alone moved", s.alone)
     w.count(-1.0, "it was a single step", s.gradient_rows + s.loss_rows in (1, 2) and not slow and not s.lr_jumped)
-    w.missing("update-to-weight ratio")
+    if s.update_ratio is not None:
+        told = f"a step changed the weights by {number(s.update_ratio)} of their norm"
+        w.count(1.5, told, s.update_ratio > 0.05)
+        w.count(-0.5, told, s.update_ratio < 0.003)
+    w.missing("update-to-weight ratio", s.update_ratio is None)
     return w
 
 
@@ -330,7 +371,11 @@ def _stale_second_moment(s: Scene) -> Weigher:
     w.count(0.8, f"{s.layer}, an embedding, moved first", embedding)
     w.count(0.6, "the gradient was 1 to 8 steps ahead of the loss", 1 <= (s.lead or 0) <= 8)
     w.count(-1.0, "the learning rate had just jumped", s.lr_jumped)
-    w.missing("Adam's RMS_t = sqrt(mean(g^2 / v)) per tensor, which would decide")
+    if s.rms is not None:
+        layer, rms = s.rms
+        w.count(3.0, f"RMS_t of {layer} was {number(rms)}, about 1 is usual", rms > 5)
+        w.count(-2.0, f"RMS_t was {number(rms)} at most, as usual", rms < 3.5)
+    w.missing("Adam's RMS_t = sqrt(mean(g^2 / v)) per tensor, which would decide", s.rms is None)
     return w
 
 
@@ -360,7 +405,9 @@ def _nonfinite_input(s: Scene) -> Weigher:
     w.count(1.5, "later batches were finite again, so the weights were not hit", forward and not s.to_the_end)
     w.count(-2.5, "the gradient had been rising before", s.rose is not None)
     w.count(-2.0, "the loss of that step was finite", s.began == "gradient")
-    w.missing("a fingerprint of the input batch")
+    w.count(4.0, "the batch itself held values that are not finite", s.origin == "input")
+    w.count(-2.5, f"the number was made in the {s.origin}", s.origin in ("forward", "backward", "weights"))
+    w.missing("a fingerprint of the input batch", s.odd_input is None)
     return w
 
 
@@ -373,7 +420,12 @@ def _undefined_operation(s: Scene) -> Weigher:
     w.count(0.5, "it began in the forward pass without a rising gradient", s.began == "loss" and s.rose is None)
     w.count(0.4, "it never recovers, so the weights themselves are hit", s.to_the_end and s.began == "loss")
     w.count(-2.0, "the gradient had been rising before", s.rose is not None)
-    w.missing("activations per layer, to see where the forward pass went wrong", s.began == "loss")
+    seen = s.origin in ("forward", "backward", "loss")
+    where = s.finding.evidence.get("origin_text")
+    w.count(2.5, str(where), seen and s.rose is None)
+    w.count(-2.5, "the batch itself held values that are not finite", s.origin == "input")
+    unseen = s.began == "loss" and s.origin is None
+    w.missing("activations per layer, to see where the forward pass went wrong", unseen)
     return w
 
 

@@ -213,6 +213,10 @@ def _episode(signals: Signals, episode: Episode, zero_from: int | None, isolated
     origin = nonfinite_layers(signals.layers("grad_norm_preclip"), episode.first, episode.last)
     rose = rose_before(signals, episode.first)
     layer, place, located = _where(origin, rose)
+    seen = _seen_in_process(signals, episode)
+    if seen.get("origin_where") and rose is None:
+        layer, place = str(seen["origin_where"]), f" in {seen['origin_where']}"
+        located["layer_reason"] = str(seen["origin_text"])
     since = origin.since if origin is not None and origin.step == episode.first else episode.first
     at = f"at step {episode.first}" if since == episode.first else f"between steps {since} and {episode.first}"
     zero = zero_from if zero_from is not None and episode.first <= zero_from <= episode.last else None
@@ -231,9 +235,24 @@ def _episode(signals: Signals, episode: Episode, zero_from: int | None, isolated
             "gradient_rose_from_step": rose[0] if rose else None,
             "zero_loss_from_step": zero,
             "scaler_back_offs_before": episode.back_offs,
+            **seen,
             **located,
         },
     )
+
+
+def _seen_in_process(signals: Signals, episode: Episode) -> dict[str, object]:
+    """What the monitor saw of the origin while it happened: exact where it looked at every module."""
+    told = [
+        event.fields
+        for event in signals.events("nonfinite")
+        if event.step is not None and episode.first <= event.step <= max(episode.first + 2, episode.last)
+    ]
+    told.sort(key=lambda fields: not fields.get("exact"))
+    if not told:
+        return {}
+    text, where = str(told[0].get("text", ""))[:300], told[0].get("where")
+    return {"origin": str(told[0].get("origin")), "origin_text": text, "origin_where": str(where) if where else None}
 
 
 def _where(

@@ -61,7 +61,7 @@ def _run(options: argparse.Namespace, words: list[str], stop: StopFlag) -> int:
 
         return dry_run(config)
     if config.parallel.processes > 1 and _world_size() == 1:
-        from trainer.parallel import run_workers
+        from trainer.parallel.workers import run_workers
 
         return run_workers(config.parallel.processes, words)
     place = None

@@ -4,6 +4,7 @@ checkpoints/00000200/
   model.safetensors    weights
   training.pt          optimizer, gradient scaler, sampler position, step, tokens seen, best held-out loss so far, the
                        norms that clipping knows, evaluations without progress, running mean of the weights
+  shard-00001-*.safetensors   weights and optimizer instead, where ranks hold different parts: see sharded_state.py
   rank-00000.pt        random states of torch, CUDA, numpy and Python, one file per rank
   COMMIT.json          step, attempt, world size, and size and SHA-256 of every file above
 
@@ -61,6 +62,8 @@ class State:
     """Optimizer steps completed."""
     tokens: int = 0
     """Training tokens seen, over all ranks."""
+    in_pieces: bool = False
+    """Whether ranks hold different parts of the weights or of the optimizer's state, instead of all the same."""
     best_loss: float = math.inf
     """Lowest held-out loss so far."""
     best_step: int | None = None
@@ -68,7 +71,9 @@ class State:
 
     def parts(self) -> dict[str, Any]:
         """What has a ``state_dict`` and may be new at a resume, by its name in the checkpoint."""
-        parts = {"clipping": self.clipping, "early_stopping": self.early_stopping}
+        parts: dict[str, Any] = {"early_stopping": self.early_stopping}
+        if self.clipping.learns or not self.in_pieces:  # stages have other numbers of tensors
+            parts["clipping"] = self.clipping
         return parts if self.ema is None else {**parts, "ema": self.ema}
 
     def evaluated(self, val_loss: float) -> bool:
@@ -157,18 +162,23 @@ class Saver:
             folder.mkdir(parents=True)
 
     def _write_share(self, folder: Path, state: State) -> None:
-        """This rank's own part, a few kB."""
+        """This rank's own part: a few kB, and its pieces of the weights where they are in pieces."""
         device = self._parallel.device
         _save_tensors(
             folder / _rank_file(self._parallel.rank),
             {**random_states(device), "arithmetic": arithmetic(device, self._parallel.world_size)},
         )
+        if state.in_pieces:
+            from trainer.sharded_state import save_sharded  # a second of imports that one process does without
+
+            save_sharded(folder, state.model, state.optimizer)
 
     def _begin(self, folder: Path, state: State, began: float) -> None:
         step, keep = state.step, state.best_step if self._config.keep_best else None
         copy_size = 0
         try:
-            weights, training = _weights(state.model), _training_state(state)
+            weights = {} if state.in_pieces else _weights(state.model)
+            training = _training_state(state, self._parallel)
             if self._config.background:
                 weights, training = _copied((weights, training))
                 _wait_for_copies(self._parallel.device)
@@ -197,8 +207,9 @@ class Saver:
     ) -> None:
         final = self._final(step)
         try:
-            safetensors.torch.save_file(weights, folder / MODEL, metadata={"format": "pt"})
-            sync_file(folder / MODEL)
+            if weights:
+                safetensors.torch.save_file(weights, folder / MODEL, metadata={"format": "pt"})
+                sync_file(folder / MODEL)
             _save_tensors(folder / TRAINING, training)
             size = commit(
                 folder,
@@ -242,10 +253,13 @@ def restore(path: Path, state: State, parallel: Parallel) -> list[Part]:
         RunError: the checkpoint is of another model, optimizer or data.
     """
     try:
-        weights = safetensors.torch.load_file(path / MODEL)
-        load_weights(path, state.model, parallel.device)
         training = _load_tensors(path / TRAINING, parallel.device)
-        load_optimizer(state.optimizer, training["optimizer"])
+        if state.in_pieces or "optimizer" not in training:
+            from trainer.sharded_state import load_sharded
+
+            weights, moments = load_sharded(path, state.model, state.optimizer, training)
+        else:
+            weights, moments = _load_whole(path, state, training, parallel.device)
         state.sampler.load_state_dict(training["sampler"])
         state.step, state.tokens = training["step"], training["tokens"]
         state.best_loss, state.best_step = training["best_loss"], training["best_step"]
@@ -255,15 +269,34 @@ def restore(path: Path, state: State, parallel: Parallel) -> list[Part]:
         raise RunError(f"checkpoint {path} does not fit this configuration: {_said(error)}") from None
     if training["scaler"] and state.scaler.is_enabled():
         state.scaler.load_state_dict(training["scaler"])
-    now = _training_state(state)
     return [
-        _compared("weights", weights, _weights(state.model)),
-        _compared("optimizer", training["optimizer"]["state"], now["optimizer"]["state"]),
-        _compared("loss scaler", training["scaler"], now["scaler"]),
-        _compared("data position", training["sampler"], now["sampler"]),
-        *(_compared(name.replace("_", " "), training.get(name), now[name]) for name in state.parts()),
+        _compared("weights", *weights),
+        _compared("optimizer", *moments),
+        _compared("loss scaler", training["scaler"], state.scaler.state_dict()),
+        _compared("data position", training["sampler"], state.sampler.state_dict()),
+        *(
+            _compared(name.replace("_", " "), training.get(name), part.state_dict())
+            for name, part in state.parts().items()
+        ),
         *_restore_share(path / _rank_file(parallel.rank), parallel),
+        *_layout(training.get("layout", parallel.layout), parallel.layout),
     ]
+
+
+ThenNow = tuple[Any, Any]
+"""What the checkpoint holds, and what is there after it was restored."""
+
+
+def _load_whole(path: Path, state: State, training: dict[str, Any], device: torch.device) -> tuple[ThenNow, ThenNow]:
+    weights = safetensors.torch.load_file(path / MODEL)
+    load_weights(path, state.model, device)
+    load_optimizer(state.optimizer, training["optimizer"])
+    moments = training["optimizer"]["state"], state.optimizer.state_dict()["state"]
+    return (weights, _weights(state.model)), moments
+
+
+def _layout(then: str, now: str) -> list[Part]:
+    return [] if then == now else [Part("layout", f"{then} then, {now} now: sums are taken in another order")]
 
 
 def load_weights(path: Path, model: nn.Module, device: torch.device) -> None:
@@ -335,9 +368,16 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: weights[name].contiguous() for name in named.values()}
 
 
-def _training_state(state: State) -> dict[str, Any]:
+def _training_state(state: State, parallel: Parallel) -> dict[str, Any]:
+    whole: dict[str, Any] = {}
+    if not state.in_pieces:
+        whole = {
+            "optimizer": state.optimizer.state_dict(),
+            "parameters": _parameter_names(state.model, state.optimizer),
+        }
     return {
-        "optimizer": state.optimizer.state_dict(),
+        **whole,
+        "layout": parallel.layout,
         "scaler": state.scaler.state_dict(),
         "sampler": state.sampler.state_dict(),
         "step": state.step,
@@ -346,6 +386,12 @@ def _training_state(state: State) -> dict[str, Any]:
         "best_step": state.best_step,
         **{name: part.state_dict() for name, part in state.parts().items()},
     }
+
+
+def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
+    """In the order of the optimizer's state, so that another layout can find each parameter's."""
+    named = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [named[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _copied(content: Any) -> Any:

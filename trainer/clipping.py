@@ -71,6 +71,11 @@ class Clipping:
         grads = [nothing if parameter.grad is None else parameter.grad for parameter in self._parameters]
         return torch.stack(torch._foreach_norm(grads)).float()
 
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to remember."""
+        return self._config.kind == "adaptive"
+
     def state_dict(self) -> dict[str, Any]:
         return {"steps": self._steps, "usual": self._usual}
 

@@ -128,7 +128,7 @@ def _damage(path: Path) -> str | None:
     """What is wrong with the files of a committed checkpoint, compared with their recorded sizes and hashes."""
     try:
         files = json.loads((path / COMMIT).read_bytes())["files"]
-        if not {MODEL, TRAINING} <= files.keys():
+        if TRAINING not in files or not any(Path(name).suffix == Path(MODEL).suffix for name in files):
             return f"{COMMIT} lists no {MODEL} or {TRAINING}"
         for name, expected in files.items():
             file = path / Path(name).name  # the last part only: no path out of the folder is followed

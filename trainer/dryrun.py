@@ -61,9 +61,8 @@ def dry_run(config: TrainConfig) -> int:
 
 def make_plan(config: TrainConfig) -> Plan:
     """Build everything, run a few steps without writing anything, and measure."""
-    processes = config.parallel.processes
-    alone = config.parallel.model_copy(update={"processes": 1})
-    changes = {"fault": [], "parallel": alone, "batch_size": config.batch_size // processes}
+    alone = config.parallel.model_copy(update={"processes": 1, "mode": "ddp", "tensor_processes": 1})
+    changes = {"fault": [], "parallel": alone, "batch_size": config.batch_size // config.parallel.data_processes}
     own = config.model_copy(update={**changes, "curriculum": CurriculumConfig()})  # full-length steps
     parallel = start_parallel(own.parallel, own.device)
     if own.threads is not None:
@@ -71,7 +70,7 @@ def make_plan(config: TrainConfig) -> Plan:
     session = build_session(own, parallel)
     model = session.state.model
     activations = saved_bytes(session, next_micro_batches(session)[0])
-    counted = _counted_flops(session) * config.grad_accum_steps * processes
+    counted = _counted_flops(session) * config.grad_accum_steps * config.parallel.data_processes
     step_time_s = _step_time(session, parallel)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     state = measured(session, activations)
@@ -94,6 +93,8 @@ def plan_rows(plan: Plan, config: TrainConfig) -> list[tuple[str, str]]:
     tokens = plan.tokens_per_step * config.steps
     passes, speed = tokens / plan.train_tokens, plan.tokens_per_step / plan.step_time_s
     each = f", each of {config.parallel.processes} processes" if config.parallel.processes > 1 else ""
+    if config.parallel.mode != "ddp":
+        each = f", one process with the whole model; {config.parallel.mode} splits it over {config.parallel.processes}"
     held = plan.held.told()
     return [
         ("parameters", f"{plan.parameters:,}"),

@@ -41,13 +41,13 @@ from trainer.faults import Faults
 from trainer.gradient_noise import add_gradient_noise
 from trainer.memory import explained_at_start, is_out_of_memory, out_of_memory
 from trainer.optim import build_optimizer, set_lr
-from trainer.parallel import Parallel, start_parallel, stop_parallel
+from trainer.parallel import Layout, Parallel, build_layout, start_parallel, stop_parallel
 from trainer.place import Place
 from trainer.precision import Precision, build_precision
 from trainer.progress import Display, Silent, build_display
 from trainer.schedules import lr_multiplier
 from trainer.stop import StopFlag, reason
-from trainer.tasks import Batch, EpochSampler, Task, build_model, build_task
+from trainer.tasks import IGNORED, Batch, EpochSampler, Task, build_model, build_task
 from trainer.unmonitored import Unmonitored
 
 LANDSCAPE_TOKENS = 256
@@ -73,13 +73,18 @@ class Session:
 
     config: TrainConfig
     parallel: Parallel
+    layout: Layout
     precision: Precision
     task: Task
+    sizes: tuple[int, int]
+    """Parameters of the whole model, and how many of them are frozen."""
     state: checkpoint.State
     wrapped: nn.Module
     """``state.model``, or its DDP wrapper."""
     forward: nn.Module
     """``wrapped``, or its compiled form: what the training forward goes through."""
+    together: nn.Module
+    """What forward passes outside of training go through; where the model is in pieces, all ranks at once."""
     faults: Faults
     val_batches: list[Batch]
     """This rank's share of the validation pass, on the device."""
@@ -96,6 +101,7 @@ def train(config: TrainConfig, place: Place | None, stop: StopFlag) -> Outcome:
     try:
         config, place = parallel.shared((config, place))
         assert place is not None  # rank 0 gave it
+        parallel = parallel.laid_out(config.parallel)
         if asked := parallel.highest(stop.number):
             return Outcome("stopped", place.start_step, f"{reason(asked)}, before the first step", asked)
         if config.threads is not None:
@@ -128,7 +134,7 @@ def run(
         saver.wait()
     except Exception as error:
         saver.join()  # without the others, who may be gone; a person who insists (KeyboardInterrupt) does not wait
-        if is_out_of_memory(error):
+        if is_out_of_memory(error) and session.layout.alone:
             with mon.phase("memory"):  # its forward pass is no step
                 raise out_of_memory(session, error) from error
         raise
@@ -189,17 +195,18 @@ def training_step(session: Session, mon: Any, display: Display) -> None:
     _tell_length(session, mon, display)
     micro_batches = [faults.batch(batch) for batch in next_micro_batches(session)]
     tokens = parallel.total(sum(batch.tokens for batch in micro_batches))
-    loss_sum = torch.zeros((), device=parallel.device)
-    for index, batch in enumerate(micro_batches):
-        batch = _attacked(session, batch.to(parallel.device), mon)
-        last = index == len(micro_batches) - 1 and not faults.unreduced
-        with parallel.accumulating(session.wrapped, last=last):
-            with session.precision.autocast():
-                micro_loss = session.task.loss(session.forward, batch)
-            # Every token of the step weighs the same, however they fall into micro-batches and ranks. DDP averages
-            # gradients over ranks, so the world size is multiplied back.
-            scaler.scale(micro_loss * (parallel.world_size / tokens)).backward()
-        loss_sum += micro_loss.detach()
+
+    def loss_of(model: nn.Module, batch: Batch) -> Tensor:
+        batch = _attacked(session, batch, mon)
+        with session.precision.autocast():
+            return session.task.loss(model, batch)
+
+    def scaled(loss: Tensor) -> Tensor:
+        # Every token of the step weighs the same, however they fall into micro-batches and ranks. Gradients are
+        # averaged over the shares of the data, so their number is multiplied back.
+        return scaler.scale(loss * (parallel.data_size / tokens))
+
+    loss_sum = session.layout.gradients(session.forward, micro_batches, loss_of, scaled, reduce=not faults.unreduced)
 
     scaler.unscale_(optimizer)
     grad_norm = state.clipping.clip(mon, off=faults.unclipped)
@@ -217,7 +224,7 @@ def training_step(session: Session, mon: Any, display: Display) -> None:
     state.step = step
     state.tokens += tokens
     mon.step(loss=loss, tokens=tokens, batch_id=batch_id)
-    if parallel.is_first and _due(config.monitor.landscape_every, step):
+    if session.layout.alone and parallel.is_first and _due(config.monitor.landscape_every, step):
         mon.landscape_sample(_loss_on(session, micro_batches[0]))
     display.step(step, tokens, lr, loss, grad_norm)
 
@@ -229,7 +236,7 @@ def next_micro_batches(session: Session) -> list[Batch]:
     """
     config, parallel = session.config, session.parallel
     indices = session.state.sampler.take(config.batch_size)
-    shares = indices.view(config.grad_accum_steps, parallel.world_size, -1)[:, parallel.rank]  # [micro, examples]
+    shares = indices.view(config.grad_accum_steps, parallel.data_size, -1)[:, parallel.data_rank]  # [micro, examples]
     length = _length(session, session.state.step + 1)
     batches = [session.task.train_batch(share) for share in shares]
     return batches if length is None else [batch.cut(length) for batch in batches]
@@ -243,12 +250,12 @@ def evaluate(session: Session, mon: Any, display: Display) -> float:
     """
     state, task, size = session.state, session.task, session.config.evaluation.sample_bytes
     with mon.phase("eval"):
-        measured = held_out(session, state.model)
+        measured = held_out(session, session.together)
         if state.ema is not None:
             measured["val_loss_ema"] = held_out(session, state.ema.module)["val_loss"]
         mon.log(measured)
-        with evaluating(state.model), session.precision.autocast():
-            sample = None if size is None else task.sample(state.model, size)
+        with evaluating(session.together), session.precision.autocast():
+            sample = None if size is None else task.sample(session.together, size)
     val_loss = measured["val_loss"]
     others = "".join(f"  {name.removeprefix('val_')} {value:.4g}" for name, value in list(measured.items())[1:])
     display.say(f"step {state.step}  held-out loss {val_loss:.4f} {task.loss_unit} per token{others}")
@@ -337,33 +344,40 @@ def build_session(config: TrainConfig, parallel: Parallel) -> Session:
     """Data, model, optimizer and everything else, freshly initialised from the seed."""
     _seed(config.seed)
     task = build_task(config)
+    layout = build_layout(config, parallel)
     model = build_model(task, config).to(parallel.device)
+    sizes = _sizes(model)
+    model = layout.place(model)
     ema = build_ema(model, config.ema)
     faults = Faults(config.fault, model, parallel.rank)
     precision = build_precision(config.precision, parallel.device)
     state = checkpoint.State(
         model,
-        build_optimizer(model, config.optimizer),
+        layout.optimizer(build_optimizer(model, config.optimizer)),
         precision.scaler,
         EpochSampler(task.train_size, config.seed),
         Clipping(config.clip, model),
         EarlyStopping(config.early_stopping),
         ema,
+        in_pieces=not layout.whole,
     )
-    wrapped = parallel.wrap(model)
+    wrapped = layout.wrap(model)
     session = Session(
         config,
         parallel,
+        layout,
         precision,
         task,
+        sizes,
         state,
         wrapped,
         compiled(wrapped, config.compile, parallel.device),
+        layout.together(model),
         faults,
-        _val_batches(config, parallel, task),
+        _val_batches(config, parallel, layout, task),
     )
-    # From here on only dropout draws numbers, other ones on each rank.
-    _seed(config.seed + 1 + parallel.rank)
+    # From here on only dropout draws numbers, other ones on each rank that holds other activations.
+    _seed(config.seed + 1 + parallel.random_stream)
     return session
 
 
@@ -371,7 +385,7 @@ def attach(session: Session, place: Place) -> Any:
     """The monitor of this attempt and rank, or its stand-in."""
     config, state, parallel = session.config, session.state, session.parallel
     if not config.monitor.enabled:
-        return Unmonitored(state.model)
+        return Unmonitored(state.model, split_layers=session.layout.stages)
     return monitor.attach(
         session.forward,
         state.optimizer,
@@ -383,7 +397,8 @@ def attach(session: Session, place: Place) -> Any:
         planned_steps=config.steps,
         tokens_per_step=config.batch_size * session.task.tokens_per_example,
         scaler=state.scaler if state.scaler.is_enabled() else None,
-        landscape_every=config.monitor.landscape_every,
+        landscape_every=config.monitor.landscape_every if session.layout.alone else None,
+        split_layers=session.layout.stages,
         budget=config.monitor.budget,
         start_step=state.step,
         start_tokens=state.tokens,
@@ -396,14 +411,17 @@ def _seed(seed: int) -> None:
     random.seed(seed)
 
 
-def _val_batches(config: TrainConfig, parallel: Parallel, task: Task) -> list[Batch]:
-    """Examples spread evenly over the held-out data, in batches of a micro-batch's size, dealt out to ranks in turn."""
-    size = config.batch_size // (config.grad_accum_steps * parallel.world_size)
+def _val_batches(config: TrainConfig, parallel: Parallel, layout: Layout, task: Task) -> list[Batch]:
+    """Examples spread evenly over the held-out data, in batches of a micro-batch's size, dealt out in turn."""
+    size = config.batch_size // (config.grad_accum_steps * parallel.data_size)
     count = min(task.val_size, config.evaluation.batches * config.batch_size)
-    indices = torch.linspace(0, task.val_size - 1, count).long()
-    return [
-        task.val_batch(part).to(parallel.device) for part in indices.split(size)[parallel.rank :: parallel.world_size]
-    ]
+    parts = torch.linspace(0, task.val_size - 1, count).long().split(size)
+    mine = [task.val_batch(part) for part in parts[parallel.data_rank :: parallel.data_size]]
+    if not layout.alone and len(mine) < -(-len(parts) // parallel.data_size):
+        # All ranks run every forward together, so those that would be one short run one that counts for nothing.
+        spare = task.val_batch(parts[0])
+        mine.append(replace(spare, targets=torch.full_like(spare.targets, IGNORED)))
+    return [batch.to(parallel.device) for batch in mine]
 
 
 def _display(session: Session) -> Display:
@@ -413,12 +431,11 @@ def _display(session: Session) -> Display:
 
 
 def _announce(session: Session, place: Place, parts: list[checkpoint.Part], display: Display, mon: Any) -> None:
-    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in session.state.model.parameters()]
-    frozen = sum(size for size, trains in sizes if not trains)
-    processes = f", {session.parallel.world_size} processes" if session.parallel.world_size > 1 else ""
+    parameters, frozen = session.sizes
+    processes = f", {session.parallel.layout}" if session.parallel.world_size > 1 else ""
     display.say(f"  {session.task.data_summary}")
     display.say(
-        f"  {sum(size for size, _ in sizes):,} parameters{f', {frozen:,} of them frozen' if frozen else ''}, "
+        f"  {parameters:,} parameters{f', {frozen:,} of them frozen' if frozen else ''}, "
         f"{session.config.batch_size * session.task.tokens_per_example:,} tokens per step, "
         f"{session.parallel.device}{processes}"
     )
@@ -435,6 +452,11 @@ def _announce(session: Session, place: Place, parts: list[checkpoint.Part], disp
 
 def _due(every: int | None, step: int) -> bool:
     return every is not None and step % every == 0
+
+
+def _sizes(model: nn.Module) -> tuple[int, int]:
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(size for size, _ in sizes), sum(size for size, trains in sizes if not trains)
 
 
 def _loss_on(session: Session, batch: Batch) -> Any:

@@ -74,6 +74,7 @@ def attach(
     flops: bool = False,
     peak_flops: float | None = None,
     on_sigterm: bool = True,
+    split_layers: bool = False,
 ) -> Monitor:
     """Measure the training of ``model`` by ``optimizer`` into a run.
 
@@ -107,6 +108,8 @@ def attach(
         peak_flops: operations per second that one device can do at most, where that is not known; implies ``flops``.
         on_sigterm: where the process has no handler for SIGTERM, write the last steps and their random states before
             it dies of it; five seconds at most, with the exit status that it would have had.
+        split_layers: other ranks hold other layers (pipeline stages); norms of the whole gradient are then taken and
+            clipped together. Give it on every rank or on none.
 
     Raises:
         RunError: the run cannot be made, found or written. Every rank raises it.
@@ -154,9 +157,9 @@ def attach(
         model, optimizers, writer, Path(run_dir), attempt,
         rank=rank, world_size=world_size, scaler=scaler, planned_steps=planned_steps, tokens_per_step=tokens_per_step,
         start_step=start_step, start_tokens=start_tokens, landscape_every=landscape_every, budget=budget,
-        probes=probes, on_sigterm=on_sigterm,
+        probes=probes, on_sigterm=on_sigterm, split_layers=split_layers,
     )  # fmt: skip
-    sentence = stages(model, world_size)
+    sentence = stages(model, world_size, split_layers=split_layers)
     if sentence is not None:
         monitor.event("note", text=sentence)
     absent = why_absent(model) if detail != "norms" else None

@@ -88,7 +88,7 @@ class Gradients:
         """Norms are taken at the end of backward. On in the first step, until it is known how the loop clips."""
         self._unseen_changes = False
         self._clipped_last = False
-        self._sharded = ShardedNorms(table.names) if any(map(is_sharded, table.parameters)) else None
+        self._sharded = ShardedNorms(table.names) if table.split or any(map(is_sharded, table.parameters)) else None
         """Some layers are DTensors: their norms are taken together with the other ranks."""
         self._sample = range(0, len(table), max(1, len(table) // 16))
         self._begin_step()
@@ -119,7 +119,7 @@ class Gradients:
             self._after = self._from_backward = None
             self._covered, self._after_known, self._evaluated = False, True, False
             self._by_value = []
-        if self._at_backward:
+        if self._at_backward and not self._table.split:  # stages end a backward at different moments: no meeting there
             self._from_backward = self._measure(scale) or self._from_backward
         # A loop that clips through us needs no full look at the counters: a few tell whether something else came first.
         self._note_versions(self._sample if self._clipped_last else range(len(self._table)))

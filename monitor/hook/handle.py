@@ -68,6 +68,7 @@ class Monitor:
         landscape_every: int | None = None,
         budget: float = 0.02,
         probes: Sequence[Probe] = (),
+        split_layers: bool = False,
         clock: StepClock | None = None,
         wall: Callable[[], float] = time.time,
         background: bool = True,
@@ -92,7 +93,7 @@ class Monitor:
         self._planned_steps = planned_steps
         self._tokens_per_step = tokens_per_step
         self._tokens = float(start_tokens)
-        self._table = layer_table(model)
+        self._table = layer_table(model, split=split_layers)
         self._clock = clock or StepClock()
         self._probes = Probes(probes, self._clock, start_step)
         self._recorder = FlightRecorder(self.event)

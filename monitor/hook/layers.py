@@ -23,12 +23,14 @@ class LayerTable:
     parameters: tuple[nn.Parameter, ...]
     index: dict[int, int]
     """``id(parameter)`` to its row. The table keeps the parameters alive, so an id cannot be reused."""
+    split: bool = False
+    """Whether other ranks hold other layers (pipeline stages): what is of all layers is taken together with them."""
 
     def __len__(self) -> int:
         return len(self.names)
 
 
-def layer_table(model: nn.Module) -> LayerTable:
+def layer_table(model: nn.Module, *, split: bool = False) -> LayerTable:
     """The table of ``model``, which may be wrapped (DistributedDataParallel, torch.compile)."""
     named = list(model.named_parameters())
     plain = [plain_name(name) for name, _ in named]
@@ -39,6 +41,7 @@ def layer_table(model: nn.Module) -> LayerTable:
         shapes=tuple(tuple(parameter.shape) for parameter in parameters),
         parameters=parameters,
         index={id(parameter): row for row, parameter in enumerate(parameters)},
+        split=split,
     )
 
 

@@ -70,7 +70,7 @@ def agree(make: Callable[[], tuple[Path, int]], rank: int) -> tuple[Path, int]:
     return Path(run_dir), attempt
 
 
-def stages(model: nn.Module, world_size: int) -> str | None:
+def stages(model: nn.Module, world_size: int, *, split_layers: bool = False) -> str | None:
     """A sentence for the run on what its numbers mean across ranks; None in a run of one process."""
     if world_size == 1:
         return None
@@ -78,6 +78,11 @@ def stages(model: nn.Module, world_size: int) -> str | None:
         gradients = (
             "gradients are averaged over the ranks by DistributedDataParallel before they are measured, "
             "grad_norm_local aside"
+        )
+    elif split_layers:
+        gradients = (
+            "each rank holds layers of its own (pipeline stages): its per-layer statistics are of those, the norm of "
+            "the whole gradient is reduced over the ranks"
         )
     elif any(is_sharded(parameter) for parameter in model.parameters()):
         gradients = (

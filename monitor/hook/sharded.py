@@ -8,6 +8,7 @@ all_reduce over a vector with one entry per layer gives every rank every norm.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -58,14 +59,15 @@ class ShardedNorms:
     """
 
     def __init__(self, names: Sequence[str]) -> None:
-        known = dict.fromkeys(names)
+        gathered: list[list[str] | None] = [list(names)]
         if together():
-            gathered: list[list[str] | None] = [None] * dist.get_world_size()
+            gathered = [None] * dist.get_world_size()
             dist.all_gather_object(gathered, list(names))
-            known = dict.fromkeys(name for one in gathered for name in one or ())
-        place = {name: index for index, name in enumerate(known)}
+        holders = Counter(name for one in gathered for name in one or ())
+        place = {name: index for index, name in enumerate(holders)}
         self._size = len(place)
         self._place = [place[name] for name in names]
+        self._holders = [holders[name] for name in names]
         self._plans: dict[tuple[tuple[int, ...], torch.device], Plan] = {}
         self.problem: Exception | None = None
         """What went wrong on this rank in the last ``take``."""
@@ -109,7 +111,11 @@ class ShardedNorms:
                 inside,
                 torch.tensor(inside, device=device),
                 torch.tensor([self._place[rows[at]] for at in inside], device=device),
-                torch.tensor([1 / _copies(grads[at]) for at in inside], dtype=torch.float64, device=device),
+                torch.tensor(
+                    [1 / _copies(grads[at], self._holders[rows[at]]) for at in inside],
+                    dtype=torch.float64,
+                    device=device,
+                ),
             )
         return self._plans[key]
 
@@ -136,13 +142,12 @@ def _piece(grad: Tensor) -> Tensor:
     return local(grad)
 
 
-def _copies(grad: Tensor) -> int:
-    """On how many ranks the same piece lies."""
-    world = dist.get_world_size() if together() else 1
+def _copies(grad: Tensor, holders: int) -> int:
+    """On how many of the ranks that have this layer the same piece lies."""
     if not is_sharded(grad):
-        return world
+        return holders
     mesh, placements = grad.device_mesh, grad.placements
     if any(placement.is_partial() for placement in placements):
-        return world
+        return holders
     same = math.prod(mesh.size(dim) for dim, placement in enumerate(placements) if placement.is_replicate())
-    return same * world // mesh.size()
+    return same * holders // mesh.size()

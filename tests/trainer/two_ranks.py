@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -50,11 +51,13 @@ def fresh(config: TrainConfig, runs: Path) -> Place | None:
     return new_run(config, runs) if RANK == 0 else None
 
 
-def again(config: TrainConfig, runs: Path, name: str) -> tuple[TrainConfig, Place | None]:
+def again(
+    config: TrainConfig, runs: Path, name: str, overrides: Sequence[str] = ()
+) -> tuple[TrainConfig, Place | None]:
     if RANK != 0:
         return config, None
     (run_dir,) = (path for path in runs.iterdir() if f"-{name}-" in path.name)
-    return resumed_run(run_dir, [], print)
+    return resumed_run(run_dir, overrides, print)
 
 
 def main() -> None:

@@ -402,10 +402,30 @@ class ParallelConfig(Section):
     """Several processes, started by torchrun."""
 
     processes: int = Field(
+        default=1, ge=1, le=1024, description="Processes that share the training; a launch starts them on this machine."
+    )
+    mode: Literal["ddp", "zero1", "fsdp", "tensor", "pipeline"] = Field(
+        default="ddp",
+        description="What each process holds: ddp all of the model, zero1 that but its share of the optimizer state, "
+        "fsdp a piece of every tensor, tensor a piece of attention and MLP, pipeline some of the blocks.",
+    )
+    tensor_processes: int = Field(
         default=1,
         ge=1,
-        le=1024,
-        description="Processes on this machine that a launch starts; each holds a full copy (DDP).",
+        le=64,
+        description="For fsdp: neighbouring processes that share each layer as in tensor, so that both are combined; "
+        "1 is fsdp alone.",
+    )
+    schedule: Literal["1f1b", "gpipe"] = Field(
+        default="1f1b",
+        description="For pipeline: gpipe runs all forwards, then all backwards; 1f1b mixes them and keeps less.",
+    )
+    max_restarts: int = Field(
+        default=0,
+        ge=0,
+        le=1000,
+        description="How often all processes are started again when one has died; each time a new attempt from the "
+        "newest checkpoint.",
     )
     backend: Literal["auto", "gloo", "nccl"] = Field(
         default="auto",
@@ -414,6 +434,36 @@ class ParallelConfig(Section):
     timeout_s: float = Field(
         default=120.0, ge=5, le=86400, description="Seconds after which a collective that hangs is an error."
     )
+
+    @property
+    def layer_processes(self) -> int:
+        """Processes that each layer of tensor parallelism is split over."""
+        return {"tensor": self.processes, "fsdp": self.tensor_processes}.get(self.mode, 1)
+
+    @property
+    def data_processes(self) -> int:
+        """Into how many shares the examples of a step are split; processes that share a model see the same ones."""
+        return 1 if self.mode == "pipeline" else self.processes // self.layer_processes
+
+    @model_validator(mode="after")
+    def _fields_fit_each_other(self) -> ParallelConfig:
+        if self.mode not in ("ddp", "zero1") and self.processes == 1:
+            raise ValueError(
+                f"parallel.mode = {self.mode} spreads the model over processes and parallel.processes is 1; give "
+                "parallel.processes = 2 or more, or parallel.mode = ddp"
+            )
+        if self.tensor_processes > 1 and self.mode != "fsdp":
+            raise ValueError(
+                f"parallel.tensor_processes = {self.tensor_processes} belongs to parallel.mode = fsdp and the mode is "
+                f"{self.mode}; mode tensor splits layers over all processes by itself"
+            )
+        if self.processes % self.tensor_processes or self.processes == self.tensor_processes > 1:
+            raise ValueError(
+                f"parallel.processes = {self.processes} cannot be groups of parallel.tensor_processes = "
+                f"{self.tensor_processes}, at least two of them; nearest that fits: "
+                f"{max(2 * self.tensor_processes, nearest_multiple(self.processes, self.tensor_processes))}"
+            )
+        return self
 
 
 class EvaluationConfig(Section):
@@ -517,6 +567,15 @@ class FaultConfig(Section):
     )
 
 
+DIVISIBLE_TASKS = ("gpt",)
+"""Tasks whose model is known in its parts, for tensor parallelism and pipelines."""
+FAULTS_WITHOUT_THE_MODEL = (
+    "lr_factor", "no_clipping", "skip_zero_grad", "repeated_token", "random_bytes", "shuffled_labels", "input_scale",
+    "repeated_batch", "slow_data",
+)  # fmt: skip
+"""Mistakes that any layout can make."""
+
+
 class TrainConfig(Section):
     """One training, from the data to the last checkpoint."""
 
@@ -608,11 +667,13 @@ class TrainConfig(Section):
             raise ValueError(
                 f"adapter.kind = {self.adapter.kind} is made for task.kind = gpt, not {self.task.kind}; lora fits any"
             )
-        pieces = self.grad_accum_steps * self.parallel.processes
+        self._layout_fits()
+        pieces = self.grad_accum_steps * self.parallel.data_processes
         if self.batch_size % pieces:
             raise ValueError(
                 f"batch_size = {self.batch_size} cannot be shared out evenly over grad_accum_steps x "
-                f"parallel.processes = {self.grad_accum_steps} x {self.parallel.processes}; nearest that fits: "
+                f"{'parallel.processes' if self.parallel.mode in ('ddp', 'zero1') else 'shares of the data'} = "
+                f"{self.grad_accum_steps} x {self.parallel.data_processes}; nearest that fits: "
                 f"{nearest_multiple(self.batch_size, pieces)}"
             )
         stops_early = self.early_stopping.patience is not None
@@ -627,6 +688,79 @@ class TrainConfig(Section):
                 "= false keeps none; set one of them to the other value"
             )
         return self
+
+    def _layout_fits(self) -> None:
+        """What ``parallel.mode`` asks of the model, the optimizer and the faults."""
+        parallel, model = self.parallel, self.model
+        splits = parallel.layer_processes
+        if (splits > 1 or parallel.mode == "pipeline") and self.task.kind not in DIVISIBLE_TASKS:
+            what = "parallel.tensor_processes" if parallel.mode == "fsdp" else f"parallel.mode = {parallel.mode}"
+            raise ValueError(
+                f"{what} needs to know the model's parts, and of task.kind = {self.task.kind} it does not; it takes "
+                f"{', '.join(DIVISIBLE_TASKS)}. parallel.mode = ddp, zero1 and fsdp take every task"
+            )
+        if model.n_head % splits or model.mlp_ratio * model.d_model % splits:
+            raise ValueError(
+                f"model.n_head = {model.n_head} and the MLP's width {model.mlp_ratio * model.d_model} cannot be shared "
+                f"out evenly over {splits} processes per layer; model.n_head that fits: "
+                f"{nearest_multiple(model.n_head, splits)}"
+            )
+        if parallel.mode == "pipeline":
+            self._pipeline_fits()
+        self._extras_fit()
+
+    def _extras_fit(self) -> None:
+        """What needs the whole model, or all of the optimizer's state, in one process."""
+        mode = self.parallel.mode
+        in_pieces = mode in ("fsdp", "tensor", "pipeline")
+        wanted = {
+            "ema.decay": in_pieces and self.ema.decay is not None,
+            "adversarial.epsilon": in_pieces and self.adversarial.epsilon is not None,
+            "adapter.kind": in_pieces and self.adapter.kind is not None,
+            "compile.enabled": in_pieces and self.compile.enabled,
+            "clip.kind (other than norm)": in_pieces and self.clip.kind != "norm",
+            "gradient_noise.eta": in_pieces and self.gradient_noise.eta is not None,
+            "curriculum.kind": mode == "pipeline" and self.curriculum.kind is not None,
+            "model.gradient_checkpointing": mode == "pipeline" and self.model.gradient_checkpointing,
+            "early_stopping.restore_best": (mode == "zero1" or in_pieces)
+            and self.early_stopping.patience is not None
+            and self.early_stopping.restore_best,
+        }
+        if refused := [name for name, given in wanted.items() if given]:
+            others = "ddp" if refused == ["early_stopping.restore_best"] else "ddp or zero1"
+            raise ValueError(
+                f"{' and '.join(refused)} cannot be had with parallel.mode = {mode}, where no process holds all of the "
+                f"model; leave it out, or use parallel.mode = {others}"
+            )
+        spoilt = [fault.kind for fault in self.fault if fault.kind not in FAULTS_WITHOUT_THE_MODEL]
+        if spoilt and mode != "ddp":
+            raise ValueError(
+                f"fault.kind = {spoilt[0]} reaches into the model or the optimizer, which parallel.mode = {mode} has "
+                f"in pieces; use parallel.mode = ddp, or one of {', '.join(FAULTS_WITHOUT_THE_MODEL)}"
+            )
+
+    def _pipeline_fits(self) -> None:
+        stages = self.parallel.processes
+        if stages > self.model.n_layer:
+            raise ValueError(
+                f"parallel.mode = pipeline gives each of parallel.processes = {stages} at least one block and "
+                f"model.n_layer is {self.model.n_layer}; use at most {self.model.n_layer} processes"
+            )
+        if self.parallel.schedule == "1f1b" and self.grad_accum_steps < stages:
+            raise ValueError(
+                f"parallel.schedule = 1f1b needs at least as many micro-batches as stages: grad_accum_steps = "
+                f"{self.grad_accum_steps} is below parallel.processes = {stages}. Give grad_accum_steps = {stages} or "
+                "more, or parallel.schedule = gpipe"
+            )
+        if self.model.tied_head:
+            raise ValueError(
+                "model.tied_head = true: in a pipeline the embedding and the output layer are on different processes; "
+                "use tied_head = false, or another parallel.mode"
+            )
+        if self.precision.kind == "fp16":
+            raise ValueError(
+                "precision.kind = fp16: in a pipeline each process would see other overflows; use bf16 or fp32"
+            )
 
     def record(self) -> dict[str, Any]:
         """The resolved configuration as JSON-able data, without the faults: what a run directory may know."""

@@ -91,12 +91,20 @@ class GPT(nn.Module):
             self.head.weight = self.token.weight
 
     def forward(self, tokens: Tensor, shift: Tensor | None = None) -> Tensor:
-        embedded = self.token(tokens) if shift is None else self.token(tokens) + shift
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.dropout(embedded + self.position(positions))  # [B, T, D]
+        x = self.embed(tokens, shift)
         for block in self.blocks:
             # Only a block's input is kept; the rest is computed again in backward, with the same dropout.
             x = checkpoint(block, x, use_reentrant=False) if self.recompute and self.training else block(x)
+        return self.logits(x)
+
+    def embed(self, tokens: Tensor, shift: Tensor | None = None) -> Tensor:
+        """What goes into the first block, [B, T, D]."""
+        embedded = self.token(tokens) if shift is None else self.token(tokens) + shift
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        return self.dropout(embedded + self.position(positions))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """From what the last block gives."""
         return self.head(self.norm(x))
 
 

@@ -1,20 +1,14 @@
-"""Several processes with a full copy of the model each (DDP), as torchrun starts them; or one, treated the same way."""
+"""The processes of one training, as torchrun starts them; or one alone, treated the same way."""
 
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.run as torchrun
-from torch import nn
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.nn.parallel import DistributedDataParallel
 
 from monitor.errors import ConfigError
 from trainer.config import ParallelConfig
@@ -23,6 +17,9 @@ from trainer.config import ParallelConfig
 @dataclass(frozen=True, slots=True)
 class Parallel:
     """Who this process is among all of them, and the few things they say to each other.
+
+    Processes that share one copy of the model (tensor parallel, pipeline) see the same data; such a group counts once
+    in the sums, and there are ``data_size`` of them.
 
     Counts and flags go over gloo in CPU tensors, so that agreeing never waits for the device; gradients and losses go
     over the backend of the device.
@@ -33,31 +30,54 @@ class Parallel:
     device: torch.device
     owns_group: bool = False
     """Whether ``start_parallel`` made the process group, so that ``stop_parallel`` ends it."""
+    tensor_size: int = 1
+    """Processes that share each layer. They are neighbours: ranks 0 and 1 for two."""
+    stages: int = 1
+    """Processes that the layers are dealt out to."""
+    layout: str = "1 process"
+    """How the model is spread, in words: checkpoints of another one are not resumed bit for bit."""
 
     @property
     def is_first(self) -> bool:
         return self.rank == 0
 
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """``model`` itself, or its DDP wrapper: backward then leaves the mean gradient over ranks in every rank."""
-        if self.world_size == 1:
-            return model
-        # One bucket view per gradient saves a copy and a second set of gradients in memory.
-        return DistributedDataParallel(model, gradient_as_bucket_view=True)
+    @property
+    def data_size(self) -> int:
+        """Into how many shares the examples of a step are split."""
+        return self.world_size // self._sharing
 
-    def accumulating(self, model: nn.Module, last: bool) -> AbstractContextManager[object]:
-        """For one micro-batch, forward and backward: the gradients are reduced over ranks only after the last one."""
-        if isinstance(model, DistributedDataParallel) and not last:
-            return model.no_sync()
-        return nullcontext()
+    @property
+    def data_rank(self) -> int:
+        """Which of the shares is this process's."""
+        return self.rank // self._sharing
+
+    @property
+    def random_stream(self) -> int:
+        """Equal for processes that share layers: they hold the same activations, so dropout must draw the same."""
+        return self.rank // self.tensor_size
+
+    @property
+    def _sharing(self) -> int:
+        return self.tensor_size * self.stages
+
+    def laid_out(self, config: ParallelConfig) -> Parallel:
+        """The same process, which knows with whom it shares the model. The configuration must be the same on all."""
+        world = self.world_size
+        if world == 1:
+            return self
+        tensor_size = {"tensor": world, "fsdp": config.tensor_processes}.get(config.mode, 1)
+        stages = world if config.mode == "pipeline" else 1
+        by = f" by {tensor_size}" if config.mode == "fsdp" and tensor_size > 1 else ""
+        layout = f"{config.mode} over {world // tensor_size if by else world}{by} processes"
+        return replace(self, tensor_size=tensor_size, stages=stages, layout=layout)
 
     def total(self, count: int) -> int:
-        """The sum of ``count`` over ranks."""
+        """The sum of ``count`` over all shares of the data."""
         if self.world_size == 1:
             return count
         counts = torch.tensor([count], dtype=torch.int64)
         dist.all_reduce(counts)
-        return int(counts.item())
+        return int(counts.item()) // self._sharing
 
     def highest(self, number: int) -> int:
         """The largest ``number`` of any rank.
@@ -71,9 +91,9 @@ class Parallel:
         return int(numbers.item())
 
     def summed(self, value: torch.Tensor) -> torch.Tensor:
-        """The sum of a device tensor over ranks; it stays on the device."""
+        """The sum of a device tensor over all shares of the data; it stays on the device."""
         if self.world_size > 1:
-            value = value.clone()
+            value = value / self._sharing
             dist.all_reduce(value)
         return value
 
@@ -106,7 +126,7 @@ def start_parallel(config: ParallelConfig, device: str) -> Parallel:
     if world_size == 1:
         return Parallel(rank=0, world_size=1, device=place)
     if dist.is_initialized():
-        return Parallel(rank=dist.get_rank(), world_size=world_size, device=place)
+        return Parallel(dist.get_rank(), world_size, place)
     backend = config.backend if config.backend != "auto" else ("nccl" if place.type == "cuda" else "gloo")
     if backend == "nccl" and place.type != "cuda":
         raise ConfigError("parallel.backend = nccl needs CUDA devices, and training is on the CPU. Use gloo or auto.")
@@ -114,30 +134,13 @@ def start_parallel(config: ParallelConfig, device: str) -> Parallel:
         backend=f"cpu:gloo,cuda:{backend}" if place.type == "cuda" else backend,
         timeout=timedelta(seconds=config.timeout_s),
     )
-    return Parallel(rank=dist.get_rank(), world_size=world_size, device=place, owns_group=True)
+    return Parallel(dist.get_rank(), world_size, place, owns_group=True)
 
 
 def stop_parallel(parallel: Parallel) -> None:
     """Leave the process group, if ``start_parallel`` made it."""
     if parallel.owns_group and dist.is_initialized():
         dist.destroy_process_group()
-
-
-def run_workers(processes: int, words: list[str]) -> int:
-    """Be torchrun for that many ``python -m trainer`` workers on this machine; gives back their exit code.
-
-    Signals go on to the workers. torchrun itself ends with an exception after one, even when all workers left cleanly.
-    """
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    here = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(processes)]
-    try:
-        torchrun.run(torchrun.parse_args([*here, "-m", "trainer", *words]))
-    except SignalException:
-        return 0
-    except ChildFailedError as error:
-        _, first = error.get_first_failure()
-        return first.exitcode if first.exitcode > 0 else 1
-    return 0
 
 
 def _device(wanted: str, local_rank: int) -> torch.device:

@@ -6,7 +6,7 @@ Everything runs as in the training, on one process, and nothing is written: no r
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -74,13 +74,13 @@ def make_plan(config: TrainConfig) -> Plan:
     step_time_s = _step_time(session, parallel)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     state = measured(session, activations)
-    held = Held(state.parameters, sum(parameter.nbytes for parameter in parameters), state.optimizer, activations)
+    held = replace(state, gradients=sum(parameter.nbytes for parameter in parameters))
     tokens_per_step = config.batch_size * session.task.tokens_per_example
     return Plan(
         parameters=sum(parameter.numel() for parameter in parameters),
         tokens_per_step=tokens_per_step,
         held=held,
-        checkpoint_copy=(held.parameters + held.optimizer) * config.checkpoint.background,
+        checkpoint_copy=(held.parameters + held.optimizer + held.running_mean) * config.checkpoint.background,
         flops_per_step=_flops_per_token(config, model) * tokens_per_step,
         counted_flops_per_step=counted,
         step_time_s=step_time_s,

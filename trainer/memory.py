@@ -35,6 +35,8 @@ class Held:
     optimizer: int
     activations: int | None
     """Kept by one micro-batch's forward for its backward; None when it could not be measured."""
+    running_mean: int = 0
+    """The second set of weights that ``ema.decay`` keeps."""
 
     def told(self) -> list[tuple[str, int]]:
         """(part, bytes), those that are known."""
@@ -42,6 +44,7 @@ class Held:
             "parameters": self.parameters,
             "gradients": self.gradients,
             "optimizer state": self.optimizer,
+            "running mean of the weights": self.running_mean or None,
             "activations of a micro-batch": self.activations,
         }
         return [(name, size) for name, size in parts.items() if size is not None]
@@ -86,12 +89,13 @@ def out_of_memory(session: Session, error: BaseException) -> OutOfMemory:
 
 def measured(session: Session, activations: int | None) -> Held:
     """What ``session`` holds now, and ``activations``."""
-    parameters = list(session.state.model.parameters())
+    parameters, ema = list(session.state.model.parameters()), session.state.ema
     return Held(
         parameters=sum(parameter.nbytes for parameter in parameters),
         gradients=sum(parameter.grad.nbytes for parameter in parameters if parameter.grad is not None),
         optimizer=state_bytes(session.state.optimizer),
         activations=activations,
+        running_mean=0 if ema is None else sum(parameter.nbytes for parameter in ema.parameters()),
     )
 
 

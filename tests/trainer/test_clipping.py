@@ -73,9 +73,9 @@ def test_adaptive_clipping_follows_its_slow_twin() -> None:
         for parameter, grad in zip(model, gradients(step), strict=True):
             parameter.grad = grad
         norm = clipping.clip(mon)
-        assert float(norm) == pytest.approx(  # type: ignore[arg-type]
-            math.sqrt(sum(float(grad.double().square().sum()) for grad in gradients(step))), rel=1e-5
-        )
+        assert norm is not None
+        total = math.sqrt(sum(float(grad.double().square().sum()) for grad in gradients(step)))
+        assert float(norm) == pytest.approx(total, rel=1e-5)
         for parameter, twin in zip(model, expected[step - 1], strict=True):
             np.testing.assert_allclose(parameter.grad.numpy(), twin, rtol=1e-4)
     assert bool(torch.isfinite(clipping.state_dict()["usual"]).all())
@@ -100,7 +100,8 @@ def test_value_clipping_is_torchs_and_off_is_off() -> None:
         config = ClipConfig.model_validate({"kind": kind, "max_norm": None, "max_value": 0.5})
         assert Clipping(config, model).clip(Unmonitored(model)) is None
         for parameter, grad in zip(model, gradients(12), strict=True):
-            assert torch.equal(parameter.grad, grad.clamp(-limit, limit))  # type: ignore[arg-type]
+            assert parameter.grad is not None
+            assert torch.equal(parameter.grad, grad.clamp(-limit, limit))
 
 
 @pytest.mark.parametrize("eta", [None, 0.01])

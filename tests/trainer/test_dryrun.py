@@ -30,6 +30,13 @@ def test_plan_counts_parameters_memory_and_arithmetic(desk: Desk) -> None:
     assert plan.step_time_s > 0
 
 
+def test_running_mean_of_the_weights_is_a_second_set_of_them(desk: Desk) -> None:
+    plan = make_plan(desk.config("steps=100", "ema.decay=0.9"))
+    assert plan.held.running_mean == plan.held.parameters
+    assert plan.checkpoint_copy == 2 * plan.held.parameters + plan.held.optimizer
+    assert "memory: running mean of the weights" in dict(plan_rows(plan, desk.config("steps=100")))
+
+
 def test_activations_are_what_autograd_keeps(desk: Desk) -> None:
     """Of a loss that keeps two tensors of known size: the input of a square, and the weight, which is none."""
     session = build_session(desk.config(), ALONE)

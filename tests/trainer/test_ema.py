@@ -26,10 +26,9 @@ def test_mean_is_the_geometric_sum_over_the_weights_of_every_step(desk: Desk) ->
     history = []
     for _ in range(9):
         training_step(session, Unmonitored(state.model), Silent())
-        history.append(state.model.head.weight.detach().double().clone())  # type: ignore[union-attr, operator]
+        history.append(state.model.get_parameter("head.weight").detach().double().clone())
     expected = 0.8**8 * history[0] + sum(0.2 * 0.8 ** (8 - i) * history[i] for i in range(1, 9))
-    mean = state.ema.module.head.weight  # type: ignore[union-attr]
-    assert torch.allclose(mean.double(), expected, atol=1e-6)  # type: ignore[operator, union-attr]
+    assert torch.allclose(state.ema.module.get_parameter("head.weight").double(), expected, atol=1e-6)
     assert held_out(session, state.ema.module) != held_out(session, state.model)
     assert state.ema.n_averaged.device.type == "cpu"
 

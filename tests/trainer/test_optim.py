@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import get_args
 
@@ -14,7 +15,17 @@ from torch import nn
 
 import monitor
 from trainer.config import ModelConfig, OptimizerConfig
-from trainer.optim import LAMB, LARS, StableAdamW, build_optimizer, decay_groups, load_optimizer, set_lr, state_bytes
+from trainer.optim import (
+    LAMB,
+    LARS,
+    ParameterGroups,
+    StableAdamW,
+    build_optimizer,
+    decay_groups,
+    load_optimizer,
+    set_lr,
+    state_bytes,
+)
 from trainer.tasks.gpt import GPT
 
 SMALL = ModelConfig(n_layer=1, n_head=2, d_model=16)
@@ -85,10 +96,12 @@ def test_without_gradient_matrices_shrink_by_the_decay_alone(kind: str) -> None:
         ("sgd", lambda groups: torch.optim.SGD(groups, momentum=0.9, nesterov=True, foreach=False)),
     ],
 )
-def test_torchs_optimizers_have_their_options_and_are_fused_to_rounding(kind: str, theirs: object) -> None:
+def test_torchs_optimizers_have_their_options_and_are_fused_to_rounding(
+    kind: str, theirs: Callable[[ParameterGroups], torch.optim.Optimizer]
+) -> None:
     one, other = small_model(), small_model()
     train(one, built(one, kind=kind, nesterov=True), 12)
-    train(other, theirs(decay_groups(other, 0.1)), 12)  # type: ignore[operator]
+    train(other, theirs(decay_groups(other, 0.1)), 12)
     for ours, expected in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.allclose(ours, expected, atol=1e-5)
 

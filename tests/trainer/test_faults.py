@@ -185,6 +185,15 @@ def test_faults_of_batches_are_for_images_too(desk: Desk, kind: str) -> None:
         assert spoilt.inputs.std() == 0
 
 
+def test_images_that_are_not_normalised_show_in_the_loss_of_their_own_step(desk: Desk) -> None:
+    digits = ("task.kind=cnn", "model.d_model=16", f"steps={ONSET}", "evaluation.batches=1")
+    healthy = desk.train(*digits)
+    broken = desk.train(*digits, "fault.kind=input_scale", f"fault.step={ONSET}", "fault.factor=1000")
+    assert first_difference(healthy, broken, "train_loss") == ONSET
+    assert broken.losses()[-1] > 10 * healthy.losses()[-1]
+    assert_no_word_of_faults(broken.place.run_dir, "input_scale")
+
+
 def test_scaling_inputs_that_are_bytes_is_refused(desk: Desk) -> None:
     with pytest.raises(ConfigError, match=r"input_scale scales real-valued inputs, and this task's are torch\.int64"):
         faulty(desk, "input_scale", "factor=1000")

@@ -9,7 +9,6 @@ import json
 import os
 import subprocess
 import sys
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ import torch
 
 from monitor.runfile.reader import Run, open_run
 from tests.trainer.conftest import assert_same
-from trainer.config import TaskConfig
+from trainer.config.sections import DIGIT_KINDS, TEXT_KINDS
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = int(os.environ.get("GRADIOMETER_KILLS", "8"))
@@ -32,26 +31,26 @@ SMALL = (
 )
 FP16 = ("precision.kind=fp16", "precision.growth_interval=7", "precision.init_scale=1e9")
 """The scale falls at once and grows again: its state matters."""
-TEXT = ("gpt", "charmlp")
-"""Tasks that take task.data; the others bring their own."""
+AUGMENTED = ("task.shift_px=1", "task.noise_std=0.1")
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
     task: str
-    ranks: int
+    ranks: int = 1
     more: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        return f"{self.task}-{self.ranks}-{'fp16' if self.more == FP16 else 'fp32'}"
+        return f"{self.task}-{self.ranks}-{'fp16' if set(FP16) <= set(self.more) else 'fp32'}"
 
 
 CASES = [
-    *(Case(task, 1, FP16) for task in typing.get_args(TaskConfig.model_fields["kind"].annotation)),
-    Case("gpt", 1),
-    Case("charmlp", 2),
+    *(Case(task, more=FP16) for task in TEXT_KINDS),
+    *(Case(task, more=(*FP16, *AUGMENTED)) for task in DIGIT_KINDS),
+    Case("gpt"),
     Case("gpt", 2, FP16),
+    Case("cnn", 2, AUGMENTED),
 ]
 
 
@@ -81,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, texts: Path) -> Path:
     folder = tmp_path_factory.mktemp("resumed")
     cases = []
     for case in CASES:
-        data = (f"task.data={texts}",) if case.task in TEXT else ()
+        data = (f"task.data={texts}",) if case.task in TEXT_KINDS else ()
         overrides = [*SMALL, *data, f"task.kind={case.task}", *case.more, "checkpoint.every_steps=20", "steps=40"]
         cases.append((case.ranks, case.name, words(overrides)))
     codes = ask("again", {"cases": cases, "from_step": 20}, folder)
@@ -109,7 +108,7 @@ def test_forty_steps_are_twenty_and_twenty_more_in_another_process(folder: Path,
     (check,) = run.events("fidelity")
     assert check.fields["verdict"] == "bitwise"
     assert set(check.fields["parts"].values()) == {"exact"}
-    if case.more == FP16:
+    if "fp16" in case.name:
         assert len(set(run.series("loss_scale", attempt=1).value.tolist())) > 1  # there was something to restore
 
 

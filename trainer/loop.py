@@ -107,7 +107,7 @@ def train(config: TrainConfig, place: Place | None, stop: StopFlag) -> Outcome:
         if config.threads is not None:
             torch.set_num_threads(config.threads)
         with explained_at_start():
-            session = build_session(config, parallel)
+            session = build_session(config, parallel, resumed=place.checkpoint is not None)
             parts = checkpoint.restore(place.checkpoint, session.state, parallel) if place.checkpoint else []
         display = _display(session)
         try:
@@ -340,12 +340,16 @@ def judge_resume(session: Session, place: Place, parts: list[checkpoint.Part], m
 # --- before the first step --------------------------------------------------------------------------------------------
 
 
-def build_session(config: TrainConfig, parallel: Parallel) -> Session:
-    """Data, model, optimizer and everything else, freshly initialised from the seed."""
+def build_session(config: TrainConfig, parallel: Parallel, *, resumed: bool = False) -> Session:
+    """Data, model, optimizer and everything else, freshly initialised from the seed.
+
+    Args:
+        resumed: whether a checkpoint brings the weights: those of ``model.weights`` may then be gone.
+    """
     _seed(config.seed)
     task = build_task(config)
     layout = build_layout(config, parallel)
-    model = build_model(task, config).to(parallel.device)
+    model = build_model(task, config, resumed=resumed).to(parallel.device)
     sizes = _sizes(model)
     model = layout.place(model)
     ema = build_ema(model, config.ema)

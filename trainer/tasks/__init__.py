@@ -46,14 +46,14 @@ def build_task(config: TrainConfig) -> Task:
     return TASKS.get(config.task.kind, build_own)(config)
 
 
-def build_model(task: Task, config: TrainConfig) -> nn.Module:
-    """The task's model, with the first weights and the adapter that ``config`` asks for.
+def build_model(task: Task, config: TrainConfig, *, resumed: bool = False) -> nn.Module:
+    """The task's model, with the first weights (unless ``resumed``) and the adapter that ``config`` asks for.
 
     Raises:
         ConfigError: the weights cannot be read or do not fit, or the adapter does not.
     """
     model = task.build_model()
-    if config.model.weights is not None:
+    if config.model.weights is not None and not resumed:
         load_weights(model, config.model.weights)
     adapt(model, config.adapter)
     return model

@@ -41,7 +41,9 @@ def with_rms(highest: float) -> Signals:
 def test_a_large_rms_makes_the_second_moment_the_cause_and_a_usual_one_clears_it():
     guilty, cleared = causes(with_rms(40.0)), causes(with_rms(1.0))
     assert next(iter(guilty)) == "stale-second-moment"
-    assert any("RMS_t of token_embedding.weight reached 40" in reason for reason in guilty["stale-second-moment"].supports)
+    assert any(
+        "RMS_t of token_embedding.weight reached 40" in reason for reason in guilty["stale-second-moment"].supports
+    )
     assert "stale-second-moment" not in cleared or cleared["stale-second-moment"].confidence < 0.1
 
 

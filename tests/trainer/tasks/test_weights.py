@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import safetensors.torch
 import torch
 
 from monitor.errors import ConfigError
+from tests.trainer.conftest import Desk, assert_same
 from trainer.config import ModelConfig
 from trainer.tasks.gpt import GPT
 from trainer.tasks.weights import load_weights
@@ -23,6 +25,15 @@ def test_weights_come_from_a_file_or_a_checkpoint_folder(tmp_path: Path) -> None
         other = GPT(SMALL, 8)
         load_weights(other, str(source))
         assert all(torch.equal(one, two) for one, two in zip(model.parameters(), other.parameters(), strict=True))
+
+
+def test_a_resume_needs_the_first_weights_no_more(desk: Desk, tmp_path: Path) -> None:
+    base = desk.train("steps=1")
+    file = shutil.copy(base.place.checkpoints / "00000001" / "model.safetensors", tmp_path / "base.safetensors")
+    whole = desk.train("steps=4", f"model.weights={file}")
+    half = desk.train("steps=2", f"model.weights={file}")
+    file.unlink()
+    assert_same(whole.weights(), desk.resume(half, ["steps=4"]).weights())
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,9 @@ def train(
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     device: Annotated[Device | None, typer.Option(help="Where to train.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it would need and measure a step.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what it would take; a few real steps, nothing written.")
+    ] = False,
 ) -> None:
     """Train a GPT on real text, or another task, with the monitor attached; follow it with `gradiometer app`."""
     words = [sys.executable, "-m", "trainer", "--runs", str(runs)]
@@ -262,7 +264,10 @@ def resume(
     runs: RunsFolder = Path("runs"),
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field.")] = None,
 ) -> None:
-    """Go on from a run's last complete checkpoint, as a new attempt of the same run, in this terminal."""
+    """Go on from a run's last complete checkpoint, as a new attempt of the same run, in this terminal.
+
+    After its first steps it says whether the training is the same as before: bit for bit where they can be compared.
+    """
     path = _or_exit(lambda: _run_path(run, runs))
     words = [sys.executable, "-m", "trainer", "--resume", str(path)]
     for override in set_ or []:

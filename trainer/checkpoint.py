@@ -23,7 +23,8 @@ import pickle
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,18 +220,19 @@ class Saver:
                 world_size=self._parallel.world_size,
                 torch_version=str(torch.__version__),
             )
-            keep_newest(self._checkpoints, self._config.keep_last, keep)
         except Exception as error:
             self._report(Saved(step, final, problem=_said(error)), folder)
-        else:
-            self._report(Saved(step, final, size, copy_size, time.perf_counter() - began))
+            return
+        self._report(Saved(step, final, size, copy_size, time.perf_counter() - began))
+        with suppress(OSError):  # what cannot be deleted now is tried again after the next
+            keep_newest(self._checkpoints, self._config.keep_last, keep)
 
     def _report(self, saved: Saved, folder: Path | None = None) -> None:
         if folder is not None and self._parallel.is_first:
             shutil.rmtree(folder, ignore_errors=True)  # what is half written helps nobody, least of all on a full disk
         self._reports.append(saved)
 
-    def _everywhere(self, work: Any) -> str | None:
+    def _everywhere(self, work: Callable[[], None]) -> str | None:
         """Do ``work`` on every rank; why it failed on this one or on another, None when it did on none."""
         problem = None
         try:

@@ -13,6 +13,7 @@ The loop, and what fires where. ``·`` is seen without a line of yours; ``mon.``
       (· scaler.unscale_(optimizer))                     known and meant change                  optimizer
         mon.clip_grad_norm_(1.0)                         one fused pass: per-layer norms,        monitor
       or· torch.nn.utils.clip_grad_norm_(...)            global norm, clip                       optimizer
+      or· torch.nn.utils.clip_grad_value_(...)           norms before it; those after it below   optimizer
       (· scaler.step(optimizer))                         loss scale; norms if nobody clipped
         · optimizer step pre-hook                        learning rates; norms if nobody clipped
           optimizer.step()                                                                       optimizer
@@ -22,6 +23,9 @@ The loop, and what fires where. ``·`` is seen without a line of yours; ``mon.``
                                                          device, its row is opened
           mon.log({"accuracy": 0.5})                     goes into the open row
           with mon.phase("eval"): ...                    hooks rest                              eval
+
+``optimizer.step(closure)`` runs the forward and backward of a step inside: the closure is handed on wrapped, and what
+is told of the optimizer step pre-hook happens when it returns.
 
 What is between two marks and has no name is ``other``. On the CPU values are read when the step ends; on CUDA they are
 copied behind the kernels and read one or two steps later, and the loop never waits for them.
@@ -94,9 +98,10 @@ def attach(
         budget: share of the step that the monitor may cost.
         detail: what is measured beside the gradient norms of every step. ``standard``: weights, updates, Adam's second
             moment, largest and zero gradients, directions, activations, attention and output logits, each every 10 to
-            100 steps, fingerprints of the input, parameters that do not train, modules in the wrong mode, and where a
-            NaN began; 0.5 % of a step of a 10 M parameter GPT, some 3 % of one of 1 M. Half-precision weights, and
-            optimizers other than torch's SGD, Adam and AdamW, are copied for each step in which updates are measured.
+            100 steps, under DDP and FSDP2 this rank's own gradient and when it is ready, fingerprints of the input,
+            parameters that do not train, modules in the wrong mode, and where a NaN began; 0.5 % of a step of a 10 M
+            parameter GPT, some 3 % of one of 1 M. Half-precision weights, and optimizers other than torch's SGD, Adam
+            and AdamW, are copied for each step in which updates are measured.
             ``full``: the same at least every 5 steps, non-finite entries counted too. ``norms``: nothing.
         start_step: optimizer steps done before (resume): the first step recorded is the next one.
         start_tokens: tokens seen before; by default ``start_step * tokens_per_step``.

@@ -35,6 +35,7 @@ if dist.is_available():
 _WHOLE = frozenset((torch.float32, torch.bfloat16))
 """In these FSDP2 reduces what backward left; in others it has been divided before, by a factor of its own."""
 _OWN = ("DefaultReduceScatter", "_Reporting")
+"""Reduce-scatters that may be exchanged for one that reports: FSDP2's own, and that of another monitor."""
 _MOST_WAITING = 16
 """Steps whose rows have not been completed yet, at most; a row waits for four others."""
 
@@ -234,9 +235,10 @@ class LocalGroups(LocalNorms):
 
     def _decoded(self, values: np.ndarray, places: Sequence[int]) -> Decoded:
         row, present = np.zeros(self._modules, np.float32), np.zeros(self._modules, bool)
-        for place, value in zip(places, values, strict=True):
-            if (at := self._rows[place]) >= 0:
-                row[at], present[at] = value, True
+        with np.errstate(over="ignore"):
+            for place, value in zip(places, values, strict=True):
+                if (at := self._rows[place]) >= 0:
+                    row[at], present[at] = value, True
         return Decoded(modules={"grad_norm_local": (row, present)} if present.any() else {})
 
     def remove(self) -> None:

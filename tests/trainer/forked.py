@@ -19,7 +19,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +122,7 @@ def committed(checkpoints: Path) -> list[str]:
     return [path.name for path in checkpoints.iterdir() if FOLDER.fullmatch(path.name)]
 
 
-def print_to(log: Path) -> Any:
+def print_to(log: Path) -> Callable[[str], None]:
     def say(message: str) -> None:
         with log.open("a") as file:
             file.write(message + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 from app.charts.story import story_marks
 from monitor.diagnosis.engine import diagnose
 from tests.trainer.conftest import Desk, Trained
-from tests.trainer.test_checkpoint import ROUGH, recommit
-from trainer.checkpoint import _difference
+from tests.trainer.test_checkpoint import ALONE, ROUGH, recommit
+from trainer.checkpoint import _difference, restore
 from trainer.fidelity import _moved
+from trainer.loop import build_session
 
 CHECKPOINT = 20
 BASE = (*ROUGH, "schedule.kind=constant", "checkpoint.every_steps=20", "checkpoint.keep_last=9", "evaluation.batches=1")
@@ -115,6 +117,19 @@ def test_what_decides_rounding_is_named_where_it_is_another(desk: Desk, first: T
     assert told["parts"]["arithmetic"] == "CPU threads 1 then, 2 now"
     assert told["parts"]["weights"] == "exact"
     assert "not restored exactly: arithmetic (CPU threads 1 then, 2 now)" in told["text"]
+
+
+def test_another_number_of_processes_is_not_bitwise_and_is_said(desk: Desk, first: Trained) -> None:
+    path = first.place.checkpoints / f"{CHECKPOINT:08d}"
+    state = build_session(first.config, ALONE).state
+    for rank, random_states, arithmetic in [
+        (0, None, "processes 1 then, 2 now"),
+        (1, "the checkpoint has none of this process", "the checkpoint has none of this process"),
+    ]:
+        parts = {part.name: part.problem for part in restore(path, state, replace(ALONE, rank=rank, world_size=2))}
+        assert parts["weights"] is parts["optimizer"] is parts["data position"] is None
+        assert str(parts["random states"]).startswith(str(random_states))
+        assert str(parts["arithmetic"]).startswith(arithmetic)
 
 
 def test_a_training_from_the_start_says_nothing_of_a_resume(first: Trained) -> None:

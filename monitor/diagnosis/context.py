@@ -116,16 +116,6 @@ def _sudden_bar(signals: Signals, step: np.ndarray, early: float, later: float) 
     return early_bar(signals, step, early=early, later=later, most_rows=MOST_EARLY_ROWS, fall=0.5)
 
 
-def loss_is_signed(signals: Signals, *, share: float = 0.02) -> bool:
-    """Whether the training loss is often <= 0, so that its ratios have no meaning (reinforcement learning, densities).
-
-    Counted over the first rows up to the last; an exact zero counts too.
-    """
-    value = signals["train_loss"].value
-    finite = value[np.isfinite(value)]
-    return len(finite) > 0 and float(np.mean(finite <= 0)) > share
-
-
 REWARDED = re.compile(
     r"reward|advantage|(^|[/_])(kl|return|returns|policy_loss|value_loss|entropy_loss)($|[/_])", re.IGNORECASE
 )
@@ -135,6 +125,21 @@ REWARDED = re.compile(
 def is_reinforcement(signals: Signals) -> bool:
     """Whether the run logs what only reinforcement learning has, such as a reward."""
     return any(REWARDED.search(name) for name in signals.names)
+
+
+def loss_is_signed(signals: Signals, *, share: float = 0.02, zeros: float = 0.3) -> bool:
+    """Whether the training loss is often <= 0, so that its ratios have no meaning (reinforcement learning, densities).
+
+    Counted over the first rows up to the last. Exact zeros count where a reward is logged or where they are many;
+    a few of them in a positive loss are another thing, such as a NaN that was logged as 0.
+    """
+    finite = signals["train_loss"].value
+    finite = finite[np.isfinite(finite)]
+    if len(finite) == 0:
+        return False
+    low = float(np.mean(finite <= 0))
+    negative = bool((finite < 0).any())
+    return low > share and (negative or low > zeros or is_reinforcement(signals))
 
 
 def first_level(loss: Signal, rows: int = 10) -> float:

@@ -23,6 +23,12 @@ from monitor.signals import Signal
 
 LINGER_STEPS = 300
 """A loss still above its old level this long after a spike is lingering (BLOOM-104B took up to 2 000 steps)."""
+LEAST_OF_FEW = 6
+LEVEL_OF_FEW = 3
+"""Rows of a short log before the first that is judged."""
+FAR_OF_FEW = 3.0
+"""Multiple of the highest loss before at which one row of a short log is a spike. Our judgement: it has no baseline to
+speak of, and its rows are means."""
 DIVERGED_ROWS = 50
 """Rows without a return after which a spike is called a divergence. Our judgement."""
 
@@ -46,7 +52,7 @@ def loss_spike(
     where single samples make huge ratios; on restarts of the learning rate to an earlier height and on logged changes
     of data, batch size or sequence length, unless the rise is beyond +50 %; on a rise within 2.5 times the largest z
     that the run has recently shown (heavy-tailed small batches), unless the gradient norm is raised in the same step.
-    Abstains on a loss that is often <= 0.
+    Abstains on a loss that is often <= 0. In a log of 6 to 24 rows one above three times the highest before shows it.
 
     Thresholds: ``effect``, smallest relative rise (+50 % in warm-up); ``z_single`` and ``z_sustained`` in robust
     standard deviations of log loss, the second for 3 of 5 rows; ``linger``, relative rise 300 steps later that is
@@ -60,13 +66,38 @@ def loss_spike(
     """
     loss = signals["train_loss"]
     settings = SpikeSettings(effect=effect, z_single=z_single, z_sustained=z_sustained)
-    if np.isfinite(loss.value).sum() <= settings.least:
-        return Abstained(f"{count(len(loss), 'loss')} recorded, more than {settings.least} are needed for a baseline")
     if loss_is_signed(signals):
         return Abstained("the loss is often zero or negative, so a ratio to its own level has no meaning")
+    if (rows := int((loss.value > 0).sum())) <= settings.least:
+        if rows < LEAST_OF_FEW:
+            return Abstained(f"{count(len(loss), 'loss')} recorded, at least {LEAST_OF_FEW} are needed for a baseline")
+        return _of_few(loss)
     groups = joined(loss_spikes(signals, settings).spikes)
     course = Course(linger=linger, diverged=diverged, effect=effect)
     return [_finding(signals, loss, group, course, small) for group in groups]
+
+
+def _of_few(loss: Signal) -> Finding | None:
+    """A log of 6 to 24 rows, often means over hundreds of steps: one of them is many times as high as any before."""
+    keep = np.isfinite(loss.value) & (loss.value > 0)
+    step, value = loss.step[keep], loss.value[keep]
+    highest = np.maximum.accumulate(value)
+    rows = np.flatnonzero(value[LEVEL_OF_FEW:] > FAR_OF_FEW * highest[LEVEL_OF_FEW - 1 : -1]) + LEVEL_OF_FEW
+    if len(rows) == 0:
+        return None
+    row = int(rows[0])
+    base = float(np.median(value[max(0, row - 5) : row]))
+    back = row + 1 < len(value) and float(value[row + 1 :].min()) < 2 * base
+    ratio = float(value[row] / base)
+    return Finding(
+        summary=f"Training loss rose from {number(base)} to {number(float(value[row]))} ({times(ratio)}) at step "
+        f"{int(step[row])}" + (", and came back" if back else " and is not back"),
+        onset_step=int(step[row]),
+        first_step=int(step[row]),
+        last_step=int(step[row] if back else step[-1]),
+        severity=Severity.WARNING if back else Severity.CRITICAL,
+        evidence={"baseline_loss": base, "peak_loss": float(value[row]), "peak_ratio": ratio, "rows": len(value)},
+    )
 
 
 @dataclass(frozen=True, slots=True)

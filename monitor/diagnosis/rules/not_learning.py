@@ -14,6 +14,15 @@ LEVEL_ROWS = 20
 """Rows of one short-term level."""
 LEAST_ZEROS = 3
 """Losses, all exactly 0, from which on a run is said to have nothing to learn."""
+FEW_CLASSES = (2, 3, 4, 5, 6, 7, 8, 9, 10, 100, 1000)
+"""Numbers of classes whose uniform guess is recognised where the number is not recorded."""
+GUESS_TOLERANCE = 0.005
+LEAST_GUESSES = 3
+LEAST_EPOCHS = 2.0
+LEAST_GUESS_STEPS = 100
+LEAST_EPOCHS_FLAT = 6
+HARDLY = 0.05
+"""Relative improvement over six epochs or more below which the loss has hardly moved. Our judgement."""
 LEAST_DIGITS = 4
 """Significant digits that a log must show before equal numbers mean equal losses."""
 
@@ -35,8 +44,8 @@ def not_learning(
 
     Stays silent: before ``rows`` losses and the share ``planned`` of the planned steps; once the best level was lower
     than the first by ``improvement``. Abstains on a loss that is often zero or negative (reinforcement learning).
-    Information only, because fine-tuning a good model, adversarial pairs and denoising look alike, except in three
-    cases that no healthy run shows: the loss is exactly 0 from the start, without a gradient; it is the same number at
+    Information only, because fine-tuning a good model, adversarial pairs and denoising look alike, except in cases
+    that no healthy run shows: the loss is exactly 0 from the start, without a gradient; it is the same number at
     every step, to all digits logged, though batches differ; it has stayed within ``chance`` of a uniform guess, log of
     the number of classes, for ``chance_steps`` steps.
 
@@ -53,7 +62,12 @@ def not_learning(
     step, value = loss.step[keep], loss.value[keep]
     if len(value) >= LEAST_ZEROS and not value.any() and not is_reinforcement(signals):
         return _nothing_to_learn(signals, step)
+    guessing = _at_a_guess(signals, step, value)
+    if guessing is not None:
+        return guessing
     if len(value) < min(rows, frozen_rows):
+        if _epochs(signals) >= LEAST_EPOCHS_FLAT and len(value) >= LEAST_EPOCHS_FLAT:
+            return _hardly(step, value)
         return Abstained(f"{count(len(value), 'loss')} recorded, at least {min(rows, frozen_rows)} are needed")
     if loss_is_signed(signals):
         return Abstained("the loss is often zero or negative, so no improvement of its level can be told")
@@ -126,6 +140,50 @@ def _frozen(step: np.ndarray, value: np.ndarray, rows: int) -> Finding | None:
             "print(outputs.std(), targets.unique(return_counts=True), loss)  # for two batches",
         ),
     )
+
+
+def _epochs(signals: Signals) -> float:
+    """Passes over the data that the log spans; 0 where it does not say."""
+    epoch = signals["epoch"].value
+    epoch = epoch[np.isfinite(epoch)]
+    return float(epoch.max() - epoch.min()) if len(epoch) else 0.0
+
+
+def _hardly(step: np.ndarray, value: np.ndarray) -> Finding | None:
+    """A mean loss per epoch that has hardly moved in several of them."""
+    start, best = float(value[0]), float(value.min())
+    if best < (1 - HARDLY) * start:
+        return None
+    return Finding(
+        summary=f"Training loss went from {number(start)} to {number(best)} ({percent(best / start - 1)}) in "
+        f"{count(len(value), 'epoch')}",
+        onset_step=int(step[0]),
+        first_step=int(step[-1]),
+        last_step=int(step[-1]),
+        severity=Severity.INFO,
+        evidence={"first_level": start, "best_level": best},
+    )
+
+
+def _at_a_guess(signals: Signals, step: np.ndarray, value: np.ndarray) -> Finding | None:
+    """Every loss within half a percent of a uniform guess among a few classes, over epochs or a hundred steps."""
+    if len(value) < LEAST_GUESSES or (_epochs(signals) < LEAST_EPOCHS and step[-1] - step[0] < LEAST_GUESS_STEPS):
+        return None
+    tail = value[1:] if len(value) > LEAST_GUESSES else value  # the first mean may hold a bad start
+    for classes in FEW_CLASSES:
+        guess = float(np.log(classes))
+        if (np.abs(tail - guess) < GUESS_TOLERANCE * guess).all():
+            return Finding(
+                summary=f"Training loss stays at {number(guess)}, that of a uniform guess between {classes} classes, "
+                f"in all {count(len(value), 'row')}",
+                onset_step=int(step[0]),
+                first_step=int(step[LEAST_GUESSES - 1]),
+                last_step=int(step[-1]),
+                severity=Severity.WARNING,
+                evidence={"uniform_guess": guess, "classes": classes, "rows": len(value)},
+                causes=_causes(signals, True),
+            )
+    return None
 
 
 def _digits(value: np.ndarray) -> int:

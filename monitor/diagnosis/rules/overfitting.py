@@ -17,9 +17,17 @@ from monitor.signals import Signal
 TRAIN_ROWS = 20
 """Training losses before an evaluation whose median is compared; fewer where the log is sparser."""
 SCORE = re.compile(
-    r"(^|[/_-])(acc(uracy)?|f1|auc|auroc|map(50)?(-95)?|bleu|rouge\w*|em|exact_match|top[15]|dice|iou)($|[/_(])", re.I
+    r"^(val|valid|validation|eval|test|dev)[/_. -].*?"
+    r"(acc(uracy)?|f1|auc|auroc|map(50)?(-95)?|bleu|rouge\w*|em|exact_match|top[15]|dice|iou)($|[/_(])",
+    re.IGNORECASE,
 )
 """Names of validation scores of which more is better."""
+SHARPLY = 0.25
+"""Relative rise at which two evaluations above the best are enough, each above the one before: a short fine-tuning has
+no third. Our judgement."""
+GAP_EVALUATIONS = 4
+LEARNT = 0.2
+"""Share of its first level to which the training loss must have fallen while the validation loss has not moved."""
 
 
 def overfitting(
@@ -39,21 +47,22 @@ def overfitting(
     Stays silent: while either loss is often zero or negative; on a validation loss that rises together with the
     training loss (that is a divergence); within the scatter between evaluations; after a new best. Information only: a
     rise below ``worrying``, and a larger one while a validation score such as accuracy still improves, since a
-    classifier's loss then grows by over-confidence alone.
+    classifier's loss then grows by over-confidence alone. A validation loss that never falls while the training loss
+    goes to a fifth is told as well.
 
-    Thresholds: ``evaluations`` in a row above the best by the relative ``rise``; ``worrying``, relative rise that is a
-    warning; ``train_fall``, relative fall of the training loss since the best evaluation (median of 20 losses);
-    ``noise``, standard deviations of one evaluation by which the rise must
-    exceed what the lowest of so many is below the level by chance. Our judgement; three evaluations as in
-    losslint, a tenth as in SageMaker Debugger's Overfit rule.
+    Thresholds: ``evaluations`` in a row above the best by the relative ``rise``, or the last two where each is above
+    the one before and the last by a quarter; ``worrying``, relative rise that is a warning; ``train_fall``, relative
+    fall of the training loss since the best evaluation (median of 20 losses); ``noise``, standard deviations of one
+    evaluation by which the rise must exceed what the lowest of so many is below the level by chance. Our judgement;
+    three evaluations as in losslint, a tenth as in SageMaker Debugger's Overfit rule.
 
     Source: Prechelt 1998, Early stopping - but when?, https://doi.org/10.1007/3-540-49430-8_3.
     """
     loss, val = _finite(signals["train_loss"]), _finite(signals["val_loss"])
     if loss_is_signed(signals) or (len(val) and float(val.value.min()) <= 0):
         return Abstained("a loss that is zero or negative has no relative rise")
-    if len(val) <= evaluations:
-        return Abstained(f"{count(len(val), 'evaluation')} recorded, more than {evaluations} are needed")
+    if len(val) < evaluations:
+        return Abstained(f"{count(len(val), 'evaluation')} recorded, at least {evaluations} are needed")
     found = []
     for best, stop in _stretches(val.value):
         since = np.arange(best + 1, stop)
@@ -65,7 +74,26 @@ def overfitting(
         first = first_run(raised & fell, evaluations)
         if first is not None:
             found.append(_finding(signals, loss, val, best, best + first + evaluations, stop - 1, worrying))
-    return found
+        elif _sharp(val.value[best:stop], raised & fell):
+            found.append(_finding(signals, loss, val, best, stop - 1, stop - 1, worrying))
+    return found or _by_heart(signals, loss, val, rise)
+
+
+def _sharp(value: np.ndarray, counts: np.ndarray) -> bool:
+    """Whether exactly two evaluations follow the best, each higher than the one before, the last by a quarter."""
+    return (
+        len(value) == 3 and bool(counts[-1]) and value[2] > (1 + SHARPLY) * value[0] and value[2] > value[1] > value[0]
+    )
+
+
+def _by_heart(signals: Signals, loss: Signal, val: Signal, rise: float) -> list[Finding]:
+    """The training loss is nearly nothing and the validation loss has not moved: learnt by heart."""
+    if len(val) < GAP_EVALUATIONS or float(val.value.min()) < (1 - rise) * float(val.value[0]):
+        return []
+    start, end = _train_level(loss, val, 0), _train_level(loss, val, len(val) - 1)
+    if not end < LEARNT * start or not end < 0.5 * float(val.value[-1]):
+        return []
+    return [_finding(signals, loss, val, 0, len(val) - 1, len(val) - 1, worrying=0.0)]
 
 
 def _finite(series: Signal) -> Signal:
@@ -141,12 +169,18 @@ def _finding(signals: Signals, loss: Signal, val: Signal, best: int, fired: int,
 def _improving_score(signals: Signals, best: int, last: int) -> str | None:
     """A validation score that is higher at step ``last`` than at the best validation loss; None without one."""
     for name in signals.names:
-        if SCORE.search(name) and not name.lower().startswith("train"):
+        if SCORE.search(name):
             score = _finite(signals[name])
             then, now = score.between(None, best).tail(1).value, score.between(best + 1, last).tail(3).value
-            if len(then) and len(now) and float(np.median(now)) > float(then[0]):
+            if len(then) and len(now) and _notably_better(float(then[0]), float(np.median(now))):
                 return name
     return None
+
+
+def _notably_better(then: float, now: float) -> bool:
+    """Whether a score rose by more than rounding: what is missing to 1 (or 100) shrank by a twentieth."""
+    best = next((top for top in (1.0, 100.0) if max(then, now) <= top), None)
+    return now > 1.02 * then if best is None else best - now < 0.95 * (best - then)
 
 
 RULE = Rule(

@@ -41,9 +41,25 @@ FIRES = (
     ),
     Case("learning rate to a new height", lambda: restarted(1.3, known_height=False), "warning"),
     Case("blow-up after a restart", lambda: restarted(2.5, known_height=True), "critical"),
+    Case(
+        "few rows, the last but one 30,000 times as high, then 0",
+        lambda: only(train_loss=np.r_[1.29, 1.27, 1.26, 1.28, 1.31, 1.32, 34023.79, 0.0]),
+        "critical",
+        onset=7,
+        words="not back",
+    ),
+    Case(
+        "few rows, one ten times as high",
+        lambda: only(train_loss=np.r_[1.3, 1.2, 1.25, 1.1, 12.0, 1.2, 1.1, 1.0]),
+        "warning",
+        onset=5,
+        words="came back",
+    ),
 )
 
 NEAR_MISSES = (
+    Case("few rows, the last twice as high", lambda: only(train_loss=np.r_[1.3, 1.2, 1.25, 1.1, 1.15, 1.2, 2.4])),
+    Case("few rows, a late fall", lambda: only(train_loss=np.r_[9.0, 4.0, 2.0, 1.0, 3.5, 1.0, 0.9])),
     Case("+6 % for five steps", lambda: only(train_loss=changed(level(sd=0.001), slice(AT, AT + 5), 1.06))),
     Case("within its own noise", lambda: only(train_loss=changed(level(sd=0.2), AT, 1.8))),
     Case(
@@ -59,6 +75,6 @@ NEAR_MISSES = (
 
 ABSTAINS = (
     Case("no loss", lambda: only(grad_norm_preclip=norms()), words="train_loss not recorded"),
-    Case("too few rows", lambda: only(train_loss=level()[:24]), words="24 losses"),
+    Case("too few rows", lambda: only(train_loss=level()[:5]), words="5 losses"),
     Case("a loss about zero", lambda: only(train_loss=0.1 * np.sin(np.arange(STEPS))), words="zero or negative"),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from monitor.diagnosis.view import Signals
 from tests.monitor.diagnosis.cases.drawn import AT, STEPS, Case, constant_lr, level, norms, only, put
 
 
@@ -15,8 +16,19 @@ def classes(steps: int = 400) -> np.ndarray:
     return np.full(steps, np.log(10))
 
 
+def epochs(*losses: float) -> Signals:
+    step = 500 * np.arange(1, len(losses) + 1)
+    return Signals.from_arrays({"train_loss": (step, np.array(losses)), "epoch": (step, step / 500)})
+
+
 FIRES = (
+    Case(
+        "epochs at ln 2", lambda: epochs(0.71, 0.6934, 0.6931, 0.6932, 0.6929), "warning", onset=500, words="2 classes"
+    ),
     Case("zero from the start", lambda: only(train_loss=np.zeros(40)), "warning", onset=1, words="exactly 0"),
+    Case(
+        "4 % better in ten epochs", lambda: epochs(*np.linspace(1.84, 1.77, 10)), "info", onset=500, words="10 epochs"
+    ),
     Case("flat", lambda: only(train_loss=flat(0.5)), "info", onset=1, words="has not improved"),
     Case(
         "flat at a uniform guess",
@@ -34,6 +46,10 @@ FIRES = (
 )
 
 NEAR_MISSES = (
+    Case(
+        "sixty steps near ln 2, as preference tuning begins", lambda: only(train_loss=flat(0.6931, sd=0.002, steps=60))
+    ),
+    Case("epochs that leave ln 2", lambda: epochs(*np.linspace(0.6931, 0.65, 40))),
     Case(
         "zero from the start, gradients flow",
         lambda: only(train_loss=np.zeros(400), grad_norm_preclip=norms(steps=400)),

@@ -41,23 +41,37 @@ FIRES = (
         words="over-confidence",
     ),
     Case(
+        "accuracy rises by a rounding",
+        lambda: run(valley(0.5), val_acc=np.linspace(0.915, 0.916, EVALUATIONS)),
+        "warning",
+        onset=EPOCH * (BEST + 1),
+    ),
+    Case(
         "a training score improves, which says nothing",
         lambda: run(valley(0.5), **{"train/accuracy": np.linspace(0.5, 0.9, EVALUATIONS)}),
         "warning",
         onset=EPOCH * (BEST + 1),
     ),
+    Case(
+        "three evaluations, the last 40 % higher", lambda: run(np.array([0.318, 0.320, 0.443])), "warning", onset=EPOCH
+    ),
+    Case(
+        "learnt by heart: validation never falls", lambda: run(np.full(8, 0.7), train_end=0.02), "warning", onset=EPOCH
+    ),
 )
 
 NEAR_MISSES = (
+    Case("three evaluations, the last 10 % higher", lambda: run(np.array([0.50, 0.51, 0.55]))),
+    Case("never falls, and training does not learn it either", lambda: run(np.full(8, 0.7), train_end=1.5)),
     Case("both rise", lambda: run(valley(0.5), train_end=4.0)),
     Case("a new best after a rise", lambda: run(np.concatenate([valley(0.5), [0.9, 0.8, 0.7]]))),
     Case("flat with scatter", lambda: run(np.exp(np.random.default_rng(1).normal(0, 0.1, 40)))),
-    Case("two evaluations above the best", lambda: run(np.array([1.5, 1.2, 1.0, 1.3, 1.4]))),
+    Case("two evaluations a tenth above the best", lambda: run(np.array([1.5, 1.2, 1.0, 1.1, 1.12]))),
     Case("still falling", lambda: run(np.linspace(2, 1, EVALUATIONS))),
 )
 
 ABSTAINS = (
     Case("no validation", lambda: Signals.from_arrays({"train_loss": np.ones(50)}), words="val_loss not recorded"),
-    Case("three evaluations", lambda: run(np.array([1.0, 1.2, 1.4])), words="3 evaluations"),
+    Case("two evaluations", lambda: run(np.array([1.0, 1.2])), words="2 evaluations"),
     Case("a negative loss", lambda: run(valley(0.5) - 1.2), words="zero or negative"),
 )

@@ -29,6 +29,8 @@ WAITING_VALUES = 200_000
 ROWS_AT_ONCE = 4096
 """Rows handed to the writer before it is waited for: well below what it may queue."""
 FLUSH_SECONDS = 600.0
+NAMES_TOLD = 1000
+"""Names in the event that tells of the import: an event has room for a MiB."""
 MOST_SAME_NAME = 1000
 
 
@@ -198,9 +200,12 @@ class _Output:
 
     def end(self) -> None:
         """Write what waits, what the source is, and how it ended."""
-        for (run, number), attempt in self._attempts.items():
-            last = all(other <= number for other_run, other in self._attempts if other_run == run)
-            attempt.end(self._facts(), self._account if last else Account(outcome="stopped", reason="It was resumed."))
+        for key, attempt in self._attempts.items():
+            account = self._account
+            if key != max(self._attempts):  # how the source ends says nothing of what it told before
+                resumed = any(run == key[0] and number > key[1] for run, number in self._attempts)
+                account = Account(reason="It was resumed." if resumed else "Another training follows in the source.")
+            attempt.end(self._facts(), account)
             self.rows += attempt.rows
 
     @property
@@ -213,11 +218,12 @@ class _Output:
         return self._gaps.most_common(1)[0][0] if self._gaps else None
 
     def _facts(self) -> dict[str, Any]:
+        meanings = self._naming.meanings
         return {
             "source": str(self._source.path.absolute()),
             "format": self._source.format,
-            "names": {name: meaning.name for name, meaning in self._naming.meanings.items()},
-            "factors": {n: meaning.factor for n, meaning in self._naming.meanings.items() if meaning.factor != 1},
+            "names": {name: meaning.name for name, meaning in itertools.islice(meanings.items(), NAMES_TOLD)},
+            "factors": {n: meaning.factor for n, meaning in meanings.items() if meaning.factor != 1},
             "origins": self._account.origins,
             "interval": self.interval,
             "messages": self._account.messages,
@@ -284,13 +290,12 @@ class _Attempt:
         self._waiting: dict[int, tuple[float, dict[str, float]]] = {}
         self._values = 0
         self._written = -1
-        self._time = 0.0
         self._writer: RankWriter | None = None
         self._late = 0
         self._before, self._known = _imported(run_dir, lane.attempt)
         """Number of the attempt that this lane was read to before, and its last step; -1: never."""
-        self._created = fmt.as_number((optional_json(run_dir / fmt.RUN_FILE) or {}).get("created")) or 0.0
-        self._time = self._created
+        self._time = fmt.as_number((optional_json(run_dir / fmt.RUN_FILE) or {}).get("created")) or 0.0
+        """Of the last row; without times, when the file was last written."""
         self.rows = 0
 
     def add(self, step: int, time: float | None, values: dict[str, float]) -> None:

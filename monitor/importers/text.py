@@ -7,6 +7,7 @@ Keras, timm, mmengine, tqdm's bars. Numbers are found first; what stands before 
 from __future__ import annotations
 
 import datetime as dt
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from monitor.importers.rows import Account, Row, number_of, step_of
 
 LONGEST_METRICS = 1 << 14
 """Characters of a line with metrics; longer ones are data that was printed. Our judgement."""
+
+LONGEST_LABEL = 300
+"""Characters before a number that may name it; a log repeats its own, so that they are looked at once."""
 
 _HINT = re.compile(r"loss|step|iter|epoch|update|trl:|tel:|eval:|train |val |hella|\d/\d|perplexity|ppl", re.I)
 _STAMP = re.compile(
@@ -190,7 +194,7 @@ class _Log:
         epoch: int | None = None
         values: dict[str, float] = {}
         for name, pair in pairs.items():
-            word = _SPLIT.sub("", name.lower())
+            word = _word(name)
             whole = step_of(pair.value)
             if word in _STEPS and whole is not None:
                 if word == "s" and not text.lstrip().startswith("s:"):
@@ -244,6 +248,12 @@ def _without_times(line: str) -> tuple[float | None, str]:
     return moment, _DATE.sub("|", _PLACE.sub("|", line))
 
 
+@functools.lru_cache(1024)
+def _word(name: str) -> str:
+    """A name without what says whose it is: ``train_num_updates`` is ``num_updates``, ``Epoch(train)`` is ``epoch``."""
+    return _SPLIT.sub("", name.lower())
+
+
 def _pairs(text: str) -> tuple[dict[str, _Pair], tuple[int, int] | None, str]:
     """Names with value and total (``3/10``), a fraction without a name, and the text that is in no name."""
     pairs: dict[str, _Pair] = {}
@@ -256,7 +266,7 @@ def _pairs(text: str) -> tuple[dict[str, _Pair], tuple[int, int] | None, str]:
         if value is None:
             continue
         total = int(match["total"]) if match["total"] and len(match["total"]) < 16 else None
-        key, before = _key(label)
+        key, before = _key(label[-LONGEST_LABEL:])
         rest.append(before)
         unit = (match["unit"] or "").strip()
         value *= _SCALES.get(unit, 1.0)
@@ -274,6 +284,7 @@ def _pairs(text: str) -> tuple[dict[str, _Pair], tuple[int, int] | None, str]:
     return pairs, fraction, " ".join(rest)
 
 
+@functools.lru_cache(1024)
 def _key(label: str) -> tuple[str, str]:
     """The name at the end of what stands before a number ("" without one), and what stands before the name."""
     bare = _SHELL.sub("", label.rstrip().rstrip("[(\"'")).rstrip(" \t[(\"'")

@@ -37,6 +37,15 @@ def test_a_counter_that_begins_anew_is_another_training(tmp_path):
     assert [(run.last_step, series(run, "train_loss")[0]) for run in found] == [(499, 2.0), (299, 7.0), (199, 8.0)]
 
 
+def test_how_a_source_ends_is_said_of_its_last_training(tmp_path):
+    end = ["Traceback (most recent call last):", "ValueError: no more"]
+    source = log(tmp_path, "\n".join([*lines(range(300)), *lines(range(200)), *lines(range(150, 250)), *end]))
+    first, second = runs_of(source, tmp_path / "runs")
+    assert first.state.word == "stopped" and "follows" in first.state.reason
+    assert second.state.word == "crashed" and "no more" in second.state.reason
+    assert [attempt.exit["outcome"] for attempt in second.attempts] == ["stopped", "crashed"]
+
+
 def test_two_trainings_that_write_to_one_file_are_two_runs(tmp_path):
     mixed = [line for pair in zip(lines(range(1000, 1500)), lines(range(500), 7.0), strict=True) for line in pair]
     found = runs_of(log(tmp_path, "\n".join(mixed)), tmp_path / "runs")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor, nn
 
@@ -53,7 +55,7 @@ def test_logits_that_are_not_finite_end_the_text() -> None:
     assert generate(Told(torch.full((2, 2), float("nan"))), [0], 5, context=4, seed=0) == []
 
 
-def test_sample_is_the_same_each_time_and_draws_no_training_numbers(texts: object) -> None:
+def test_sample_is_the_same_each_time_and_draws_no_training_numbers(texts: Path) -> None:
     config = load_config(None, [f"task.data={texts}", "task.seq_len=16", "model.d_model=32"])
     task = build_task(config)
     assert isinstance(task, NextToken)

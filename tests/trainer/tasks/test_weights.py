@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -49,9 +50,9 @@ def test_a_resume_needs_the_first_weights_no_more(desk: Desk, tmp_path: Path) ->
     ],
     ids=["missing", "empty folder", "other file", "other model"],
 )
-def test_what_cannot_be_used_is_refused(tmp_path: Path, make: object, message: str) -> None:
+def test_what_cannot_be_used_is_refused(tmp_path: Path, make: Callable[[Path], object], message: str) -> None:
     path = tmp_path / "weights"
-    make(path)  # type: ignore[operator]
+    make(path)
     with pytest.raises(ConfigError) as caught:
         load_weights(GPT(SMALL, 8), str(path))
     assert str(caught.value).startswith(f"model.weights = {path}: ")

@@ -5,10 +5,11 @@
 The bare loop is what one would write by hand: batches, forward, backward, clip, optimizer, the loss read every tenth
 step. The trainer is the real one with its display, its checks between steps and, with the monitor on, everything that
 it measures by default, landscape samples included. Evaluation and checkpoints are off in both: they are no cost of a
-step. Each is a process of its own, in turns, medians of the rounds; the first steps warm up. Both draw the same batches
-from the same weights, so that equal losses show equal work.
+step. A process trains both in turns, block by block, so that a busy machine hits them alike; ratios are of all timed
+steps of a process, medians of the rounds. The first block warms up. Both draw the same batches from the same weights,
+so that equal losses show equal work. Memory is from short trainings that are alone in their process.
 
-Processor time is that of all threads; on a busy machine it is the figure to trust. Memory is the peak of the process.
+Processor time is that of all threads; on a busy machine it is the figure to trust.
 """
 
 from __future__ import annotations
@@ -17,11 +18,10 @@ import argparse
 import json
 import math
 import os
-import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -39,32 +39,38 @@ from trainer.stop import StopFlag
 from trainer.tasks import build_task
 
 KINDS = {"bare": "bare loop", "unmonitored": "trainer, monitor off", "trainer": "trainer, monitor on"}
-WARM = 20
-"""Steps before the clock starts: every probe measures the first ten."""
+BLOCK = 20
+"""Steps of a block; the first block is not timed: every probe measures the first ten steps."""
+WARM = 40
+"""Steps of the trainings that tell the memory."""
 STEPS = 200
 """Timed steps: every cadence comes round at least once in them, that of the landscape too."""
 GOAL = 0.99
 
 
-class Stopwatch:
-    """Reads the clocks after each step; ``result`` is what lies between the warm-up and the last step."""
+class Blocks:
+    """Time of each block of steps after the first: (wall, processor) seconds by who trained."""
 
     def __init__(self) -> None:
-        self.stamps: list[tuple[float, float]] = []
+        self.spent: dict[str, list[tuple[float, float]]] = {"trainer": [], "bare": []}
+        self._since = (0.0, 0.0)
 
-    def lap(self) -> None:
-        self.stamps.append((time.perf_counter(), time.process_time()))
+    def begin(self) -> None:
+        self._since = (time.perf_counter(), time.process_time())
 
-    def result(self, tokens_per_step: int, warm: int) -> dict[str, float]:
-        steps = len(self.stamps) - warm
-        wall, cpu = (after - before for before, after in zip(self.stamps[warm - 1], self.stamps[-1], strict=True))
-        return {
-            "step_ms": wall / steps * 1e3,
-            "cpu_ms": cpu / steps * 1e3,
-            "tokens_per_s": tokens_per_step * steps / wall,
-            "tokens_per_cpu_s": tokens_per_step * steps / cpu,
-            "peak_mb": peak_mb(),
-        }
+    def end(self, who: str) -> None:
+        now = (time.perf_counter(), time.process_time())
+        self.spent[who].append((now[0] - self._since[0], now[1] - self._since[1]))
+
+    def result(self, block: int) -> dict[str, float]:
+        """The trainer's tokens per second as shares of the bare loop's, and milliseconds a step of both."""
+        found: dict[str, float] = {}
+        total: dict[tuple[str, str], float] = {}
+        for who, blocks in self.spent.items():
+            for clock, seconds in zip(("wall", "cpu"), zip(*blocks[1:], strict=True), strict=True):
+                total[who, clock] = sum(seconds)
+                found[f"{who}_{clock}_ms"] = sum(seconds) / (block * len(seconds)) * 1e3
+        return found | {clock: total["bare", clock] / total["trainer", clock] for clock in ("wall", "cpu")}
 
 
 def peak_mb() -> float:
@@ -77,8 +83,8 @@ def peak_mb() -> float:
     return kilobytes / (1024 * 1024 if sys.platform == "darwin" else 1024)
 
 
-def bare_loop(config: TrainConfig, lap: Callable[[], None]) -> float:
-    """The whole training in one function; the last loss."""
+def bare_loop(config: TrainConfig) -> Iterator[float]:
+    """The whole training in one function; yields after each step, nothing before the last, then its loss."""
     torch.manual_seed(config.seed)
     task = build_task(config)
     model = task.build_model()
@@ -104,18 +110,17 @@ def bare_loop(config: TrainConfig, lap: Callable[[], None]) -> float:
         optimizer.zero_grad(set_to_none=True)
         if step % 10 == 0:
             print(f"step {step}: loss {loss.item():.4f}", file=sys.stderr)
-        lap()
-    return loss.item()
+        yield loss.item() if step == config.steps else math.nan
 
 
-def trainer(config: TrainConfig, lap: Callable[[], None], folder: Path) -> float:
-    """The real thing; the last loss."""
+def trainer(config: TrainConfig, after_step: Callable[[int, Any], None], folder: Path) -> float:
+    """The real thing, ``after_step`` called with the step and the monitor; the last loss."""
     losses: list[Tensor] = []
     step = loop.training_step
 
     def timed(session: Any, mon: Any, display: Any) -> None:
         step(session, mon, _Reading(display, losses))
-        lap()
+        after_step(session.state.step, mon)
 
     with mock.patch.object(loop, "training_step", timed):
         loop.train(config, new_run(config, folder), StopFlag())
@@ -137,17 +142,29 @@ class _Reading:
         return getattr(self._display, name)
 
 
-def measured(kind: str, config: TrainConfig, warm: int) -> dict[str, float]:
-    """One training of one kind in this process."""
-    watch = Stopwatch()
+def measured(kind: str, config: TrainConfig, block: int) -> dict[str, float]:
+    """The trainer and the bare loop in turns; with ``block`` 0 one of them alone, for its memory."""
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     if kind == "bare":
-        loss = bare_loop(config, watch.lap)
-    else:
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-            loss = trainer(config, watch.lap, Path(folder))
-    return {**watch.result(config.tokens_per_step, warm), "loss": loss}
+        return {"bare_loss": list(bare_loop(config))[-1], "peak_mb": peak_mb()}
+    blocks, bare = Blocks(), bare_loop(config)
+    losses: list[float] = []
+
+    def after_step(step: int, mon: Any) -> None:
+        if block and step % block == 0:
+            blocks.end("trainer")
+            with mon.phase("bare"):  # the monitor rests
+                blocks.begin()
+                losses[:] = [next(bare) for _ in range(block)]
+                blocks.end("bare")
+            blocks.begin()
+
+    blocks.begin()
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        loss = trainer(config, after_step, Path(folder))
+    alone = {"peak_mb": peak_mb(), "loss": loss}
+    return alone if not block else {**alone, "bare_loss": losses[-1], **blocks.result(block)}
 
 
 def config_of(kind: str, steps: int, threads: int | None, quick: bool) -> TrainConfig:
@@ -163,19 +180,19 @@ def config_of(kind: str, steps: int, threads: int | None, quick: bool) -> TrainC
 
 
 def lines_of(found: Rounds) -> list[Line]:
-    """The trainer's figures as shares of the bare loop's, round by round."""
+    """The trainer's figures as shares of the bare loop's."""
     lines: list[Line] = []
     for kind in ("unmonitored", "trainer"):
-        for name, of in (("tokens_per_cpu_s", "tokens per second of processor time"), ("tokens_per_s", "tokens/s")):
-            pairs = zip(found.found["bare"][name], found.found[kind][name], strict=True)
-            ratios = sorted(one / bare for bare, one in pairs)
-            beside = f"{ratios[0]:.3f} to {ratios[-1]:.3f}"
+        for clock, of in (("cpu", "tokens per second of processor time"), ("wall", "tokens/s")):
+            step = f"{found.median(kind, f'bare_{clock}_ms'):.2f} to {found.median(kind, f'trainer_{clock}_ms'):.2f}"
+            beside = f"rounds {found.range(kind, clock)}; ms a step from {step}"
             goal = GOAL if kind == "trainer" else None
-            what = f"{KINDS[kind]}, {of}, of the bare loop's"
-            lines.append(Line(what, statistics.median(ratios), "x", goal, True, beside))
-        ratio = found.median(kind, "peak_mb") / found.median("bare", "peak_mb")
-        beside = f"{found.median(kind, 'peak_mb'):.0f} MB to {found.median('bare', 'peak_mb'):.0f} MB, of which torch "
-        lines.append(Line(f"{KINDS[kind]}, peak memory, of the bare loop's", ratio, "x", beside=beside + "is most"))
+            lines.append(
+                Line(f"{KINDS[kind]}, {of}, of the bare loop's", found.median(kind, clock), "x", goal, True, beside)
+            )
+        mine, bare = (found.median(f"{who} alone", "peak_mb") for who in (kind, "bare"))
+        what = f"{KINDS[kind]}, peak memory, of the bare loop's"
+        lines.append(Line(what, mine / bare, "x", beside=f"{mine:.0f} MB to {bare:.0f} MB, most of it torch's code"))
     return lines
 
 
@@ -186,35 +203,41 @@ def main(quick: bool | None = None) -> None:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--kind", choices=KINDS, help="one training in this process, its figures as JSON")
+    parser.add_argument("--alone", action="store_true", help="with --kind: nothing beside it, for its memory")
     options = parser.parse_args([] if quick is not None else None)
     quick = options.quick or bool(quick)
-    warm, steps = (2, 6) if quick else (WARM, options.steps)
+    block, steps = (2, 6) if quick else (BLOCK, options.steps)
     if options.kind:
         answer, sys.stdout = sys.stdout, sys.stderr
-        config = config_of(options.kind, warm + steps, options.threads, quick)
-        print(json.dumps(measured(options.kind, config, warm)), file=answer, flush=True)
+        config = config_of(options.kind, (1 if options.alone else block) + steps, options.threads, quick)
+        result = measured(options.kind, config, 0 if options.alone else block)
+        print(json.dumps(result), file=answer, flush=True)
         return
     threads = options.threads or (1 if quick else torch.get_num_threads())
-    given = ["--steps", str(steps), "--threads", str(threads), *(["--quick"] if quick else [])]
     found = Rounds()
     rounds = 1 if quick else options.rounds
-    for number_of_round in range(rounds):
-        turn = list(KINDS)
-        for kind in turn[number_of_round % 3 :] + turn[: number_of_round % 3]:
-            words = [sys.executable, "-m", "tests.bench.trainer_speed", "--kind", kind, *given]
-            found.add(kind, child(words, timeout=900, threads=threads))
+
+    def add(kind: str, steps: int, *more: str) -> None:
+        given = ["--steps", str(steps), "--threads", str(threads), *(["--quick"] if quick else []), *more]
+        words = [sys.executable, "-m", "tests.bench.trainer_speed", "--kind", kind, *given]
+        found.add(" ".join([kind, *(word.removeprefix("--") for word in more)]), child(words, 900, threads))
+
+    for kind in KINDS:
+        add(kind, WARM, "--alone")
+    for _ in range(rounds):
+        for kind in ("unmonitored", "trainer"):
+            add(kind, steps)
     if found.skipped:
         return
     lines = lines_of(found)
     title = f"trainer's default GPT, {threads} thread(s), {rounds} rounds of {steps} steps"
     print(table(title, lines))
-    for kind, name in KINDS.items():
-        print(f"  {name}: {found.median(kind, 'step_ms'):.2f} ms a step ({found.range(kind, 'step_ms')}), "
-              f"{found.median(kind, 'cpu_ms'):.2f} ms of processor time ({found.range(kind, 'cpu_ms')}), "
-              f"{found.median(kind, 'tokens_per_s'):,.0f} tokens/s, loss {found.median(kind, 'loss'):.4f}")  # fmt: skip
-    rates = {name: found.median(kind, "tokens_per_s") for kind, name in KINDS.items()}
+    for kind in ("unmonitored", "trainer"):
+        print(f"  last loss, {KINDS[kind]} {found.median(kind, 'loss'):.4f}, "
+              f"bare loop {found.median(kind, 'bare_loss'):.4f}")  # fmt: skip
+    shares = {KINDS[kind]: found.median(kind, "cpu") for kind in ("unmonitored", "trainer")}
     more = {"threads": threads, "steps": steps, "quick": quick, "cpus": os.cpu_count(), "rounds": dict(found.found)}
-    charts = [bars("Training speed", rates, "tokens/s", "trainer")]
+    charts = [bars("Training speed beside the bare loop", {"bare loop": 1.0, **shares}, "of its tokens", "trainer")]
     print("  written:", *(str(path.relative_to(ROOT)) for path in save("trainer_speed", lines, more, charts)))
 
 

@@ -187,6 +187,46 @@ def import_(
         print(f"  {taken.rows:,} rows written" if taken.rows else "  nothing new since it was imported")
 
 
+@cli.command()
+def rules(
+    rule: Annotated[str | None, typer.Argument(metavar="[RULE]", help="One rule, explained in full.")] = None,
+) -> None:
+    """List the rules of the doctor, or explain one: what it sees, when it stays silent, thresholds, source."""
+    from app.rulebook import handbook, rule_table
+    from monitor.diagnosis.rules import RULES
+    from monitor.diagnosis.settings import rule_named
+
+    if rule is None:
+        Console().print(rule_table(RULES))
+    else:
+        print(handbook(_or_exit(lambda: rule_named(rule, RULES))))
+
+
+@cli.command()
+def backtest(
+    place: Annotated[Path, typer.Argument(metavar="RUNS", help="A folder of runs, or one run directory.")],
+    rule: Annotated[str, typer.Option("--rule", help="The rule to try; see `gradiometer rules`.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=NUMBER", help="A threshold; may be given several times.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what other thresholds of a rule would have raised on runs that are there already."""
+    from app.rulebook import backtest_json, backtest_summary, backtest_table, parse_thresholds, runs_to_test
+    from monitor.diagnosis.backtest import backtest as compare
+    from monitor.diagnosis.rules import RULES
+    from monitor.diagnosis.settings import rule_named
+
+    chosen, values = _or_exit(lambda: rule_named(rule, RULES)), _or_exit(lambda: parse_thresholds(set_ or []))
+    result = _or_exit(lambda: compare(runs_to_test(place), chosen, values))
+    if as_json:
+        print(json.dumps(backtest_json(result), indent=2, allow_nan=False))
+        return
+    if any(run.changed for run in result.runs):
+        Console().print(backtest_table(result))
+    print(backtest_summary(result))
+
+
 class RunsCommand(TyperCommand):
     """Its help ends with the query language, which is described where it is read."""
 

@@ -57,9 +57,8 @@ def loss_spike(
     Thresholds: ``effect``, smallest relative rise (+50 % in warm-up); ``z_single`` and ``z_sustained`` in robust
     standard deviations of log loss, the second for 3 of 5 rows; ``linger``, relative rise 300 steps later that is
     called lingering; ``diverged``, relative rise without return that is critical (at tenfold after 5 rows, else after
-    50); ``small``, a single raised row below
-    this rise, which no gradient confirms, is information only. All are our judgement, calibrated on the controls in
-    tests/monitor/diagnosis; the classes follow BLOOM's chronicles.
+    50); ``small``, a single raised row below this rise, which no gradient confirms, is information only. All are our
+    judgement, calibrated on the controls in tests/monitor/diagnosis; the classes follow BLOOM's chronicles.
 
     Source: BLOOM-176B and 104B training logs (BigScience 2022, https://github.com/bigscience-workshop/bigscience);
     spikes of about 30 steps there, and PaLM section 5.1 (Chowdhery et al. 2022, https://arxiv.org/abs/2204.02311).

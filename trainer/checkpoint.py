@@ -184,7 +184,7 @@ class Saver:
                 weights, training = _copied((weights, training))
                 _wait_for_copies(self._parallel.device)
                 copy_size = sum(tensor.nbytes for tensor in _tensors((weights, training)))
-        except (RuntimeError, MemoryError) as error:  # no room for the copy: the training itself goes on
+        except Exception as error:  # such as no room for the copy: the training itself goes on
             self._report(Saved(step, self._final(step), problem=_said(error)), folder)
             return
         thread = threading.Thread(
@@ -391,9 +391,12 @@ def _training_state(state: State, parallel: Parallel) -> dict[str, Any]:
 
 
 def _parameter_names(model: nn.Module, optimizer: Optimizer) -> list[str]:
-    """In the order of the optimizer's state, so that another layout can find each parameter's."""
+    """In the order of the optimizer's state, so that another layout can find each parameter's.
+
+    Empty for a parameter that is no longer the model's: the optimizer may hold one that was replaced.
+    """
     named = {id(parameter): name for name, parameter in model.named_parameters()}
-    return [named[id(parameter)] for group in optimizer.param_groups for parameter in group["params"]]
+    return [named.get(id(parameter), "") for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _copied(content: Any) -> Any:

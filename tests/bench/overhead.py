@@ -35,6 +35,7 @@ from dataclasses import dataclass
 
 import torch
 
+from tests.bench.hook_cost import WHOLE_GOALS
 from tests.bench.models import GPT, SIZES
 from tests.bench.report import Line, bars, number, save, table
 from tests.bench.run_directory import PEERS as PEERS_PYTHON
@@ -43,7 +44,6 @@ from tests.bench.watchers import METHODS, PEERS
 
 BLOCKS = {"tiny": (1, 4), "1M": (5, 20), "10M": (3, 10)}
 """Rounds, and steps of a block."""
-WHOLE_GOALS = {"1M": 1.03, "10M": 1.01}
 NAMES = {
     "bare": "bare again (noise)",
     "limit": "memory limit",

@@ -65,7 +65,8 @@ def first_run(flags: np.ndarray, rows: int) -> int | None:
 def measured(matrix: LayerMatrix) -> np.ndarray:
     """float64[T, L]: the values, NaN where a layer was not measured or not finite."""
     value = matrix.value.astype(np.float64)
-    return np.where(matrix.present & np.isfinite(value), value, np.nan)
+    value[~(matrix.present & np.isfinite(value))] = np.nan
+    return value
 
 
 def named(layers: list[str], most: int = 5) -> str:

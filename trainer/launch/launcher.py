@@ -55,7 +55,6 @@ def start(
         ("--run-dir", str(run_dir), "--attempt", str(attempt)),
         config.parallel.processes,
         grace_s,
-        config.parallel.max_restarts,
         {CONFIG_VARIABLE: config.model_dump_json()},
         tuple(_command) if _command else None,
     )
@@ -94,10 +93,7 @@ def resume(
     for override in overrides:
         arguments += ["--set", override]
     command = tuple(_command) if _command else None
-    parallel = config.parallel
-    spec = JobSpec(
-        run.path, attempt, tuple(arguments), parallel.processes, grace_s, parallel.max_restarts, command=command
-    )
+    spec = JobSpec(run.path, attempt, tuple(arguments), config.parallel.processes, grace_s, {}, command)
     return Launched(run.id, run.path, attempt, ENGINES[engine].submit(spec))
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from bisect import insort
+
 import numpy as np
 
 from monitor.diagnosis.lasting import Stretch, measured, named, stretches
+from monitor.diagnosis.primitives.medians import median_of_sorted
 from monitor.diagnosis.remedies import configured
 from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
 from monitor.diagnosis.view import Signals
@@ -39,22 +42,32 @@ def stale_second_moment(
     value[matrix.step <= SETTLING_STEPS] = np.nan
     if np.isfinite(value).any(axis=1).sum() < rows:
         return Abstained(f"fewer than {rows} measurements of adam_rms after step {SETTLING_STEPS}")
-    usual = _usual(value)
     with np.errstate(invalid="ignore"):
+        usual = _usual(value, value > rms)
         high = (value > rms) & (value > own * usual)
         very_high = (value > worrying) & (value > own * usual)
     found = sorted(stretches(matrix, high, rows) + stretches(matrix, very_high, 1), key=lambda s: s.onset)
     return _finding(signals, matrix, value, found, worrying) if found else None
 
 
-def _usual(value: np.ndarray) -> np.ndarray:
-    """float64[T, L]: median of a tensor's measurements before each block of 16 rows, at least 1; NaN without three."""
+def _usual(value: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """float64[T, L]: median of a tensor's measurements before each block of 16 rows, at least 1; NaN without three.
+
+    Only from the first row of a tensor on that is ``wanted`` (bool[T, L]); NaN before. From there the measurements are
+    kept in order as they come: a median over all of the past at every block is quadratic, and took half of the time of
+    a diagnosis of 100 000 steps.
+    """
     usual = np.full_like(value, np.nan)
-    for start in range(0, len(value), 16):
-        before = value[:start]
-        enough = np.isfinite(before).sum(axis=0) >= 3
-        if enough.any():
-            usual[start : start + 16, enough] = np.maximum(1.0, np.nanmedian(before[:, enough], axis=0))
+    for column in np.flatnonzero(wanted.any(axis=0)).tolist():
+        begin = int(wanted[:, column].argmax()) // 16 * 16
+        past = value[:begin, column]
+        ordered: list[float] = np.sort(past[np.isfinite(past)]).tolist()
+        for start in range(begin, len(value), 16):
+            if len(ordered) >= 3:
+                usual[start : start + 16, column] = max(1.0, median_of_sorted(ordered))
+            block = value[start : start + 16, column]
+            for one in block[np.isfinite(block)].tolist():
+                insort(ordered, one)
     return usual
 
 

@@ -195,6 +195,7 @@ def training_step(session: Session, mon: Any, display: Display) -> None:
     _tell_length(session, mon, display)
     micro_batches = [faults.batch(batch) for batch in next_micro_batches(session)]
     tokens = parallel.total(sum(batch.tokens for batch in micro_batches))
+    counted = max(1, tokens)  # a step without any target has a loss and a gradient of 0
 
     def loss_of(model: nn.Module, batch: Batch) -> Tensor:
         batch = _attacked(session, batch, mon)
@@ -204,7 +205,7 @@ def training_step(session: Session, mon: Any, display: Display) -> None:
     def scaled(loss: Tensor) -> Tensor:
         # Every token of the step weighs the same, however they fall into micro-batches and ranks. Gradients are
         # averaged over the shares of the data, so their number is multiplied back.
-        return scaler.scale(loss * (parallel.data_size / tokens))
+        return scaler.scale(loss * (parallel.data_size / counted))
 
     loss_sum = session.layout.gradients(session.forward, micro_batches, loss_of, scaled, reduce=not faults.unreduced)
 
@@ -220,7 +221,7 @@ def training_step(session: Session, mon: Any, display: Display) -> None:
     if not faults.keep_gradients:
         optimizer.zero_grad(set_to_none=True)
 
-    loss = parallel.summed(loss_sum) / tokens  # stays on the device; nobody waits for it here
+    loss = parallel.summed(loss_sum) / counted  # stays on the device; nobody waits for it here
     state.step = step
     state.tokens += tokens
     mon.step(loss=loss, tokens=tokens, batch_id=batch_id)

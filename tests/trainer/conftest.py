@@ -103,6 +103,15 @@ class Uneven:
         return getattr(self._task, name)
 
 
+class Targetless(Uneven):
+    """A task all of whose training targets are left out, as by a mask that is too wide."""
+
+    def train_batch(self, indices: torch.Tensor) -> Batch:
+        batch = self._task.train_batch(indices)
+        batch.targets.fill_(IGNORED)
+        return batch
+
+
 @pytest.fixture
 def desk(tmp_path: Path, texts: Path) -> Desk:
     return Desk(tmp_path / "runs", texts)

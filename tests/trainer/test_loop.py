@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.trainer.conftest import Desk, Uneven, assert_same
+from tests.trainer.conftest import Desk, Targetless, Uneven, assert_same
 from trainer.loop import build_session, evaluate, training_step
 from trainer.parallel import Parallel
 from trainer.progress import Silent
@@ -80,6 +80,15 @@ def test_tokens_weigh_the_same_however_they_fall_into_micro_batches(desk: Desk) 
         assert session.state.tokens < 3 * 32 * 32
     for name, weight in weights[0].items():
         assert torch.allclose(weight, weights[1][name], atol=1e-6), name
+
+
+def test_a_step_without_any_target_changes_nothing_but_the_count_of_steps(desk: Desk) -> None:
+    session = build_session(desk.config("optimizer.kind=sgd", "optimizer.lr=1.0", "optimizer.weight_decay=0"), ALONE)
+    session = dataclasses.replace(session, task=Targetless(session.task))
+    before = {name: weight.clone() for name, weight in session.state.model.state_dict().items()}
+    training_step(session, Unmonitored(session.state.model), Silent())
+    assert (session.state.step, session.state.tokens) == (1, 0)
+    assert_same(before, session.state.model.state_dict())
 
 
 def test_evaluation_is_the_mean_over_held_out_tokens_without_dropout(desk: Desk) -> None:

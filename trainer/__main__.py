@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace, words: list[str], stop: StopFlag) -> int:
     from trainer.config import describe
-    from trainer.place import first_attempt, new_run, resumed_run
+    from trainer.place import continued_run, first_attempt, new_run, restarted_run, resumed_run
     from trainer.progress import tell
 
     config = _config(options)
@@ -63,10 +63,14 @@ def _run(options: argparse.Namespace, words: list[str], stop: StopFlag) -> int:
     if config.parallel.processes > 1 and _world_size() == 1:
         from trainer.parallel.workers import run_workers
 
-        return run_workers(config.parallel.processes, words)
+        return run_workers(config.parallel, words)
     place = None
     if _is_first():
-        if options.resume:
+        begun = restarted_run(options.runs, options.resume or options.run_dir)
+        if begun is not None:
+            config, place = continued_run(begun, tell)
+            tell(f"the processes were started again: going on as attempt {place.attempt}")
+        elif options.resume:
             config, place = resumed_run(
                 options.resume, _overrides(options), tell, attempt=options.attempt, at_step=options.at_step
             )

@@ -42,6 +42,7 @@ from trainer.gradient_noise import add_gradient_noise
 from trainer.memory import explained_at_start, is_out_of_memory, out_of_memory
 from trainer.optim import build_optimizer, set_lr
 from trainer.parallel import Layout, Parallel, build_layout, start_parallel, stop_parallel
+from trainer.parallel.failures import named_failures
 from trainer.place import Place
 from trainer.precision import Precision, build_precision
 from trainer.progress import Display, Silent, build_display
@@ -113,7 +114,8 @@ def train(config: TrainConfig, place: Place | None, stop: StopFlag) -> Outcome:
         try:
             with attach(session, place) as mon:
                 _announce(session, place, parts, display, mon)
-                outcome = run(session, place, parts, mon, display, stop)
+                with named_failures(place.run_dir, place.attempt, parallel):
+                    outcome = run(session, place, parts, mon, display, stop)
                 mon.close(outcome.word, outcome.reason, signal=outcome.signal)
         finally:
             display.close()

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from monitor.errors import RunError
+from monitor.runfile.format import attempt_dir, exclusive_write_json, load_json
 from monitor.runfile.reader import Run, open_run
 from monitor.runfile.store import run_state
-from monitor.runfile.writer import begin_attempt, create_run, is_anonymous
+from monitor.runfile.writer import begin_attempt, create_run, is_anonymous, write_exit
 from trainer.commit import newest_complete, remove_leftovers
 from trainer.config import TrainConfig, differences, from_record, require_named
 
@@ -22,6 +23,9 @@ RUNS_VARIABLE = "GRADIOMETER_RUNS"
 NO_MATTER = ("name", "log_every_s", "monitor.", "evaluation.", "checkpoint.", "parallel.timeout_s")
 """Beginnings of configuration fields that change nothing about the steps of a training."""
 LIBRARIES = ("torch", "numpy", "pyarrow", "safetensors", "pydantic")
+
+MOST_LOOKED_AT = 200
+"""Newest runs among which one that torchrun has begun before is looked for (our judgement)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +107,67 @@ def resumed_run(
     return config, Place(run.path, number, found.path, found.step, _changed(run, found.attempt, config))
 
 
+def restarted_run(runs_dir: Path | None, run_dir: Path | None) -> Path | None:
+    """The run that an earlier start of these processes by the same torchrun has begun; None at the first start.
+
+    Args:
+        runs_dir: where the run was made, when it was made by the trainer itself.
+        run_dir: the run, when it is known.
+    """
+    job = torchrun_job()
+    if job is None:
+        return None
+    known = [run_dir] if run_dir else sorted(runs_dir.glob("*"), reverse=True)[:MOST_LOOKED_AT] if runs_dir else []
+    return next((path for path in known if _newest_job(path) == job), None)
+
+
+def continued_run(run_dir: Path, say: Callable[[str], None]) -> tuple[TrainConfig, Place]:
+    """Go on with a run whose processes have been started again: a new attempt from the newest complete checkpoint.
+
+    From the beginning when there is none. The attempt that failed gets an exit record if it has none.
+    """
+    run = open_run(run_dir)
+    config, changes = config_of_run(run, [])
+    failed = run.attempts[-1]
+    if failed.exit is None:
+        reason = "its processes ended without a word: killed (out of memory?), or their host is gone"
+        write_exit(run.path, failed.number, outcome="crashed", step=None, reason=reason)
+    checkpoints = run.path / "checkpoints"
+    remove_leftovers(checkpoints)
+    found = newest_complete(checkpoints, say)
+    resume = {} if found is None else {"parent": found.attempt, "resume_step": found.step}
+    number = _begin(run.path, config, overrides=changes, **resume)
+    for name in ("launch.json", "supervisor.json"):  # who launched the processes and watches them has not changed
+        record = attempt_dir(run.path, failed.number) / name
+        if record.is_file():
+            exclusive_write_json(attempt_dir(run.path, number) / name, load_json(record))
+    if found is None:
+        say("no complete checkpoint yet: starting from the beginning")
+        return config, Place(run.path, number)
+    return config, Place(run.path, number, found.path, found.step)
+
+
+def torchrun_job() -> str | None:
+    """The same for all processes, and all restarts of them, that one torchrun has started; None outside one.
+
+    Not TORCHELASTIC_RESTART_COUNT: it is counted per host, and differs between them after one has joined again.
+    """
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    if run_id == "none":  # torchrun was given no id: then its process on this host
+        return f"{platform.node()}:{os.getppid()}"
+    return run_id
+
+
+def _newest_job(run_dir: Path) -> str | None:
+    numbers = sorted((path.name for path in (run_dir / "attempts").glob("[0-9]*")), key=int)
+    for number in reversed(numbers):
+        try:
+            return load_json(attempt_dir(run_dir, int(number)) / "attempt.json")["environment"].get("torchrun_job")
+        except (OSError, RunError, LookupError, TypeError, AttributeError):
+            continue  # claimed and not begun, or no record of ours
+    return None
+
+
 def _changed(run: Run, attempt: int, config: TrainConfig) -> tuple[str, ...]:
     """The fields that matter to a step and differ between ``config`` and that of ``attempt``."""
     overrides = next((one.overrides for one in run.attempts if one.number == attempt), None)
@@ -133,7 +198,7 @@ def _begin(run_dir: Path, config: TrainConfig, **attempt: Any) -> int:
         run_dir,
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
         planned_steps=config.steps,
-        environment=environment(config.device),
+        environment=environment(config.device) | ({} if (job := torchrun_job()) is None else {"torchrun_job": job}),
         git=code_state(),
         **attempt,
     )

@@ -33,6 +33,7 @@ from torch.nn import functional
 
 import monitor
 from monitor.hook.detail import Detail
+from tests.bench import watchers
 from tests.bench.models import GPT, SIZES
 
 CYCLE = 20
@@ -43,15 +44,11 @@ GOALS = {"1M": (0.1, 1.03), "10M": (0.3, 1.01)}
 """Milliseconds added to clipping, and step ratio over clipping; from the design's performance table."""
 
 
-class Subject:
+class Subject(watchers.Subject):
     """One model with its optimizer, and a monitor if it has one."""
 
     def __init__(self, size: str, detail: Detail | None) -> None:
-        torch.manual_seed(0)
-        blocks, width, context = SIZES[size]
-        self.model = GPT(blocks, width, context)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, foreach=True)
-        self.tokens = torch.randint(0, 256, (4, context))
+        super().__init__(size)
         self.monitor = None
         if detail is not None:
             self.monitor = monitor.attach(self.model, self.optimizer, run=tempfile.mkdtemp(), detail=detail)

@@ -8,6 +8,7 @@ outside of the training's own arithmetic, where that can be told apart.
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ def item(subject: Subject, folder: Path) -> Method:
     method = Method()
 
     def norms(step: int, loss: Tensor) -> None:
-        method.seen[step] = [parameter.grad.norm().item() for parameter in subject.model.parameters()]  # type: ignore[union-attr]
+        method.seen[step] = [grad.norm().item() for grad in subject.grads()]
 
     method.after_backward = norms
     return method
@@ -139,11 +140,10 @@ def lightning(subject: Subject, folder: Path) -> Method:
 
 def cockpit(subject: Subject, folder: Path) -> Method:
     """Cockpit's GradNorm, which needs nothing of BackPACK."""
-    from cockpit import Cockpit  # type: ignore[import-not-found]
-    from cockpit.quantities import GradNorm  # type: ignore[import-not-found]
-    from cockpit.utils.schedules import linear  # type: ignore[import-not-found]
-
-    watch = Cockpit(subject.model.parameters(), quantities=[GradNorm(linear(1))])
+    quantities = importlib.import_module("cockpit.quantities")
+    every_step = importlib.import_module("cockpit.utils.schedules").linear(1)
+    gradnorm = quantities.GradNorm(every_step)
+    watch = importlib.import_module("cockpit").Cockpit(subject.model.parameters(), quantities=[gradnorm])
 
     def around(step: int, loss: Tensor) -> AbstractContextManager[Any]:
         return watch(step, info={"batch_size": len(subject.tokens), "loss": loss, "optimizer": subject.optimizer})
@@ -184,7 +184,7 @@ def composer(subject: Subject, folder: Path) -> Method:
 # Ours ----------------------------------------------------------------------------------------------------------------
 
 
-def ours(detail: str) -> Callable[[Subject, Path], Method]:
+def ours(detail: Literal["norms", "standard"]) -> Callable[[Subject, Path], Method]:
     """The monitor, its rows stored in a run directory."""
 
     def method(subject: Subject, folder: Path) -> Method:
@@ -195,7 +195,7 @@ def ours(detail: str) -> Callable[[Subject, Path], Method]:
         from monitor.runfile.reader import open_run
 
         with mock.patch.object(StepClock.__init__, "__defaults__", (time.thread_time_ns,)):
-            mon = monitor.attach(subject.model, subject.optimizer, run=folder, detail=detail)  # type: ignore[arg-type]
+            mon = monitor.attach(subject.model, subject.optimizer, run=folder, detail=detail)
         for probe in mon._probes.probes:
             probe.first_steps = 0  # dense for a moment, which no training of any length notices
         made = Method(resting=lambda: mon.phase("bare"), close=mon.close)

@@ -40,6 +40,8 @@ class JobSpec:
     world_size: int = 1
     grace_s: float = 30.0
     """Seconds between SIGTERM and SIGKILL."""
+    max_restarts: int = 0
+    """How often all processes are started again when one of them has died."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Added to the trainer's environment and written nowhere."""
     command: tuple[str, ...] | None = None

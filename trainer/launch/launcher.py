@@ -55,6 +55,7 @@ def start(
         ("--run-dir", str(run_dir), "--attempt", str(attempt)),
         config.parallel.processes,
         grace_s,
+        config.parallel.max_restarts,
         {CONFIG_VARIABLE: config.model_dump_json()},
         tuple(_command) if _command else None,
     )
@@ -93,7 +94,10 @@ def resume(
     for override in overrides:
         arguments += ["--set", override]
     command = tuple(_command) if _command else None
-    spec = JobSpec(run.path, attempt, tuple(arguments), config.parallel.processes, grace_s, {}, command)
+    parallel = config.parallel
+    spec = JobSpec(
+        run.path, attempt, tuple(arguments), parallel.processes, grace_s, parallel.max_restarts, command=command
+    )
     return Launched(run.id, run.path, attempt, ENGINES[engine].submit(spec))
 
 

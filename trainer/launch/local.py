@@ -114,7 +114,8 @@ def trainer_command(spec: JobSpec) -> tuple[str, ...]:
         return (*python, "-m", "trainer", *spec.arguments)
     return (
         *python, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
-        "--nproc-per-node", str(spec.world_size), "--shutdown-timeout", str(max(1, round(spec.grace_s))),
+        "--nproc-per-node", str(spec.world_size), "--max-restarts", str(spec.max_restarts),
+        "--shutdown-timeout", str(max(1, round(spec.grace_s))),
         "-m", "trainer", *spec.arguments,
     )  # fmt: skip
 

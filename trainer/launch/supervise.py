@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import json
 import os
 import signal
 import subprocess
@@ -37,7 +38,8 @@ class Supervisor:
     """One trainer process, or torchrun with its workers, from its start to its exit record."""
 
     def __init__(self, run_dir: Path, attempt: int, grace_s: float) -> None:
-        self.folder = run_dir / "attempts" / f"{attempt:04d}"
+        self._attempts = run_dir / "attempts"
+        self._first = f"{attempt:04d}"
         self.grace_s = grace_s
         self.command: list[str] = []
         self.child: subprocess.Popen[bytes] | None = None
@@ -49,7 +51,22 @@ class Supervisor:
 
     @property
     def log(self) -> Path:
-        return self.folder / "rank-00000" / "log.txt"
+        return self._attempts / self._first / "rank-00000" / "log.txt"
+
+    @property
+    def folder(self) -> Path:
+        """Of the attempt that runs now: when torchrun starts its workers again they begin another, and copy our record
+        of ourselves into it."""
+        later = sorted(path.parent for path in self._attempts.glob("[0-9]*/supervisor.json"))
+        ours = [path for path in later if path.name > self._first and self._is_ours(path)]
+        return ours[-1] if ours else self._attempts / self._first
+
+    def _is_ours(self, folder: Path) -> bool:
+        try:
+            record = json.loads((folder / "supervisor.json").read_bytes()[: 1 << 16])
+        except (OSError, ValueError):
+            return False
+        return isinstance(record, dict) and Identity.read(record) == Identity.own()
 
     # Signals
 

@@ -8,16 +8,23 @@ import torch.distributed.run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from trainer.config import ParallelConfig
 
-def run_workers(processes: int, words: list[str]) -> int:
-    """Be torchrun for that many ``python -m trainer`` workers on this machine; gives back their exit code.
+
+def run_workers(config: ParallelConfig, words: list[str]) -> int:
+    """Be torchrun for the ``python -m trainer`` workers of ``config`` on this machine; gives back their exit code.
+
+    When one dies all are ended and started again, up to ``config.max_restarts`` times; they find the run by
+    themselves and go on from its newest checkpoint.
 
     Signals go on to the workers. torchrun itself ends with an exception after one, even when all workers left cleanly.
     """
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    here = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(processes)]
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.processes)))
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # 2.13's default keeps a host from joining again
+    here = ["--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", str(config.processes)]
+    restarts = ["--max-restarts", str(config.max_restarts)]
     try:
-        torchrun.run(torchrun.parse_args([*here, "-m", "trainer", *words]))
+        torchrun.run(torchrun.parse_args([*here, *restarts, "-m", "trainer", *words]))
     except SignalException:
         return 0
     except ChildFailedError as error:

@@ -256,6 +256,11 @@ def restore(path: Path, state: State, parallel: Parallel) -> list[Part]:
     """
     try:
         training = _load_tensors(path / TRAINING, parallel.device)
+        if "best_loss" not in training:
+            raise RunError(
+                f"checkpoint {path} was written by an earlier version of the trainer, which kept attention weights in "
+                "another order. Start a new run, or resume it with that version."
+            )
         if state.in_pieces or "optimizer" not in training:
             from trainer.sharded_state import load_sharded
 

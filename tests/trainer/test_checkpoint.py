@@ -151,6 +151,16 @@ def test_checkpoint_of_another_model_is_refused_with_the_shapes(desk: Desk) -> N
         desk.resume(trained, ["steps=9", "model.d_model=16"])
 
 
+def test_checkpoint_of_an_earlier_version_is_refused(desk: Desk) -> None:
+    trained = desk.train("steps=2", *ROUGH)
+    folder = trained.place.checkpoints / "00000002"
+    training = torch.load(folder / "training.pt", weights_only=True)
+    torch.save({name: value for name, value in training.items() if name != "best_loss"}, folder / "training.pt")
+    recommit(folder)
+    with pytest.raises(RunError, match="written by an earlier version of the trainer"):
+        desk.resume(trained, ["steps=9"])
+
+
 def test_nothing_left_to_train_is_said(desk: Desk) -> None:
     trained = desk.train("steps=2", *ROUGH)
     with pytest.raises(RunError, match=r"at step 2 and 2 steps in all, so nothing is left to train. Give more steps"):

@@ -357,7 +357,6 @@ def _fp16(s: Scene) -> Weigher:
         w.missing("loss_scale and the number format", s.precision is None)
     w.count(0.5, "the run trains in fp16", s.precision == "fp16")
     w.count(-3.0, f"the run trains in {s.precision}, whose exponent is wide", s.precision in ("fp32", "bf16"))
-    w.count(2.0, "the loss scale kept falling", s.began == "loss scale")
     return w
 
 

@@ -12,6 +12,7 @@ from monitor.diagnosis.rules import (
     initialisation,
     input_bound,
     loss_on_probabilities,
+    loss_scale,
     loss_spike,
     lr_schedule,
     machine_trouble,
@@ -40,6 +41,7 @@ from monitor.diagnosis.rules import (
 
 RULES: tuple[Rule, ...] = (
     non_finite.RULE,
+    loss_scale.RULE,
     gradient_explosion.RULE,
     loss_spike.RULE,
     slow_divergence.RULE,

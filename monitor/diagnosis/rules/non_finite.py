@@ -18,7 +18,7 @@ from monitor.diagnosis.localise import NonfiniteLayers, first_moved, nonfinite_l
 from monitor.diagnosis.primitives import episodes, nonfinite_rows, word_for
 from monitor.diagnosis.rule import Finding, Rule, Severity, Verdict
 from monitor.diagnosis.view import Signals
-from monitor.diagnosis.wording import count, number, steps
+from monitor.diagnosis.wording import count, steps
 from monitor.signals import Signal
 
 
@@ -29,8 +29,6 @@ def non_finite(
     isolated_rows: int = 2,
     zero_rows: int = 3,
     zero_fall: float = 0.02,
-    halvings: int = 5,
-    lowest_scale: float = 1.0,
 ) -> Verdict:
     """A NaN or an infinity in the training loss, the validation loss, the gradient norm or one layer's gradient.
 
@@ -46,9 +44,8 @@ def non_finite(
 
     Thresholds: zero tolerance on values. ``gap``, rows between two non-finite rows of one episode; ``isolated_rows``,
     non-finite rows that are information when gradients recover; ``zero_rows``, rows at exactly 0 in a row;
-    ``zero_fall``, share of the first losses above which the loss must have been before, and ten times
-    the last digit logged; ``halvings`` of the loss scale
-    within 50 rows, or a scale at or below ``lowest_scale``, that show the fp16 range is exhausted. Our judgement.
+    ``zero_fall``, share of the first losses above which the loss must have been before, and ten times the last digit
+    logged. Our judgement.
 
     Source: Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740 (loss scaling); torch.amp.GradScaler.
     """
@@ -58,7 +55,7 @@ def non_finite(
     isolated = [finding for finding in findings if finding.severity is Severity.INFO]
     if len(isolated) > 3:
         findings = [f for f in findings if f.severity is not Severity.INFO] + [_together(isolated)]
-    return findings + _validation(signals) + _exhausted_scale(signals, halvings, lowest_scale)
+    return findings + _validation(signals)
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,30 +332,6 @@ def _validation(signals: Signals) -> list[Finding]:
             last_step=last,
             severity=Severity.WARNING,
             evidence={"began_in": "validation", "nonfinite_rows": len(bad), "validations": len(val)},
-        )
-    ]
-
-
-def _exhausted_scale(signals: Signals, halvings: int, lowest: float) -> list[Finding]:
-    """The loss scale fell again and again, or to nothing: fp16 cannot hold these gradients."""
-    scale = signals["loss_scale"]
-    falls = np.flatnonzero(scale.value[1:] < scale.value[:-1]) + 1
-    settled = falls[falls >= 50]
-    many = [int(settled[i]) for i in range(halvings - 1, len(settled)) if settled[i] - settled[i - halvings + 1] <= 50]
-    low = [int(row) for row in falls if scale.value[row] <= lowest]
-    rows = sorted(many + low)
-    if not rows:
-        return []
-    row = rows[0]
-    return [
-        Finding(
-            summary=f"The loss scale fell to {number(float(scale.value[row]))} by step {int(scale.step[row])} after "
-            f"{count(int((falls <= row).sum()), 'overflow')}: fp16 cannot hold these gradients",
-            onset_step=int(scale.step[max(0, falls[max(0, int(np.searchsorted(falls, row)) - halvings + 1)] - 1)]),
-            first_step=int(scale.step[row]),
-            last_step=int(scale.step[rows[-1]]),
-            severity=Severity.WARNING,
-            evidence={"began_in": "loss scale", "lowest_scale": float(scale.value.min()), "overflows": len(falls)},
         )
     ]
 

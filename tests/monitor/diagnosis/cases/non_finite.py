@@ -55,13 +55,6 @@ FIRES = (
         words="Validation",
     ),
     Case(
-        "scale used up",
-        lambda: scaled(list(range(AT - 20, AT, 2)), inf=list(range(AT - 20, AT, 2))),
-        "warning",
-        onset=None,
-        words="fp16",
-    ),
-    Case(
         "two rows: a loss, then 0 with a NaN gradient",
         lambda: only(train_loss=np.array([80.8, 0.0]), grad_norm_preclip=np.array([np.nan, np.nan])),
         "critical",

@@ -1,0 +1,62 @@
+"""Cases of loss-scale: fp16's range is used up at the top, at the bottom, or soon will be."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from monitor.diagnosis.view import Facts, Signals
+from tests.monitor.diagnosis.cases.drawn import AT, STEPS, Case, level, only, scaled
+from tests.monitor.diagnosis.controls import LAYERS
+
+
+def retrying(interval: int, ceiling: float = 4096.0) -> Signals:
+    """A scaler that doubles every ``interval`` clean steps and is refused each time above ``ceiling``."""
+    scale, clean, values = ceiling, 0, []
+    for _ in range(STEPS):
+        values.append(scale)
+        overflow = scale > ceiling
+        scale, clean = (scale / 2, 0) if overflow else (scale, clean + 1)
+        if clean == interval:
+            scale, clean = 2 * scale, 0
+    return only(train_loss=level(), loss_scale=np.array(values))
+
+
+def zeros(scale: float, share: float, layers: int = len(LAYERS)) -> Signals:
+    """From some row on another scale, and ``share`` zeros in the gradient of some layers, 0.1 before."""
+    value = np.full((STEPS, len(LAYERS)), 0.1)
+    value[AT:, :layers] = share
+    series = {"train_loss": level(), "loss_scale": np.where(np.arange(STEPS) < AT, 65536.0, scale)}
+    return Signals.from_arrays(series, layers={"grad_zero_share": (LAYERS, value)})
+
+
+def outputs(first: float, then: float, precision: str = "fp16") -> Signals:
+    value = np.full((STEPS, len(LAYERS)), 10.0)
+    value[:AT, 3], value[AT:, 3] = first, then
+    series = {"train_loss": level(), "loss_scale": np.full(STEPS, 65536.0)}
+    facts = Facts(config={"precision": {"kind": precision}})
+    return Signals.from_arrays(series, modules={"activation_absmax": (LAYERS, value)}, facts=facts)
+
+
+FIRES = (
+    Case("halved every other step", lambda: scaled([AT, AT + 2, AT + 4], inf=[]), "warning", words="fell to 8192"),
+    Case("at 1 in the first steps", lambda: scaled(list(range(16)), inf=[]), "warning", onset=1, words="fell to 1 "),
+    Case("more zeros at a scale of 64", lambda: zeros(64, 0.6), "warning", words="underflow"),
+    Case("outputs that grew to 40000", lambda: outputs(100, 4e4), "warning", words=LAYERS[3]),
+    Case("outputs of 40000 throughout", lambda: outputs(4e4, 4e4), "info", onset=1, words="65504"),
+)
+
+NEAR_MISSES = (
+    Case("two halvings", lambda: scaled([AT, AT + 2], inf=[])),
+    Case("three halvings in 120 steps", lambda: scaled([AT - 60, AT, AT + 60], inf=[])),
+    Case("looking for its scale", lambda: scaled(list(range(12)), inf=[])),
+    Case("growth every 5 steps, refused", lambda: retrying(5)),
+    Case("growth every 20 steps, refused", lambda: retrying(20)),
+    Case("growth every step, refused", lambda: retrying(1)),
+    Case("more zeros at a high scale", lambda: zeros(4096, 0.6)),
+    Case("as many zeros at a low scale", lambda: zeros(64, 0.15)),
+    Case("more zeros in three layers", lambda: zeros(64, 0.9, layers=3)),
+    Case("large outputs in bf16", lambda: outputs(100, 4e4, "bf16")),
+    Case("outputs of 20000", lambda: outputs(100, 2e4)),
+)
+
+ABSTAINS = (Case("no scaler", lambda: only(train_loss=level()), words="loss_scale"),)

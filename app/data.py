@@ -206,15 +206,22 @@ class _Work(Generic[T]):
     value: T | None = None
     error: str | None = None
     started: float = float("-inf")
+    took: float = 0.0
+    """Seconds that the latest result took."""
     done: threading.Event = field(default_factory=threading.Event)
     """Set while nothing is being made."""
+
+
+MOST_SHARE = 0.2
+"""Of the time that one result may be in the making while its run goes on. Our judgement."""
 
 
 class Background(Generic[T]):
     """One result per run directory, made in a thread of its own and made again when the run changed.
 
-    A run that goes on changing is worked on at most every ``min_interval`` seconds. The thread is a daemon: ending the
-    app does not wait for a long diagnosis.
+    A run that goes on changing is worked on at most every ``min_interval`` seconds, and for at most ``MOST_SHARE`` of
+    the time: what is slow to make of a long run must not run without a pause beside the training. The thread is a
+    daemon: ending the app does not wait for a long diagnosis.
     """
 
     def __init__(
@@ -246,7 +253,8 @@ class Background(Generic[T]):
             self._works.move_to_end(path)
             while len(self._works) > 5_000:
                 self._works.popitem(last=False)
-            if work.token != token and work.done.is_set() and self._clock() - work.started >= self._min_interval:
+            pause = max(self._min_interval, work.took / MOST_SHARE)
+            if work.token != token and work.done.is_set() and self._clock() - work.started >= pause:
                 work.started = self._clock()
                 work.done.clear()
                 self._begin()
@@ -263,13 +271,14 @@ class Background(Generic[T]):
     def _run(self) -> None:
         while True:
             path, token, work = self._queue.get()
+            began = self._clock()
             try:
                 work.value, work.error = self._make(path), None
             except GradiometerError as refused:
                 work.error = str(refused)
             except Exception as failed:  # said on the page, where it belongs; it must not take the page with it
                 work.error = f"{type(failed).__name__}: {failed}"
-            work.token = token
+            work.token, work.took = token, self._clock() - began
             work.done.set()
 
 

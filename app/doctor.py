@@ -19,7 +19,7 @@ from monitor.errors import GradiometerError, RunError
 
 ROOT = Path(__file__).resolve().parents[1]
 KEPT_OPEN = 8
-"""Runs whose readers are kept between two questions, so that a live run is read on and not anew."""
+"""Runs whose readers and detectors are kept between two questions, so that a live run is read on and not anew."""
 NICE = 5
 """The training and the page go first."""
 
@@ -87,22 +87,24 @@ def serve() -> None:
     import signal
 
     from monitor.diagnosis.engine import diagnose
+    from monitor.diagnosis.view import Kept, Signals
     from monitor.runfile.format import dump_json
     from monitor.runfile.reader import Run, open_run
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the app's terminal: the closed pipe is the way to end
     os.nice(NICE)
     answers, sys.stdout = sys.stdout, sys.stderr  # nothing else may print between the answers
-    kept: OrderedDict[str, Run] = OrderedDict()
+    kept: OrderedDict[str, tuple[Run, Kept]] = OrderedDict()
     for line in sys.stdin:
         path = json.loads(line)
         try:
             if path in kept:
-                kept[path].refresh()
+                kept[path][0].refresh()
             else:
-                kept[path] = open_run(path)
+                kept[path] = open_run(path), {}
             kept.move_to_end(path)
-            answer: dict[str, Any] = {"report": diagnose(kept[path]).to_dict()}
+            run, detectors = kept[path]
+            answer: dict[str, Any] = {"report": diagnose(Signals.from_run(run, kept=detectors)).to_dict()}
         except GradiometerError as error:
             kept.pop(path, None)
             answer = {"error": str(error)}

@@ -195,7 +195,10 @@ def _loss_spikes(signals: Signals, settings: SpikeSettings) -> SpikeTrack:
     # In warm-up both are restless, so that one is no witness for the other.
     settled = effect < EARLY_SPIKE
     confirmed = settled & np.isin(loss.step, _raised_gradient_steps(signals, settings.z_confirmed))
-    return robust_spikes(loss.value, settings, effect=effect, least_value=least, confirmed=confirmed, gates=gates)
+    return robust_spikes(
+        loss.value, settings, effect=effect, least_value=least, confirmed=confirmed, gates=gates,
+        continued=signals.continued(("loss_spikes", settings)),
+    )  # fmt: skip
 
 
 def _raised_gradient_steps(signals: Signals, z: float) -> np.ndarray:
@@ -216,7 +219,8 @@ def _loss_drifts(signals: Signals, settings: DriftSettings, early_effect: float)
     loss = signals["train_loss"]
     effect = early_bar(signals, loss.step, early=early_effect, later=settings.effect)
     gates = rows_at(loss.step, gate_steps(signals)).tolist()
-    return anchored_cusum(loss.value, settings, effect=effect, gates=gates)
+    kept = signals.continued(("loss_drifts", settings, early_effect))
+    return anchored_cusum(loss.value, settings, effect=effect, gates=gates, continued=kept)
 
 
 def gradient_signal(signals: Signals) -> Signal:
@@ -236,7 +240,8 @@ def _gradient_spikes(signals: Signals, settings: SpikeSettings) -> SpikeTrack:
     effect = _sudden_bar(signals, norm.step, 3 * settings.effect, settings.effect)
     least = GRADIENT_NEAR_ZERO * expanding_median(norm.value)
     gates = rows_at(norm.step, gate_steps(signals)).tolist()
-    return robust_spikes(norm.value, settings, effect=effect, least_value=least, gates=gates)
+    kept = signals.continued(("gradient_spikes", settings))
+    return robust_spikes(norm.value, settings, effect=effect, least_value=least, gates=gates, continued=kept)
 
 
 def gradient_moved(signals: Signals, onset: int, *, before: int = 20, z: float = 3.5) -> int | None:

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 
+from monitor.diagnosis.primitives.continued import Continued
 from monitor.signals import LayerMatrix, Signal, unit_of
 
 if TYPE_CHECKING:
     from monitor.runfile.reader import Run
 
 T = TypeVar("T")
+Kept = dict[Hashable, Continued[Any]]
+"""What views of one run hand on from one to the next, by detector; one thread at a time."""
 Series = Sequence[float] | np.ndarray | tuple[np.ndarray, np.ndarray]
 
 
@@ -70,6 +73,7 @@ class Signals:
         events: Sequence[EventLike] = (),
         facts: Facts | None = None,
         last: int | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self._series = series
         self._layers = layers
@@ -78,13 +82,17 @@ class Signals:
         self._ranks = dict(ranks or {})
         self._events = tuple(events)
         self._memory: dict[Hashable, Any] = {}
-        self.names = tuple(names)
+        self._names = tuple(names)
+        self._kept = kept
         self.facts = facts or Facts()
         self.last = last
 
     @classmethod
-    def from_run(cls, run: Run, *, rank: int = 0) -> Signals:
-        """The current line of attempts of ``run`` as rank ``rank`` recorded it."""
+    def from_run(cls, run: Run, *, rank: int = 0, kept: Kept | None = None) -> Signals:
+        """The current line of attempts of ``run`` as rank ``rank`` recorded it.
+
+        ``kept`` is filled with what a later view of the same run, read on, need not do again.
+        """
 
         # Of a thinned run the worst of the steps that each row stands for, so that nothing left out is missed.
         def layers(stat: str) -> LayerMatrix | None:
@@ -105,6 +113,7 @@ class Signals:
             ranks=others,
             events=run.events(),
             facts=facts,
+            kept=kept,
         )
 
     @classmethod
@@ -144,7 +153,12 @@ class Signals:
         return self.remember(("series", name), lambda: self._series(name).between(None, self.last))
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and name in self.names and len(self[name]) > 0
+        return isinstance(name, str) and name in self._names and len(self[name]) > 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The scalars with at least one measurement; one that comes first after the view's last step is not known."""
+        return self.remember("names", lambda: tuple(name for name in self._names if name in self))
 
     def layers(self, stat: str) -> LayerMatrix | None:
         """Statistic ``stat`` of every layer, or None when it was not recorded.
@@ -195,14 +209,17 @@ class Signals:
             events=self._events,
             facts=self.facts,
             last=last,
+            kept=self._kept,
         )
 
     @property
     def last_step(self) -> int:
         """The last step of any scalar signal, 0 for an empty run."""
-        return self.remember(
-            "last_step", lambda: max((int(self[n].step[-1]) for n in self.names if n in self), default=0)
-        )
+        return self.remember("last_step", lambda: max((int(self[n].step[-1]) for n in self.names), default=0))
+
+    def continued(self, key: Hashable) -> Continued[Any]:
+        """What a detector made of this run when it was shorter, and a new one where views keep nothing."""
+        return Continued() if self._kept is None else self._kept.setdefault(key, Continued())
 
     def remember(self, key: Hashable, compute: Callable[[], T]) -> T:
         """``compute()``, once per view and key."""

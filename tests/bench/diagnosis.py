@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -121,6 +122,29 @@ def post_hoc(path: str) -> dict[str, float]:
     }  # fmt: skip
 
 
+def live(path: str) -> dict[str, float]:
+    """Processor seconds of a look from scratch, of the looks after it with 100 new steps each, and of the triggers.
+
+    The run has ended: the steps that are new are cut off at first.
+    """
+    from monitor.diagnosis.engine import diagnose
+    from monitor.diagnosis.live import Triggers
+    from monitor.diagnosis.view import Kept, Signals
+    from monitor.runfile.reader import open_run
+
+    run = open_run(path)
+    last = run.last_step or 0
+    kept: Kept = {}
+    took, clock = [], time.process_time
+    for step in range(last - 500, last + 1, 100):
+        began = clock()
+        diagnose(Signals.from_run(run, kept=kept).until(step))
+        took.append(clock() - began)
+    began = clock()
+    Triggers().stands_out(run.series)
+    return {"first_s": took[0], "later_s": statistics.median(took[1:]), "row_us": (clock() - began) / last * 1e6}
+
+
 def child(name: str, path: Path) -> dict[str, float]:
     """What ``name`` of this module found out about ``path`` in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -142,6 +166,10 @@ def main(*, quick: bool = False) -> None:
             beside += f"{found['findings']:.0f} findings"
             lines.append(Line(what, found["diagnose_s"], "s", None if quick else SECONDS, beside=beside))
             lines.append(Line(f"{what}, peak memory", found["peak_gib"], "GiB", None if quick else GIB))
+            looks = child("live", run)
+            beside = f"{looks['later_s']:.2f} s; the triggers {looks['row_us']:.0f} us a row"
+            share = looks["later_s"] / looks["first_s"]
+            lines.append(Line(f"look again after 100 steps, {kind}, of a look from scratch", share, "x", beside=beside))
     title = "Diagnosis"
     print(table(title, lines))
     if not quick:
@@ -149,7 +177,7 @@ def main(*, quick: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3 and sys.argv[1] == "post_hoc":
-        print(json.dumps(post_hoc(sys.argv[2])))
+    if len(sys.argv) == 3 and sys.argv[1] in ("post_hoc", "live"):
+        print(json.dumps({"post_hoc": post_hoc, "live": live}[sys.argv[1]](sys.argv[2])))
     else:
         main(quick="--quick" in sys.argv)

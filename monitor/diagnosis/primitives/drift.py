@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from monitor.diagnosis.primitives.continued import Continued
+from monitor.diagnosis.primitives.gate import marked
 from monitor.diagnosis.primitives.medians import MAD_TO_SD, median_of_sorted
 
 REFRESH = 8
@@ -228,25 +230,32 @@ def anchored_cusum(
     *,
     effect: np.ndarray | None = None,
     gates: Iterable[int] = (),
+    continued: Continued[DriftDetector] | None = None,
 ) -> DriftTrack:
     """Slow rises of ``value`` (float64[T]) over the best level it has reached.
 
     Args:
         effect: float64[T], the smallest relative rise that counts at each row; None takes ``settings.effect``.
         gates: rows at which a new situation begins (primitive G).
+        continued: what was made of the same series when it was shorter, with the same settings.
     """
     settings = settings or DriftSettings()
-    detector = DriftDetector(settings)
     count = len(value)
-    gated = set(gates)
-    bars = [settings.effect] * count if effect is None else effect.tolist()
-    pairs = []
-    for row, x in enumerate(np.asarray(value, np.float64).tolist()):
-        if row in gated:
-            detector.gate()
-        pairs.append(detector.push(x, bars[row]))
-    track = np.array(pairs, np.float64).reshape(count, 2)
+    track, detector = (continued or Continued()).over(
+        lambda: DriftDetector(settings),
+        _push,
+        value,
+        np.full(count, settings.effect) if effect is None else effect,
+        marked(count, gates),
+    )
     return DriftTrack(track[:, 0], track[:, 1], detector.finish())
+
+
+def _push(detector: DriftDetector, row: list[float]) -> tuple[float, float]:
+    value, effect, gated = row
+    if gated:
+        detector.gate()
+    return detector.push(value, effect)
 
 
 def turning_row(value: np.ndarray) -> int:

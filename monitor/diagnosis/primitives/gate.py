@@ -64,3 +64,10 @@ def rows_at(step: np.ndarray, marks: Iterable[int]) -> np.ndarray:
     """int64[N]: for each mark the first row at or after it; marks beyond the end are dropped."""
     rows = np.searchsorted(step, np.array(sorted(marks), np.int64), side="left")
     return np.unique(rows[rows < len(step)])
+
+
+def marked(count: int, rows: Iterable[int]) -> np.ndarray:
+    """bool[T]: whether each of ``count`` rows is among ``rows``."""
+    marks = np.zeros(count, bool)
+    marks[[row for row in rows if 0 <= row < count]] = True
+    return marks

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from monitor.diagnosis.primitives.continued import Continued
+from monitor.diagnosis.primitives.gate import marked
 from monitor.diagnosis.primitives.medians import MAD_TO_SD, median_of_sorted
 
 UPPER_SD = 0.84
@@ -356,6 +358,7 @@ def robust_spikes(
     least_value: np.ndarray | None = None,
     confirmed: np.ndarray | None = None,
     gates: Iterable[int] = (),
+    continued: Continued[SpikeDetector] | None = None,
 ) -> SpikeTrack:
     """Excursions of ``value`` (float64[T]) above its own recent level.
 
@@ -364,20 +367,26 @@ def robust_spikes(
         least_value: float64[T], rows at or below it are never raised.
         confirmed: bool[T], rows at which another signal is raised too.
         gates: rows at which a new situation begins (primitive G).
+        continued: what was made of the same series when it was shorter, with the same settings.
 
     Non-finite rows are skipped: they belong to primitive E. An empty series gives an empty track.
     """
     settings = settings or SpikeSettings()
-    detector = SpikeDetector(settings)
     count = len(value)
-    gated = set(gates)
-    bars = [settings.effect] * count if effect is None else effect.tolist()
-    floors = [-math.inf] * count if least_value is None else least_value.tolist()
-    backed = [False] * count if confirmed is None else confirmed.tolist()
-    pairs = []
-    for row, x in enumerate(np.asarray(value, np.float64).tolist()):
-        if row in gated:
-            detector.gate()
-        pairs.append(detector.push(x, bars[row], floors[row], backed[row]))
-    track = np.array(pairs, np.float64).reshape(count, 2)
+    track, detector = (continued or Continued()).over(
+        lambda: SpikeDetector(settings),
+        _push,
+        value,
+        np.full(count, settings.effect) if effect is None else effect,
+        np.full(count, -math.inf) if least_value is None else least_value,
+        np.zeros(count) if confirmed is None else confirmed,
+        marked(count, gates),
+    )
     return SpikeTrack(track[:, 0], track[:, 1], detector.finish())
+
+
+def _push(detector: SpikeDetector, row: list[float]) -> tuple[float, float]:
+    value, effect, least_value, confirmed, gated = row
+    if gated:
+        detector.gate()
+    return detector.push(value, effect, least_value, bool(confirmed))

@@ -1,6 +1,8 @@
-"""One rank's own gradient is unlike the others'."""
+"""One rank's own gradient or loss is unlike the others'."""
 
 from __future__ import annotations
+
+from functools import reduce
 
 import numpy as np
 
@@ -12,11 +14,13 @@ LEAST_STEPS = 10
 
 
 def rank_outlier(signals: Signals, *, ratio: float = 10.0, own: float = 5.0) -> Verdict:
-    """Before gradients are averaged, that of one rank alone is not finite or many times that of every other.
+    """Before gradients are averaged, that of one rank alone is not finite or many times that of every other; or the
+    loss of one rank alone is not finite.
 
     Why it matters: a flaky device or one rank's bad batch; once averaged, it is everybody's gradient.
 
-    Stays silent: while ranks scatter as their batches do. Abstains where local norms were not recorded on two ranks.
+    Stays silent: while ranks scatter as their batches do; on a loss that is not finite on all ranks at once, as where
+    it is averaged before it is recorded. Abstains where neither local norms nor losses were recorded on two ranks.
 
     Thresholds: ``ratio`` to the largest local norm of the other ranks in the same step, and ``own``, to the highest the
     rank has shown before. Megatron's check uses ten times the largest of the first hundred.
@@ -25,22 +29,42 @@ def rank_outlier(signals: Signals, *, ratio: float = 10.0, own: float = 5.0) -> 
     """
     if len(signals.ranks) < 2:
         return None
-    series = {rank: signals.of_rank(rank)["grad_norm_local"] for rank in signals.ranks}
-    series = {rank: one for rank, one in series.items() if len(one)}
-    step = np.zeros(0, np.int64)
-    for index, one in enumerate(series.values()):
-        step = one.step if index == 0 else np.intersect1d(step, one.step)
-    if len(series) < 2 or len(step) < LEAST_STEPS:
-        return Abstained(
-            f"local gradient norms are known of {count(len(series), 'rank')} in {count(len(step), 'common step')}",
+    ranks, step, value = _in_common(signals, "grad_norm_local")
+    lost = _lost_loss(signals)
+    if len(ranks) < 2 or len(step) < LEAST_STEPS:
+        return lost or Abstained(
+            f"local gradient norms are known of {count(len(ranks), 'rank')} in {count(len(step), 'common step')}",
             ("grad_norm_local",),
         )
-    value = np.stack([one.value[np.searchsorted(one.step, step)] for one in series.values()], axis=1)
-    for column, rank in enumerate(series):
+    for column, rank in enumerate(ranks):
         row = _first_outlier(value, column, ratio, own)
-        if row is not None:
+        if row is not None and (lost is None or step[row] <= lost.onset_step):
             return _finding(rank, int(step[row]), value[row], column)
-    return None
+    return lost
+
+
+def _in_common(signals: Signals, name: str) -> tuple[list[int], np.ndarray, np.ndarray]:
+    """(ranks that recorded it, int64[T] steps that all of these have, float64[T, R] their values)."""
+    series = {rank: one for rank in signals.ranks if len(one := signals.of_rank(rank)[name])}
+    if not series:
+        return [], np.zeros(0, np.int64), np.zeros((0, 0))
+    step = reduce(np.intersect1d, [one.step for one in series.values()])
+    return list(series), step, np.stack([one.value[np.searchsorted(one.step, step)] for one in series.values()], axis=1)
+
+
+def _lost_loss(signals: Signals) -> Finding | None:
+    """The first step at which the loss of exactly one rank is not finite."""
+    ranks, step, value = _in_common(signals, "train_loss")
+    if len(ranks) < 2 or len(step) == 0:
+        return None
+    bad = ~np.isfinite(value)
+    rows = np.flatnonzero(bad.sum(axis=1) == 1)
+    rows = rows[: 1 if len(rows) and not bad[: rows[0]].any() else 0]
+    if len(rows) == 0:
+        return None
+    row = int(rows[0])
+    column = int(np.argmax(bad[row]))
+    return _finding(ranks[column], int(step[row]), value[row], column, "loss")
 
 
 def _first_outlier(value: np.ndarray, column: int, ratio: float, own: float) -> int | None:
@@ -54,18 +78,18 @@ def _first_outlier(value: np.ndarray, column: int, ratio: float, own: float) -> 
     return int(rows[0]) if len(rows) else None
 
 
-def _finding(rank: int, step: int, values: np.ndarray, column: int) -> Finding:
+def _finding(rank: int, step: int, values: np.ndarray, column: int, of: str = "gradient") -> Finding:
     mine, others = float(values[column]), float(np.median(np.delete(values, column)))
     what = "is not finite" if not np.isfinite(mine) else f"is {times(mine / others)} that of the others"
     return Finding(
-        summary=f"At step {step} the gradient of rank {rank} alone {what}: {number(mine)} against {number(others)}, "
+        summary=f"At step {step} the {of} of rank {rank} alone {what}: {number(mine)} against {number(others)}, "
         "before averaging",
         onset_step=step,
         first_step=step,
         last_step=step,
         severity=Severity.WARNING,
         rank=rank,
-        evidence={"local_norm": mine, "others": others},
+        evidence={"of": of, "local": mine, "others": others},
         causes=(
             Cause(
                 "silent-corruption",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,14 @@ def test_the_registry_lists_the_folder():
     folder = {path.stem for path in Path(rules_package.__file__).parent.glob("[a-z]*.py")}
     assert {rule.check.__module__.rsplit(".", 1)[1] for rule in RULES} == folder
     assert len(BY_ID) == len(RULES)
+
+
+def test_every_fault_of_the_catalogue_has_its_rule_or_names_what_is_missing():
+    rows = re.findall(r"^    F(\d\d) .+?  +(.+)$", rules_package.__doc__ or "", re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 44))
+    seen = [re.findall(r"[a-z]+(?:-[a-z]+)*", told.split(";")[0].split(" where ")[0]) for _, told in rows]
+    assert all(seen)
+    assert {rule for rules in seen for rule in rules} == set(BY_ID)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.id)

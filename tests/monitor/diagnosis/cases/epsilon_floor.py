@@ -1,0 +1,41 @@
+"""Cases of epsilon-floor: updates that Adam's epsilon holds back."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from monitor.diagnosis.view import Signals
+from monitor.signals import LayerMatrix
+from tests.monitor.diagnosis.cases.drawn import AT, STEPS, Case, level, only
+from tests.monitor.diagnosis.controls import LAYERS
+
+EVERY = 50
+
+
+def floor(share: float, zeros: float = 0.05, rows: int = STEPS // EVERY) -> Signals:
+    """The share of one layer from step AT + 1 on, every 50 steps; zeros of its gradient every 10."""
+    step = np.arange(1, rows * EVERY, EVERY)
+    held = np.full((len(step), len(LAYERS)), 0.02, np.float32)
+    held[step > AT, 5] = share
+    off = np.full((STEPS // 10, len(LAYERS)), 0.05, np.float32)
+    off[:, 5] = zeros
+    layers = {
+        "adam_floor_share": LayerMatrix("adam_floor_share", step, LAYERS, held, np.ones(held.shape, bool)),
+        "grad_zero_share": LayerMatrix(
+            "grad_zero_share", np.arange(1, STEPS, 10), LAYERS, off, np.ones(off.shape, bool)
+        ),
+    }
+    return Signals.from_arrays({"train_loss": level()}, layers=layers)
+
+
+FIRES = (Case("90 % of a tensor", lambda: floor(0.9), "info", words=LAYERS[5]),)
+
+NEAR_MISSES = (
+    Case("40 % of a tensor", lambda: floor(0.4)),
+    Case("90 %, of which 80 % have no gradient", lambda: floor(0.9, zeros=0.8)),
+)
+
+ABSTAINS = (
+    Case("not measured", lambda: only(train_loss=level()), words="adam_floor_share"),
+    Case("one measurement", lambda: floor(0.9, rows=1), words="fewer than 2"),
+)

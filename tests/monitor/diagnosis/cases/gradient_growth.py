@@ -1,0 +1,45 @@
+"""Cases of gradient-growth: a norm that climbs for hundreds of steps."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from monitor.diagnosis.view import Mark, Signals
+from tests.monitor.diagnosis.cases.drawn import STEPS, Case, changed, constant_lr, level, norms
+
+LONG = 2 * STEPS
+FROM = STEPS
+
+
+def growing(factor: float, *, over: int = 250, event: str | None = None, loss: float = 1.0) -> Signals:
+    """A norm that grows by ``factor`` from row FROM within ``over`` rows and stays; the loss by ``loss``, later."""
+    rise = np.clip((np.arange(LONG) - FROM) / over, 0, 1)
+    late = np.clip((np.arange(LONG) - FROM - 150) / 100, 0, 1)
+    series = {
+        "train_loss": level(steps=LONG) * loss**late,
+        "grad_norm_preclip": norms(steps=LONG) * factor**rise,
+        "lr": constant_lr(LONG),
+    }
+    return Signals.from_arrays(series, events=[Mark(event, FROM + 1)] if event else [])
+
+
+FIRES = (
+    Case("x6 over 250 steps", lambda: growing(6), "info", onset=None, words="climbed from"),
+    Case("and the loss by a half", lambda: growing(6, loss=1.5), "warning", onset=None, words="the loss rises"),
+)
+
+NEAR_MISSES = (
+    Case("x1.5", lambda: growing(1.5)),
+    Case("x6 at once", lambda: growing(6, over=1)),
+    Case("and the loss by 5 %", lambda: growing(6, loss=1.05)),
+    Case("after longer sequences", lambda: growing(3, over=1, event="seq_len")),
+)
+
+ABSTAINS = (
+    Case("100 norms", lambda: growing(6).until(100), words="100 gradient norms"),
+    Case(
+        "not measured",
+        lambda: Signals.from_arrays({"train_loss": changed(level(), 5, 2.0)}),
+        words="grad_norm_preclip",
+    ),
+)

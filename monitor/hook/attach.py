@@ -35,16 +35,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from monitor.errors import RunError
+from monitor.errors import MonitorWarning, RunError
 from monitor.guard import contained
 from monitor.hook.detail import Detail, checked, default_probes
+from monitor.hook.findings import Told
 from monitor.hook.flops import Flops
 from monitor.hook.handle import Monitor
 from monitor.hook.local_gradients import why_absent
@@ -79,6 +81,7 @@ def attach(
     peak_flops: float | None = None,
     on_sigterm: bool = True,
     split_layers: bool = False,
+    on_critical: Literal["warn"] | Callable[[Told], None] | None = None,
 ) -> Monitor:
     """Measure the training of ``model`` by ``optimizer`` into a run.
 
@@ -115,17 +118,23 @@ def attach(
             it dies of it; five seconds at most, with the exit status that it would have had.
         split_layers: other ranks hold other layers (pipeline stages); norms of the whole gradient are then taken and
             clipped together. Give it on every rank or on none.
+        on_critical: ask the rules while the training goes on, in a process of low priority beside rank 0, some
+            seconds behind it. What they find is an event of the run at once, and the next steps are recorded in full.
+            A critical finding is warned of (``"warn"``), or your function is called with it, in the loop's thread at
+            the end of a step: ``{"id", "severity", "text", "onset_step", "config_patch", ...}``. Save a checkpoint
+            there, or raise to leave the loop. On rank 0 only: to stop, all ranks have to agree. None: nobody asks.
 
     Raises:
         RunError: the run cannot be made, found or written. Every rank raises it.
         TypeError: ``model`` or ``optimizer`` is something else.
-        ValueError: ``detail`` is not one of its words, or ``peak_flops`` is no positive number. Once attached, nothing
-            of the monitor raises.
+        ValueError: ``detail`` or ``on_critical`` is not one of its words, or ``peak_flops`` is no positive number. Once
+            attached, nothing of the monitor raises.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"attach needs a torch.nn.Module, not {type(model).__name__}: attach(model, optimizer)")
     optimizers = _optimizers(optimizer)
     detail = checked(detail)
+    answer = _answer(on_critical)
     if peak_flops is not None and not (math.isfinite(peak_flops) and peak_flops > 0):
         raise ValueError(
             f"peak_flops is {peak_flops!r}; a positive number of operations per second is accepted: 312e12"
@@ -162,7 +171,7 @@ def attach(
         model, optimizers, writer, Path(run_dir), attempt,
         rank=rank, world_size=world_size, scaler=scaler, planned_steps=planned_steps, tokens_per_step=tokens_per_step,
         start_step=start_step, start_tokens=start_tokens, landscape_every=landscape_every, budget=budget,
-        probes=probes, on_sigterm=on_sigterm, split_layers=split_layers,
+        probes=probes, on_sigterm=on_sigterm, split_layers=split_layers, on_critical=answer,
     )  # fmt: skip
     sentence = stages(model, world_size, split_layers=split_layers)
     if sentence is not None:
@@ -171,6 +180,18 @@ def attach(
     if absent is not None:
         monitor.event("note", text=f"gradient norms from before the reduction over ranks are absent: {absent}")
     return monitor
+
+
+def _answer(on_critical: Literal["warn"] | Callable[[Told], None] | None) -> Callable[[Told], None] | None:
+    if on_critical is None or callable(on_critical):
+        return on_critical
+    if on_critical != "warn":
+        raise ValueError(f'on_critical is {on_critical!r}; "warn", a function of a finding, or None are accepted')
+    return _warn
+
+
+def _warn(finding: Told) -> None:
+    warnings.warn(f"critical finding at step {finding['onset_step']}: {finding['text']}", MonitorWarning, stacklevel=4)
 
 
 def _optimizers(given: Any) -> list[torch.optim.Optimizer]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 
 from monitor.guard import contained
+from monitor.hook.findings import Findings
 from monitor.hook.rows import Rows
 from monitor.hook.system import SystemSampler
 
@@ -22,10 +23,13 @@ BEAT_S = 0.5
 class Background:
     """Runs until ``stop``; a daemon, so that it never keeps a process alive."""
 
-    def __init__(self, rows: Rows, sampler: SystemSampler, beat: Callable[[], None]) -> None:
+    def __init__(
+        self, rows: Rows, sampler: SystemSampler, beat: Callable[[], None], findings: Findings | None = None
+    ) -> None:
         self._rows = rows
         self._sampler = sampler
         self._beat = beat
+        self._findings = findings
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gradiometer-monitor", daemon=True)
         self._thread.start()
@@ -40,6 +44,9 @@ class Background:
         while not self._stop.wait(WAKE_S):
             now = time.monotonic()
             self._rows.tend()
+            if self._findings is not None:
+                with contained("findings while training"):
+                    self._findings.tend()
             if now >= next_beat:
                 self._beat()
                 next_beat = now + BEAT_S
@@ -47,5 +54,8 @@ class Background:
                 with contained("samples of the machine"):
                     self._sampler.sample()
                 next_sample = now + SYSTEM_S
+        if self._findings is not None:
+            with contained("findings while training"):
+                self._findings.close()
         with contained("samples of the machine"):
             self._sampler.close()

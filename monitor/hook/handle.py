@@ -24,6 +24,7 @@ from monitor.hook import observe, sigterm
 from monitor.hook.attention_samples import AttentionSamples
 from monitor.hook.background import Background
 from monitor.hook.budget import Budget
+from monitor.hook.findings import Findings, Told
 from monitor.hook.inputs import SAMPLES_SEEN
 from monitor.hook.layers import layer_table, module_names
 from monitor.hook.loop import Loop, StepFacts
@@ -41,13 +42,15 @@ LR_JUMP = 2.0
 """A learning rate that changes by more than this factor from one step to the next is an event. Our judgement: a
 schedule's own ramps stay below it, except for the first two steps of a linear warm-up, which are exactly at it."""
 TRACEBACK_LINES = 30
+MOST_ARMED = 8
+"""Findings of one attempt that make the next steps be measured in full: such a step costs about a quarter more."""
 
 
 class Monitor:
     """Measures one training loop into one run. Made by ``monitor.attach``; a context manager.
 
-    No method raises into the loop, with two exceptions that are training itself: ``clip_grad_norm_`` raises what
-    torch's raises, and what a ``landscape_sample``'s own loss function raises is the caller's.
+    No method raises into the loop, with exceptions that are the caller's own: ``clip_grad_norm_`` raises what torch's
+    raises, ``landscape_sample`` what its loss function raises, and ``step`` what ``on_critical`` raises.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Monitor:
         wall: Callable[[], float] = time.time,
         background: bool = True,
         on_sigterm: bool = False,
+        on_critical: Callable[[Told], None] | None = None,
     ) -> None:
         self.run_dir = run_dir
         self.attempt = attempt
@@ -110,6 +114,12 @@ class Monitor:
         self._pid = os.getpid()
         self._rows = Rows(writer, self._finish_row)
         self._probes.on_arm = self._keep_dense
+        self._on_critical = on_critical
+        self._news: deque[Told] = deque()
+        """Findings that the training's thread has not seen yet."""
+        self._armed_for = 0
+        follows = on_critical is not None and rank == 0
+        findings = Findings(run_dir, start_step, self._found, self._warn_in_run) if follows else None
         if len(self._table):
             writer.define_layers(self._table.names, self._table.shapes)
         if names := module_names(model):
@@ -120,7 +130,7 @@ class Monitor:
             step_begins=self._step_begins, tell=self._warn_in_run,
         )  # fmt: skip
         sampler = SystemSampler(writer, event=self.event)
-        self._background = Background(self._rows, sampler, self._beat) if background else None
+        self._background = Background(self._rows, sampler, self._beat, findings) if background else None
         atexit.register(self._close_at_exit)
         if on_sigterm:
             with contained("the last steps before SIGTERM"):
@@ -152,6 +162,8 @@ class Monitor:
         with contained("steps of the loop"):
             facts = self._loop.end_step()
             self._end_step(facts, loss, tokens, samples, batch_id)
+        while self._news:
+            self._answer(self._news.popleft())
 
     def log(self, values: dict[str, Any]) -> None:
         """Record values of the step in progress; right after ``mon.step()``, of the step that just ended.
@@ -471,6 +483,21 @@ class Monitor:
         # Rows reach the writer some steps late: so many more, that the window does not end early.
         self._writer.keep_dense(steps + MOST_WAITING + 1)
         self._recorder.freeze("early sign")
+
+    def _found(self, finding: Told) -> None:
+        """In the monitor's thread: the rules have found something."""
+        self.event("finding", step=finding["first_step"], **finding)
+        self._news.append(finding)
+
+    def _answer(self, finding: Told) -> None:
+        """In the loop's thread, right after a step: the next steps are recorded in full, and the loop is told."""
+        with contained("the steps round a finding"):
+            if self._armed_for < MOST_ARMED:
+                self._armed_for += 1
+                self._recorder.freeze(f"finding {finding['id']}")
+                self._probes.arm()
+        if finding["severity"] == "critical" and self._on_critical is not None:
+            self._on_critical(finding)
 
     def _finish_row(self, row: Row) -> None:
         """Values that depend on the rows before. Called in the order of steps, with every value on the host."""

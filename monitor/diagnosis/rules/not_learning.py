@@ -162,6 +162,7 @@ def _hardly(step: np.ndarray, value: np.ndarray) -> Finding | None:
         last_step=int(step[-1]),
         severity=Severity.INFO,
         evidence={"first_level": start, "best_level": best},
+        causes=(Cause("unknown", 1.0, against=("too few rows to tell a cause",)),),
     )
 
 

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
@@ -141,7 +142,7 @@ def doctor(
     for problem in run.problems:
         print(f"not read: {plain(problem)}", file=sys.stderr)
     if as_json:
-        print(json.dumps(report.to_dict(), indent=2, allow_nan=False))
+        print(_as_json([report.to_dict()]), end="")
     else:
         print(report.to_text())
     raise typer.Exit(1 if report.at_least(fail_on.value) else 0)
@@ -155,9 +156,7 @@ def _tell_foreign(found: list[Read], as_json: bool, fail_on: Level) -> NoReturn:
         for problem in one.problems:
             print(f"not read: {plain(problem)}", file=sys.stderr)
     if as_json:
-        reports = [one.to_dict() for one in found]
-        answer = reports[0] if len(reports) == 1 else {"version": reports[0]["version"], "runs": reports}
-        print(json.dumps(answer, indent=2, allow_nan=False))
+        print(_as_json([one.to_dict() for one in found]), end="")
     else:
         shown = None
         for one in found:
@@ -166,6 +165,53 @@ def _tell_foreign(found: list[Read], as_json: bool, fail_on: Level) -> NoReturn:
             shown = one.taken
             print(f"\n{one.report.to_text()}")
     raise typer.Exit(1 if any(one.report.at_least(fail_on.value) for one in found) else 0)
+
+
+@cli.command()
+def report(
+    path: Annotated[
+        str, typer.Argument(metavar="PATH", help="A run directory, the id of a run, or a log of another tool.")
+    ],
+    runs: RunsFolder = Path("runs"),
+    html: Annotated[str | None, typer.Option(metavar="FILE", help="One self-contained HTML file.")] = None,
+    md: Annotated[str | None, typer.Option(metavar="FILE", help="Markdown.")] = None,
+    as_json: Annotated[str | None, typer.Option("--json", metavar="FILE", help="The doctor's JSON.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is no report.")] = False,
+) -> None:
+    """Write a report to keep or to send: what happened, the curves around it, why, and what to do.
+
+    Without an option: Markdown on the terminal. FILE may be - for standard output. A file that is there is written over
+    if it is an older report; any other only with --force. Exit status: 0 written, 2 the run cannot be read or a file
+    not written.
+    """
+    from app.foreign import is_foreign
+    from app.report import page, words
+    from app.report.content import content_of_run, contents_of_log
+    from app.report.files import put
+
+    asked = {"html": html, "md": md, "json": as_json}
+    wanted = {kind: place for kind, place in asked.items() if place is not None} or {"md": "-"}
+    if list(wanted.values()).count("-") > 1:
+        _fail("only one of --html, --md and --json can go to standard output; name a file for the others.")
+    place = _run_path(path, runs)
+    contents = _or_exit(lambda: contents_of_log(place) if is_foreign(place) else [content_of_run(place)])
+    render: dict[str, Callable[[], str]] = {
+        "html": lambda: page.render(contents),
+        "md": lambda: words.render(contents),
+        "json": lambda: _as_json([one.json for one in contents]),
+    }
+    for problem in dict.fromkeys(problem for one in contents for problem in one.problems):
+        print(f"not read: {plain(problem)}", file=sys.stderr)
+    for kind, file in wanted.items():
+        done = _or_exit(partial(put, render[kind](), file, force))
+        if done:
+            print(done, file=sys.stderr)
+
+
+def _as_json(reports: list[dict[str, Any]]) -> str:
+    """One object, or several under ``runs``."""
+    answer = reports[0] if len(reports) == 1 else {"version": reports[0]["version"], "runs": reports}
+    return json.dumps(answer, indent=2, allow_nan=False) + "\n"
 
 
 @cli.command("import")
@@ -448,13 +494,13 @@ def _print_tree(runs: Path, as_json: bool) -> None:
 
 
 def _incidents(summary: RunSummary) -> int | None:
-    """Number of findings of warning or worse; None when the run cannot be read."""
+    """Number of incidents; None when the run cannot be read."""
     from monitor.diagnosis.engine import diagnose
 
     if summary.problem:
         return None
     try:
-        return len(diagnose(summary.path).at_least("warning"))
+        return len(diagnose(summary.path).incidents)
     except GradiometerError:
         return None
 

@@ -286,9 +286,9 @@ DIAGNOSES: Background[Report] = Background("diagnosis", Doctor().ask)
 """For the page of a run."""
 
 
-def findings_of(made: Made[Report]) -> list[dict[str, Any]]:
-    """The findings as far as they are known, worst first."""
-    return list(made.value["findings"]) if made.value else []
+def incidents_of(made: Made[Report]) -> list[dict[str, Any]]:
+    """The incidents as far as they are known, worst first."""
+    return list(made.value["incidents"]) if made.value else []
 
 
 # ---- overview of a run, for the list ------------------------------------------------------------------------------

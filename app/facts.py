@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from app import text
 from monitor.runfile.reader import Run
 from monitor.runfile.store import RunState
 from monitor.signals import Signal
@@ -89,6 +91,23 @@ def facts_of(run: Run) -> Facts:
         warnings=_warnings(run, heartbeat),
         problems=tuple(run.problems),
     )
+
+
+def attempt_rows(run: Run) -> list[dict[str, str]]:
+    """A row for every attempt: where it began and ended, why, and what was changed for it."""
+    return [
+        {
+            "attempt": str(attempt.number),
+            "from step": text.count(attempt.resume_step),
+            "to step": text.count(attempt.last_step),
+            "ended": text.plain((attempt.exit or {}).get("outcome", "–")),
+            "why": text.plain((attempt.exit or {}).get("reason", "")),
+            "processes": text.count(attempt.world_size),
+            "host": text.plain(attempt.host or "–"),
+            "overrides": text.plain(json.dumps(attempt.overrides)) if attempt.overrides else "",
+        }
+        for attempt in run.attempts
+    ]
 
 
 def device_of(run: Run) -> str | None:

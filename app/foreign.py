@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from app.text import plain
 from monitor.diagnosis.engine import diagnose
 from monitor.diagnosis.report import Report
 from monitor.importers import Taken, import_path
 from monitor.runfile import format as fmt
-from monitor.runfile.reader import open_run
+from monitor.runfile.reader import Run, open_run
 
 NAMES_SHOWN = 40
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +53,24 @@ def diagnose_foreign(path: Path) -> list[Read]:
     Raises:
         RunError: nothing there is a log with metrics.
     """
-    found = []
+    return read_foreign(path, lambda read, run: read)
+
+
+def read_foreign(path: Path, look: Callable[[Read, Run], Answer]) -> list[Answer]:
+    """What ``look`` makes of each training, while the run directory that it was read into is still there.
+
+    Raises:
+        RunError: nothing there is a log with metrics.
+    """
+    answers = []
     with tempfile.TemporaryDirectory(prefix="gradiometer-") as folder:
         for taken in import_path(path, folder):
             for run_dir in taken.runs:
                 run = open_run(run_dir)
                 report = diagnose(run)
                 where = {**report.run, "id": None, "path": str(taken.source.path)}
-                found.append(Read(taken, replace(report, run=where), run.problems))
-    return found
+                answers.append(look(Read(taken, replace(report, run=where), run.problems), run))
+    return answers
 
 
 def told(taken: Taken) -> str:

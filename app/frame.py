@@ -208,8 +208,8 @@ def _body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
 
 def _trace_body(trace: Trace, chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
     low, high = _bounds(chart, window)
-    seen = _zoom(trace.signal, low, high, window.buckets)
-    step, value = _with_gaps(seen)
+    seen = zoom(trace.signal, low, high, window.buckets)
+    step, value = with_gaps(seen)
     step, value = _with_neighbours(step, value, trace.signal, low, high)
     nan, posinf, neginf = seen.nonfinite
     body: dict[str, Any] = {
@@ -237,7 +237,8 @@ def _trace_body(trace: Trace, chart: Chart, window: Window, blob: Blob) -> dict[
     return body
 
 
-def _zoom(signal: Signal | LongSignal, low: int | None, high: int | None, buckets: int) -> Zoomed:
+def zoom(signal: Signal | LongSignal, low: int | None, high: int | None, buckets: int) -> Zoomed:
+    """The stretch ``low <= step <= high`` as few points, extremes and non-finite values kept."""
     if isinstance(signal, LongSignal):
         return signal.zoom(low, high, buckets)
     inside = signal.between(low, high)
@@ -277,7 +278,7 @@ def narrow(value: np.ndarray) -> np.ndarray:
     return value.astype(np.float32)
 
 
-def _with_gaps(seen: Zoomed) -> tuple[np.ndarray, np.ndarray]:
+def with_gaps(seen: Zoomed) -> tuple[np.ndarray, np.ndarray]:
     """The samples to draw, with a NaN between two neighbours that a non-finite sample lies between: the line breaks."""
     if not len(seen.gap_step) or not len(seen.step):
         return seen.step, seen.value

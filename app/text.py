@@ -62,6 +62,11 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:.{min(decimals, 8)}f}".replace("-", "−")
 
 
+def nats(loss: float | None) -> str:
+    """``2.314 nats``; no unit on what is no number."""
+    return f"{number(loss)} nats" if loss is not None and math.isfinite(loss) else number(loss)
+
+
 def count(value: int | None) -> str:
     """A whole number with thin spaces between thousands; a dash for None."""
     return "–" if value is None else f"{int(value):,}".replace(",", "\u202f")

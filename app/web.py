@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import frame
 from app.charts.describe import Chart, Mark
 from app.charts.story import landscape_charts, story_charts, story_marks, system_charts
-from app.data import DIAGNOSES, READERS, find_run, findings_of
+from app.data import DIAGNOSES, READERS, find_run, incidents_of
 from app.facts import LIVE_WORDS
 from app.tidy import TIDY
 from monitor.errors import RunError
@@ -78,7 +78,7 @@ def _view(run: Run, path: Path, query: Mapping[str, str]) -> tuple[list[Chart], 
     view = query.get("view", "story")
     if view == "system":
         return system_charts(run), []
-    marks = story_marks(run, findings_of(DIAGNOSES.of(path, run.version)))
+    marks = story_marks(run, incidents_of(DIAGNOSES.of(path, run.version)))
     if view == "landscape":
         return landscape_charts(run), marks
     if view == "story":

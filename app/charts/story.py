@@ -7,6 +7,7 @@ from typing import Any
 
 from app.charts.describe import Chart, Mark, Trace
 from app.charts.measures import chosen, matrix_of
+from app.incident import incident_key, onset_of
 from monitor.runfile.reader import Run
 from monitor.runfile.stability import DERIVED
 from monitor.runfile.zoom import LongMatrix, LongSignal, drawn
@@ -499,9 +500,9 @@ def system_charts(run: Run) -> list[Chart]:
 # ---- marks --------------------------------------------------------------------------------------------------------
 
 
-def story_marks(run: Run, findings: list[dict[str, Any]]) -> list[Mark]:
-    """What happened along the run: findings, resumes, checkpoints, evaluations and the other events, by step."""
-    marks = [_finding_mark(index, finding) for index, finding in enumerate(findings) if _onset(finding) is not None]
+def story_marks(run: Run, incidents: list[dict[str, Any]]) -> list[Mark]:
+    """What happened along the run: incidents, resumes, checkpoints, evaluations and the other events, by step."""
+    marks = [_incident_mark(incident) for incident in incidents if onset_of(incident) is not None]
     resumed_at = set()
     for attempt in run.attempts:
         if attempt.number > 0:
@@ -527,26 +528,16 @@ def story_marks(run: Run, findings: list[dict[str, Any]]) -> list[Mark]:
     return sorted(marks, key=lambda mark: (mark.step, mark.kind))
 
 
-def _onset(finding: dict[str, Any]) -> int | None:
-    step = finding.get("onset_step")
-    return finding.get("first_step") if step is None else step
-
-
-def _finding_mark(index: int, finding: dict[str, Any]) -> Mark:
-    last = finding.get("last_step")
+def _incident_mark(incident: dict[str, Any]) -> Mark:
+    last = incident.get("last_step")
     return Mark(
-        int(_onset(finding) or 0),
+        int(onset_of(incident) or 0),
         "incident",
-        str(finding.get("summary", finding.get("id", "incident"))),
-        str(finding.get("severity", "warning")),
+        str(incident.get("summary", incident.get("id", "incident"))),
+        str(incident.get("severity", "warning")),
         None if last is None else int(last),
-        incident_key(finding),
+        incident_key(incident),
     )
-
-
-def incident_key(finding: dict[str, Any]) -> str:
-    """What the address calls a finding: its rule and onset, stable while the run grows."""
-    return f"{finding.get('id')}@{_onset(finding)}"
 
 
 def _event_text(kind: str, fields: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from app import text
-from app.data import Made
+from app.data import Made, incidents_of
 from monitor.runfile.store import RunState
 
 HEALTH: dict[str, tuple[str, str, str]] = {
@@ -33,19 +33,12 @@ STATES: dict[str, tuple[str, str]] = {
     "lost": ("?", "orange"),
 }
 
-SEVERITIES = ("critical", "warning", "info")
 
-
-def worst_severity(findings: list[dict[str, Any]]) -> str | None:
-    """The worst severity among ``findings``; None when there are none."""
-    found = {str(finding.get("severity")) for finding in findings}
-    return next((level for level in SEVERITIES if level in found), None)
-
-
-def health_words(verdict: str | None, worst: str | None, incidents: int) -> tuple[str, str]:
-    """``(label, key of HEALTH)`` for a badge: ``▲ 2 incidents``, ``✓ healthy``."""
-    if worst and incidents:
-        return f"{HEALTH[worst][0]} {incidents} {'incident' if incidents == 1 else 'incidents'}", worst
+def health_words(verdict: str | None, incidents: list[dict[str, Any]]) -> tuple[str, str]:
+    """``(label, key of HEALTH)`` for a badge: ``▲ 2 incidents``, ``✓ healthy``. The first incident is the worst."""
+    if incidents:
+        worst, count = str(incidents[0]["severity"]), len(incidents)
+        return f"{HEALTH[worst][0]} {count} {'incident' if count == 1 else 'incidents'}", worst
     key = verdict if verdict in HEALTH else "unknown"
     return f"{HEALTH[key][0]} {HEALTH[key][1]}", key
 
@@ -59,8 +52,7 @@ def health_badge(made: Made[dict[str, Any]]) -> str:
     """What the doctor says, as markdown for a badge."""
     if made.value is None:
         return badge("✕ diagnosis failed" if made.error else "… checking", "gray")
-    findings = made.value["findings"]
-    label, key = health_words(made.value["verdict"], worst_severity(findings), len(findings))
+    label, key = health_words(made.value["verdict"], incidents_of(made))
     return badge(label, HEALTH[key][2])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
@@ -15,11 +14,26 @@ from app import control, data, text
 from app.charts import measures
 from app.charts.attention import AttentionMap, attention_maps, head_figure
 from app.charts.still import slice_figure, window_figure
-from app.charts.story import incident_key
-from app.data import DIAGNOSES, READERS, findings_of
-from app.facts import Facts, facts_of
+from app.data import DIAGNOSES, READERS, incidents_of
+from app.facts import Facts, attempt_rows, facts_of
+from app.incident import (
+    as_lines,
+    cannot_tell,
+    cause_title,
+    config_diff,
+    evidence,
+    findings_in,
+    incident_key,
+    moved,
+    notes,
+    onset_of,
+    rule_title,
+    span_of,
+    where,
+)
 from app.live_grid import live_grid
-from app.views.common import HEALTH, badge, bullets, health_badge, refused, state_badge, worst_severity
+from app.views.common import HEALTH, badge, bullets, health_badge, refused, state_badge
+from monitor.diagnosis.report import set_words
 from monitor.errors import GradiometerError, RunError
 from monitor.runfile.reader import Event, Run
 
@@ -111,9 +125,9 @@ def numbers(facts: Facts) -> None:
     bad = sum(count for _, count in facts.nonfinite)
     where = ", ".join(f"{name} {text.count(count)}" for name, count in facts.nonfinite) or "None in any signal."
     shown = (
-        ("Train loss", nats(facts.loss), None),
-        ("Best loss", nats(facts.best_loss), None),
-        ("Validation loss", nats(facts.val_loss), None),
+        ("Train loss", text.nats(facts.loss), None),
+        ("Best loss", text.nats(facts.best_loss), None),
+        ("Validation loss", text.nats(facts.val_loss), None),
         ("Gradient norm", text.number(facts.grad_norm, 3), clip),
         ("Throughput", text.rate(facts.tokens_per_s, "tokens/s"), "Median of the last 50 steps, over all ranks."),
         ("Step time", step_time(facts.step_time_s), None),
@@ -141,11 +155,6 @@ def step_time(seconds: float | None) -> str:
     if seconds is None or not math.isfinite(seconds):
         return "–"
     return f"{seconds * 1000:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
-
-
-def nats(loss: float | None) -> str:
-    """``2.314 nats``; no unit on what is no number."""
-    return f"{text.number(loss)} nats" if loss is not None and math.isfinite(loss) else text.number(loss)
 
 
 def buttons(path: Path, facts: Facts) -> None:
@@ -243,17 +252,16 @@ def alarm(path: Path) -> None:
     """The worst incident in one line, with the way to it."""
     with READERS.reading(path) as run:
         version = run.version
-    findings = findings_of(DIAGNOSES.of(path, version))
-    if not findings:
+    found = incidents_of(DIAGNOSES.of(path, version))
+    if not found:
         return
-    worst = worst_severity(findings) or "info"
-    first = findings[0]
+    worst = found[0]
     with st.container(border=True, horizontal=True, vertical_alignment="center"):
-        more = f" And {len(findings) - 1} more." if len(findings) > 1 else ""
-        words = text.markdown(str(first["summary"]).rstrip(".") + "." + more, 400)
-        st.markdown(f"{badge(f'{HEALTH[worst][0]} {worst}', HEALTH[worst][2])} {words}", width="stretch")
+        more = f" And {len(found) - 1} more." if len(found) > 1 else ""
+        words = text.markdown(str(worst["summary"]).rstrip(".") + "." + more, 400)
+        st.markdown(f"{severity_badge(worst)} {words}", width="stretch")
         if st.button("Why, and what to do", key="open_incident"):
-            open_incident(incident_key(first))
+            open_incident(incident_key(worst))
             st.rerun()
 
 
@@ -336,7 +344,7 @@ def keep_layer(key: str) -> None:
 
 
 def incidents(path: Path, facts: Facts) -> None:
-    """The findings, worst first, and the one that is open; then what could not be told."""
+    """The incidents, worst first, and the one that is open; then what could not be told."""
     st.fragment(incident_list, run_every=refresh_s(path, facts, 4.0))(path)
 
 
@@ -350,100 +358,102 @@ def refresh_s(path: Path, facts: Facts, live_s: float) -> float | None:
 
 
 def incident_list(path: Path) -> None:
-    """All findings with the open one in full."""
+    """All incidents with the open one in full."""
     with READERS.reading(path) as run:
         version = run.version
     made = DIAGNOSES.of(path, version)
-    if made.value is None:
+    report = made.value
+    if report is None:
         st.info(text.markdown(made.error, 600) if made.error else "The diagnosis is being made; this takes a moment.")
         return
-    findings = findings_of(made)
-    if findings:
-        by_key = {incident_key(finding): finding for finding in findings}
-        wanted = st.session_state.get("incident", st.query_params.get("incident"))
-        st.session_state["incident"] = wanted if wanted in by_key else incident_key(findings[0])
-        chosen = st.radio(
-            "Incidents, worst first",
-            list(by_key),
-            format_func=lambda key: incident_label(by_key[key]),
-            key="incident",
-        )
+    found = incidents_of(made)
+    if found:
+        by_key = {incident_key(one): one for one in found}
+        chosen = meant(str(st.session_state.get("incident", st.query_params.get("incident"))), report)
+        if len(found) > 1:
+            st.session_state["incident"] = chosen
+            chosen = st.radio(
+                "Incidents, worst first",
+                list(by_key),
+                format_func=lambda key: incident_label(by_key[key]),
+                key="incident",
+            )
         # Not bound to the address: that leaves the default out, and the worst incident may be another one tomorrow.
         if st.query_params.get("incident") != chosen:
-            st.query_params["incident"] = str(chosen)
-        if chosen in by_key:
-            incident(path, by_key[chosen])
+            st.query_params["incident"] = chosen
+        incident(path, by_key[chosen], report["findings"])
     else:
-        verdict = made.value["verdict"]
-        looked = text.count(made.value.get("steps"))
-        if verdict == "healthy":
+        looked = text.count(report.get("steps"))
+        if report["verdict"] == "healthy":
             st.success(f"Nothing found in {looked} steps.")
         else:
             st.info(f"Cannot tell whether this run is healthy after {looked} steps; below is what is missing.")
-    abstained(made.value)
+    for_information(notes(report))
+    untold(cannot_tell(report))
 
 
-def incident_label(finding: dict[str, Any]) -> str:
+def meant(key: str, report: dict[str, Any]) -> str:
+    """The key of the incident that ``key`` names, or in which the finding lies that it names; else of the worst one."""
+    found = report["incidents"]
+    own = [one for one in found if incident_key(one) == key]
+    own += [one for one in found if key in map(incident_key, findings_in(one, report["findings"]))]
+    return incident_key((own or found)[0])
+
+
+def severity_badge(event: dict[str, Any]) -> str:
+    """``▲ critical`` as markdown for a badge."""
+    severity = str(event["severity"])
+    return badge(f"{HEALTH[severity][0]} {severity}", HEALTH[severity][2])
+
+
+def incident_label(found: dict[str, Any]) -> str:
     """One line of the list."""
-    severity = str(finding.get("severity"))
-    sign = HEALTH.get(severity, HEALTH["info"])[0]
-    return text.markdown(
-        f"{sign} {severity}, step {text.count(finding.get('onset_step'))}: {rule_title(finding.get('id'))}"
-    )
+    sign = HEALTH[str(found["severity"])][0]
+    first = f", first in {found['layer']}" if found.get("layer") else ""
+    words = f"{sign} {found['severity']}, step {text.count(onset_of(found))}: {rule_title(found['id'])}{first}"
+    return text.markdown(words)
 
 
-RULE_TITLES = {"non-finite": "non-finite values"}
-
-
-def rule_title(rule: object) -> str:
-    """``gradient-explosion`` in words."""
-    return RULE_TITLES.get(str(rule), str(rule).replace("-", " ").replace("_", " "))
-
-
-def incident(path: Path, finding: dict[str, Any]) -> None:
-    """Summary, where it began, evidence, causes for and against, remedy."""
+def incident(path: Path, found: dict[str, Any], findings: list[dict[str, Any]]) -> None:
+    """What happened where, what moved in which order, causes for and against, what to do, the findings behind it."""
     with st.container(border=True):
-        st.markdown(f"#### {text.markdown(finding['summary'], 400)}")
-        steps = f"from step {text.count(finding.get('onset_step'))} to {text.count(finding.get('last_step'))}"
-        noticed = (
-            f", noticed at step {text.count(finding.get('first_step'))}"
-            if finding.get("first_step") != finding.get("onset_step")
-            else ""
-        )
-        layer = f"; first layer {finding['layer']}" if finding.get("layer") else ""
-        rank = f"; rank {finding['rank']}" if finding.get("rank") is not None else ""
-        st.caption(text.markdown(f"{rule_title(finding['id'])}, {steps}{noticed}{layer}{rank}", 400))
-        around(path, finding)
-        left, right = st.columns([2, 3], gap="large")
+        st.markdown(f"#### {severity_badge(found)} {text.markdown(found['summary'], 400)}")
+        st.caption(text.markdown(where(found), 400))
+        around(path, found)
+        left, right = st.columns([3, 2], gap="large")
         with left:
-            evidence(finding)
+            in_order(found)
         with right:
-            causes(finding)
-        remedy(path, finding)
+            causes(found)
+        remedy(path, found)
+        inside = findings_in(found, findings)
+        with st.expander(f"Findings of this incident ({len(inside)})"):
+            for index, finding in enumerate(inside):
+                if index:
+                    st.divider()
+                one_finding(finding, f"evidence-{index}")
 
 
-def around(path: Path, finding: dict[str, Any]) -> None:
+def around(path: Path, found: dict[str, Any]) -> None:
     """The signals round the onset, every sample drawn."""
-    onset = finding.get("onset_step")
+    onset = onset_of(found)
     if onset is None:
         return
     with READERS.reading(path) as run:
-        after = int(finding.get("last_step") or onset) - onset + 40
-        length = max(10, min(400, after, (run.last_step or onset) - onset))
+        first, last = span_of(found, run.last_step)
         signals = [
             ("Training loss (nats)", run.series("train_loss")),
             ("Gradient norm before clipping", run.series("grad_norm_preclip")),
         ]
-        layer = finding.get("layer")
+        layer = found.get("layer")
         if layer and "grad_norm_preclip" in run.layer_stats:
             signals += layer_signal(run, str(layer))
     signals = [(title, signal) for title, signal in signals if len(signal)]
     if signals:
-        st.plotly_chart(
-            window_figure(signals, int(onset), before=60, after=length), key="around", config={"displayModeBar": False}
-        )
+        figure = window_figure(signals, onset, before=onset - first, after=last - onset)
+        st.plotly_chart(figure, key="around", config={"displayModeBar": False})
     if st.button("Show these steps in the story", key="to_story"):
-        st.query_params["x0"], st.query_params["x1"] = str(onset - 60), str(onset + length)
+        st.query_params["x0"], st.query_params["x1"] = str(first), str(last)
         st.session_state["go_to_section"] = "Story"
         st.session_state["span_given"] = st.session_state.get("span_given", 0) + 1
         st.rerun()
@@ -457,50 +467,64 @@ def layer_signal(run: Run, layer: str) -> list[tuple[str, Any]]:
     return [(f"Gradient norm of {layer}", signal)] if signal is not None else []
 
 
-def evidence(finding: dict[str, Any]) -> None:
-    """The numbers behind the summary."""
-    st.markdown("**Evidence**")
-    measured = {name: value for name, value in (finding.get("evidence") or {}).items() if value not in (None, "", [])}
-    said = {text.plain(name, 80).replace("_", " "): shown(value) for name, value in measured.items()}
-    short = [(name, value) for name, value in said.items() if len(value) <= 30]
-    if short:
-        table = pd.DataFrame(short, columns=["measure", "value"])
-        st.dataframe(table, hide_index=True, height="content", key="evidence")
-        bullets([f"{name}: {value}" for name, value in said.items() if len(value) > 30])
-    else:
-        st.caption("None recorded.")
+def in_order(found: dict[str, Any]) -> None:
+    """Every signal that left its own baseline, the first on top."""
+    st.markdown("**What moved, in order**")
+    rows = moved(found)
+    if not rows:
+        st.caption("No signal was seen to leave a baseline of its own: too few steps were measured before.")
+        return
+    table = pd.DataFrame(rows)
+    if not table["layer"].any():
+        table = table.drop(columns="layer")
+    columns = {
+        "step": st.column_config.NumberColumn("step", width=52),
+        "signal": st.column_config.TextColumn("signal", help="Every signal that left its own baseline."),
+        "layer": st.column_config.TextColumn("layer or module"),
+        "before": st.column_config.TextColumn("before", width=72, help="The value that its baseline let expect."),
+        "value": st.column_config.TextColumn("furthest", width=80, help="The furthest value within the incident."),
+        "strength": st.column_config.TextColumn(
+            "strength", width=92, help="Robust standard deviations of its own baseline, at the furthest value."
+        ),
+    }
+    st.dataframe(table, hide_index=True, key="moved", height=rows_high(table), column_config=columns)
 
 
-def shown(value: object) -> str:
-    """A piece of evidence as text."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return text.plain(", ".join(shown(item) for item in value), 200)
-    if not isinstance(value, int | float):
-        return text.plain(json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else value, 200)
-    return text.count(value) if isinstance(value, int) else text.number(value)
+def rows_high(table: pd.DataFrame) -> int:
+    """Pixels for a table that shows ten rows and scrolls to the others."""
+    return 38 + 35 * min(len(table), 10)
 
 
-def causes(finding: dict[str, Any]) -> None:
+def causes(found: dict[str, Any]) -> None:
     """Ranked explanations with what speaks for and against each."""
     st.markdown("**Likely causes**")
-    if not finding.get("causes"):
+    if not found.get("causes"):
         st.caption("None could be told from the signals that were recorded.")
-    for cause in finding.get("causes") or []:
-        confidence = cause.get("confidence")
-        sure = f", confidence {confidence:.0%}" if isinstance(confidence, int | float) else ""
-        st.markdown(f"**{text.markdown(rule_title(cause.get('id')))}**{text.markdown(sure)}")
+    for cause in found.get("causes") or []:
+        share = min(max(float(cause["confidence"]), 0.0), 1.0)
+        st.progress(share, text=f"**{text.markdown(cause_title(cause))}**, confidence {share * 100:.0f} %")
         bullets(
             [f"for: {words}" for words in cause.get("for") or []]
             + [f"against: {words}" for words in cause.get("against") or []]
         )
 
 
-def remedy(path: Path, finding: dict[str, Any]) -> None:
-    """What to change: in words, as a configuration diff, as code for a loop of one's own."""
-    advice = finding.get("remedy") or {}
-    if not advice:
+def one_finding(finding: dict[str, Any], key: str) -> None:
+    """Summary, place and evidence of one finding."""
+    st.markdown(f"{severity_badge(finding)} {text.markdown(finding['summary'], 400)}")
+    st.caption(text.markdown(where(finding), 400))
+    numbers = evidence(finding)
+    short = [(name, value) for name, value in numbers if len(value) <= 30]
+    if short:
+        table = pd.DataFrame(short, columns=["evidence", "value"])
+        st.dataframe(table, hide_index=True, height=rows_high(table), width=460, key=key)
+    bullets([f"{name}: {value}" for name, value in numbers if len(value) > 30])
+
+
+def remedy(path: Path, found: dict[str, Any]) -> None:
+    """What to change: in words, as a configuration diff and as the command line, as code for a loop of one's own."""
+    advice = found.get("remedy") or {}
+    if not any(advice.values()):
         return
     st.markdown("**What to do**")
     if advice.get("text"):
@@ -510,46 +534,30 @@ def remedy(path: Path, finding: dict[str, Any]) -> None:
     if patch:
         with READERS.reading(path) as run:
             config = run.config or {}
-        left.caption("Change in the configuration")
-        left.code(config_diff(config, patch), language="diff")
+        with left:
+            st.caption("Change in the configuration")
+            st.code(config_diff(config, patch), language="diff")
+            st.caption("On the command line")
+            st.code(set_words(patch), language=None, wrap_lines=True)
     if advice.get("snippet"):
-        side = right if patch else st
-        side.caption("In a loop of your own")
-        side.code(str(advice["snippet"]), language="python")
+        with right if patch else st.container():
+            st.caption("In a loop of your own")
+            st.code(str(advice["snippet"]), language="python", wrap_lines=True)
 
 
-def config_diff(config: dict[str, Any], patch: dict[str, Any]) -> str:
-    """``- optimizer.lr = 0.002`` and ``+ optimizer.lr = 0.001`` for each value of the patch."""
-    lines = []
-    for name, value in patch.items():
-        before: Any = config
-        for part in str(name).split("."):
-            before = before.get(part, _MISSING) if isinstance(before, dict) else _MISSING
-        if before is not _MISSING:
-            lines.append(f"- {name} = {spelled(before)}")
-        lines.append(f"+ {name} = {spelled(value)}")
-    return "\n".join(lines)
+def for_information(findings: list[dict[str, Any]]) -> None:
+    """What is worth knowing and no incident, folded away."""
+    if findings:
+        with st.expander(f"For information ({len(findings)})"):
+            for index, finding in enumerate(findings):
+                one_finding(finding, f"note-{index}")
 
 
-_MISSING = object()
-
-
-def spelled(value: object) -> str:
-    """A value as the configuration writes it: ``none`` is what turns a thing off."""
-    return "none" if value is None else json.dumps(value)
-
-
-def abstained(report: dict[str, Any]) -> None:
+def untold(lines: list[str]) -> None:
     """The rules that could not tell, and what they lack."""
-    rules = report.get("abstained") or []
-    if not rules:
-        return
-    st.markdown(f"**Could not be told** ({len(rules)})")
-    lines = []
-    for rule in rules:
-        needs = ", ".join(str(need) for need in rule.get("needs") or [])
-        lines.append(f"{rule_title(rule.get('id'))}: {rule.get('reason')}{f' (needs {needs})' if needs else ''}")
-    bullets(lines)
+    if lines:
+        st.markdown(f"**Could not be told** ({len(lines)})")
+        bullets(lines)
 
 
 # ---- attention ----------------------------------------------------------------------------------------------------
@@ -648,21 +656,8 @@ def system(path: Path, facts: Facts) -> None:
 def config(path: Path, facts: Facts) -> None:
     """What was asked for, by whom it was run and where."""
     with READERS.reading(path) as run:
-        asked, attempts, parent = run.config, run.attempts, run.parent
+        asked, attempts, parent, rows = run.config, run.attempts, run.parent, attempt_rows(run)
     st.markdown("**Attempts**")
-    rows = [
-        {
-            "attempt": attempt.number,
-            "from step": text.count(attempt.resume_step),
-            "to step": text.count(attempt.last_step),
-            "ended": text.plain((attempt.exit or {}).get("outcome", "–")),
-            "why": text.plain((attempt.exit or {}).get("reason", "")),
-            "processes": attempt.world_size,
-            "host": text.plain(attempt.host or "–"),
-            "overrides": text.plain(json.dumps(attempt.overrides)) if attempt.overrides else "",
-        }
-        for attempt in attempts
-    ]
     if rows:
         st.dataframe(pd.DataFrame(rows), hide_index=True, key="attempts")
     else:
@@ -684,17 +679,6 @@ def config(path: Path, facts: Facts) -> None:
         )
     st.caption("Directory")
     st.code(str(path), language=None)
-
-
-def as_lines(values: dict[str, Any], prefix: str = "") -> str:
-    """Nested values as ``optimizer.lr = 0.002`` lines."""
-    lines: list[str] = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            lines += [as_lines(value, f"{prefix}{name}.")] if value else []
-        else:
-            lines.append(f"{prefix}{name} = {text.plain(json.dumps(value, ensure_ascii=False, default=str), 400)}")
-    return "\n".join(lines)
 
 
 def log(path: Path, facts: Facts) -> None:

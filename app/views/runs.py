@@ -11,8 +11,8 @@ import streamlit as st
 from pandas.io.formats.style import Styler
 
 from app import control, data, text
-from app.data import Listed, Overview, findings_of
-from app.views.common import HEALTH, STATES, bullets, health_words, refused, worst_severity
+from app.data import Listed, Overview, incidents_of
+from app.views.common import HEALTH, STATES, bullets, health_words, refused
 from monitor.errors import GradiometerError
 from monitor.runfile import search
 from trainer.config import TrainConfig
@@ -174,9 +174,8 @@ def health(row: Listed, seen: Seen) -> tuple[str, str]:
         return f"{HEALTH['unreadable'][0]} {HEALTH['unreadable'][1]}", "unreadable"
     known = seen.get(row.summary.path)
     if known is None or known.report.value is None:
-        return ("✕ diagnosis failed", "unreadable") if known and known.report.error else health_words(None, None, 0)
-    findings = findings_of(known.report)
-    return health_words(known.report.value["verdict"], worst_severity(findings), len(findings))
+        return ("✕ diagnosis failed", "unreadable") if known and known.report.error else health_words(None, [])
+    return health_words(known.report.value["verdict"], incidents_of(known.report))
 
 
 def state(row: Listed, now: float) -> str:

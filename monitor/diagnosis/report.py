@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shlex
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -76,6 +78,7 @@ class Report:
 def _incident(incident: Incident, findings: Sequence[Finding]) -> dict[str, Any]:
     place = {id(finding): index for index, finding in enumerate(findings)}
     return {
+        "id": _explaining(incident).id,
         "onset_step": incident.onset_step,
         "first_step": incident.first_step,
         "last_step": incident.last_step,
@@ -91,6 +94,11 @@ def _incident(incident: Incident, findings: Sequence[Finding]) -> dict[str, Any]
             for d in incident.timeline
         ],
     }
+
+
+def _explaining(incident: Incident) -> Finding:
+    """The finding that explains the others."""
+    return next((f for f in incident.findings if f.summary == incident.summary), incident.findings[0])
 
 
 def _cause(cause: Cause) -> dict[str, Any]:
@@ -156,8 +164,7 @@ def _headline(report: Report) -> str:
 
 
 def _told(index: int, incident: Incident) -> list[str]:
-    root = incident.findings[0]
-    title = next((f.id for f in incident.findings if f.summary == incident.summary), root.id)
+    title = _explaining(incident).id
     lines = [_wrap(f"{index}. {incident.severity}  {title}  step {incident.onset_step}: {incident.summary}.")]
     if incident.layer:
         reason = next((str(f.evidence.get("layer_reason") or "") for f in incident.findings if f.layer), "")
@@ -172,8 +179,7 @@ def _told(index: int, incident: Incident) -> list[str]:
     if incident.remedy:
         lines.append(_wrap(f"do: {incident.remedy.text}", 3))
         if incident.remedy.config_patch:
-            patch = "  ".join(f"--set {key}={_value(value)}" for key, value in incident.remedy.config_patch.items())
-            lines.append(_wrap(patch, 7))
+            lines.append(_wrap(set_words(incident.remedy.config_patch), 7))
     return lines
 
 
@@ -208,8 +214,18 @@ def _why(causes: Sequence[Cause]) -> list[str]:
     return lines
 
 
+def set_words(patch: Mapping[str, Any]) -> str:
+    """A configuration patch as what is added to the command line, quoted for a shell: ``--set optimizer.lr=0.001``."""
+    return " ".join(shlex.join(["--set", f"{key}={_value(value)}"]) for key, value in patch.items())
+
+
 def _value(value: Any) -> str:
-    return number(value) if isinstance(value, float) else str(value)
+    """As ``--set`` reads it: ``none`` turns a thing off."""
+    if value is None:
+        return "none"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(plain(value))
 
 
 def _wrap(text: str, indent: int = 0) -> str:

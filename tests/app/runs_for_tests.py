@@ -254,3 +254,27 @@ HOSTILE = (
     "\u202etxt.exe",
 )
 """Names that have mangled or attacked a page, after streamlit.md section 5."""
+
+
+def hostile_run(runs: Path, *, steps: int = 120, at: int = 100) -> Path:
+    """A run that breaks, whose every name, note and reason is one of ``HOSTILE``; the first layer is a picture."""
+    config = {f"key {index}": name for index, name in enumerate(HOSTILE)} | {HOSTILE[0]: {HOSTILE[1]: HOSTILE[2]}}
+    path = create_run(runs, name=HOSTILE[0], run_id="hostile", task=HOSTILE[3], config=config)
+    attempt = begin_attempt(path, environment={"device": HOSTILE[13]}, overrides={HOSTILE[6]: HOSTILE[5]})
+    writer = RankWriter(path, attempt, rows_per_batch=4096)
+    writer.define_layers(HOSTILE, [(8, 8)] * len(HOSTILE))
+    rng = np.random.default_rng(6)
+    for step in range(1, steps + 1):
+        layers = np.exp(rng.normal(0, 0.1, len(HOSTILE))).astype(np.float32)
+        bad = step >= at
+        layers[1] *= 1e6 if bad else 1.0
+        own = {name: 1e9 if bad else float(np.exp(rng.normal(0, 0.1))) for name in HOSTILE}
+        values = {"train_loss": float("nan") if bad else 3.0 - step / 1000, "grad_norm_preclip": float(layers.max())}
+        writer.scalars(step, START + step, own | values)
+        writer.layers(step, START + step, {"grad_norm_preclip": layers})
+    for name in HOSTILE:
+        writer.event("note", 2, text=name)
+        writer.event("fidelity", 3, verdict="exact", text=name)
+    writer.close()
+    write_exit(path, attempt, outcome="crashed", step=steps, reason=HOSTILE[4])
+    return path

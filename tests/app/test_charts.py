@@ -6,8 +6,9 @@ import numpy as np
 
 from app.charts.measures import LAYER_MEASURES, MODULE_MEASURES, Choice, matrix_of
 from app.charts.still import slice_figure, window_figure
-from app.charts.story import incident_key, landscape_charts, story_charts, story_marks, system_charts
+from app.charts.story import landscape_charts, story_charts, story_marks, system_charts
 from app.facts import facts_of
+from app.incident import incident_key
 from monitor.runfile.reader import open_run
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run
 from monitor.signals import LAYER_CATALOGUE, MODULE_CATALOGUE, Signal
@@ -63,8 +64,8 @@ def test_own_values_get_a_chart_each_under_any_name(tmp_path):
     assert [trace.name for trace in by_id(charts)["lr"].traces] == ["group 0", "group 1"]
 
 
-def test_findings_are_marks_with_their_extent():
-    finding = {
+def test_incidents_are_marks_with_their_extent():
+    incident = {
         "id": "loss-spike",
         "onset_step": 40,
         "first_step": 41,
@@ -73,9 +74,9 @@ def test_findings_are_marks_with_their_extent():
         "summary": "Loss rose",
     }
     run = type("Empty", (), {"attempts": (), "events": lambda self, kind=None: []})()
-    (mark,) = story_marks(run, [finding])
+    (mark,) = story_marks(run, [incident])
     assert (mark.step, mark.last_step, mark.severity, mark.key) == (40, 55, "warning", "loss-spike@40")
-    assert incident_key(finding) == "loss-spike@40"
+    assert incident_key(incident) == "loss-spike@40"
 
 
 def test_what_the_probes_measure_has_few_charts_and_identities_have_none(all_runs: Runs):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from app import data
+from app.incident import incident_key
 from monitor.errors import ConfigError, RunError
 from tests.app import runs_for_tests as made
 from tests.app.conftest import Open, Runs, words
@@ -146,21 +149,43 @@ def test_a_run_of_a_newer_format_shows_the_readers_words(runs: Runs, open_page: 
     assert page.text[0].value == str(refused.value)
 
 
-def test_an_incident_shows_its_evidence_causes_and_remedy(runs: Runs, open_page: Open):
+def test_an_incident_shows_what_moved_causes_remedy_and_its_findings(runs: Runs, open_page: Open):
     path = runs.folder / runs.nan
     with data.READERS.reading(path) as run:
         report = data.DIAGNOSES.of(path, run.version, wait=60).value
-    for incident in ("", "garbage", "non-finite@209"):
+    for incident in ("", "garbage", "non-finite@209", "layer-explosion@209"):
         page = open_page("run", run=runs.nan, section="Incidents", **({"incident": incident} if incident else {}))
         assert not page.exception
-        assert page.radio[0].value == "non-finite@209"
         assert "non-finite@209" in page.query_params["incident"]
-    finding = report["findings"][0]
+    (found,) = report["incidents"]
     said = words(page).replace("\\", "").replace("\u2060", "")
-    assert finding["summary"] in said
-    assert "Likely causes" in said and "What to do" in said
-    assert page.radio[0].options and len(page.get("plotly_chart")) == 1
-    assert page.dataframe[0].value["measure"].tolist()
+    assert found["summary"] in said and "Likely causes" in said and "What to do" in said
+    assert all(report["findings"][place]["summary"] in said for place in found["findings"])
+    assert len(page.get("plotly_chart")) == 1
+    moved, *evidence = (table.value for table in page.dataframe)
+    assert moved["step"].is_monotonic_increasing and moved["step"].tolist() == [m["step"] for m in found["timeline"]]
+    assert evidence and all(table["value"].tolist() for table in evidence)
+
+
+def test_incidents_are_listed_worst_first_and_an_address_names_one_or_a_finding_of_it(
+    tmp_path, open_page: Open, monkeypatch
+):
+    monkeypatch.setenv("GRADIOMETER_RUNS", str(tmp_path))
+    broken = made.Recorded(tmp_path, "two incidents")
+    for step, loss in enumerate(made.curve(600), start=1):
+        raised = 40.0 if step in (200, 201) else 1.0
+        broken.row(step, math.nan if step >= 500 else float(loss) * raised, norm=0.8 * raised)
+    path = broken.end(step=600)
+    with data.READERS.reading(path) as run:
+        report = data.DIAGNOSES.of(path, run.version, wait=60).value
+    first, second = report["incidents"]
+    assert (first["severity"], first["onset_step"], second["onset_step"]) == ("critical", 500, 200)
+    keys = [incident_key(one) for one in (first, second)]
+    inner = incident_key(report["findings"][second["findings"][-1]])
+    for named, opened in (("", keys[0]), (keys[1], keys[1]), (inner, keys[1])):
+        page = open_page("run", run=path.name, section="Incidents", **({"incident": named} if named else {}))
+        assert not page.exception
+        assert page.radio[0].value == opened and len(page.radio[0].options) == 2
 
 
 def test_a_healthy_run_says_that_nothing_was_found(runs: Runs, open_page: Open):

@@ -8,7 +8,6 @@ it began with: those that dropout, augmentation and sampling draw from.
 from __future__ import annotations
 
 import base64
-import ctypes
 import random
 import zlib
 from collections import deque
@@ -17,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.random import mtrand
 
 from monitor.errors import RunError
 from monitor.runfile.reader import Run
@@ -39,13 +37,12 @@ class FlightRecorder:
     def __init__(self, write: Callable[..., Any]) -> None:
         self._write = write
         self._kept: deque[tuple[int, dict[str, Any]]] = deque(maxlen=STEPS)
-        self._numpy = NumpyState()
         self._written = 0
         self._last_frozen = -1
 
     def step_begins(self, step: int) -> None:
         """Keep the states as they are at the first forward of ``step``."""
-        self._kept.append((step, _states(self._numpy)))
+        self._kept.append((step, _states()))
 
     def freeze(self, reason: str, *, at_end: bool = False) -> None:
         """Write the states of the last steps that have not been written yet, as an event of kind ``flight``.
@@ -81,38 +78,11 @@ def restore_random_states(run: Run, step: int, rank: int = 0) -> tuple[str, ...]
         raise RunError(f"{run.path}: the random states of step {step} are damaged ({error}).") from error
 
 
-class NumpyState:
-    """NumPy's global random state, converted anew only when it has moved.
-
-    NumPy copies the generator's words one by one, 40 us in every step, and most trainings never draw from it. Whether
-    it has moved is seen in its memory, whose address NumPy gives for such uses.
-    """
-
-    def __init__(self) -> None:
-        self._memory = b""
-        self._state: dict[str, Any] = {}
-
-    def read(self) -> dict[str, Any]:
-        """What ``numpy.random.get_state(legacy=False)`` returns; not to be written to."""
-        generator = mtrand.get_bit_generator()
-        if not isinstance(generator, np.random.MT19937):  # the user's own doing; its memory is laid out otherwise
-            return np.random.get_state(legacy=False)
-        memory = ctypes.string_at(generator.ctypes.state_address, _MT19937_BYTES)
-        # A normal number that waits to be drawn lies elsewhere; without one no draw leaves the generator where it was.
-        if memory != self._memory or not self._state or self._state["has_gauss"]:
-            self._memory, self._state = memory, np.random.get_state(legacy=False)
-        return self._state
-
-
-_MT19937_BYTES = 625 * 4
-"""624 words and the position among them."""
-
-
-def _states(of_numpy: NumpyState) -> dict[str, Any]:
+def _states() -> dict[str, Any]:
     states = {
         "torch": torch.get_rng_state(),
         "python": random.getstate(),
-        "numpy": of_numpy.read(),
+        "numpy": np.random.get_state(legacy=False),
     }
     if torch.cuda.is_initialized():
         states["cuda"] = torch.cuda.get_rng_state()  # kept on the host: no synchronisation

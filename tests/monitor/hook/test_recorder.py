@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 import monitor
 from monitor.errors import RunError
@@ -53,34 +50,6 @@ def test_the_random_numbers_of_a_step_before_a_crash_can_be_drawn_again(tmp_path
     for step in (20, 11):
         assert restore_random_states(run, step) == ("torch", "python", "numpy")
         assert _draw() == drawn[step - 1]
-
-
-_DRAWS: dict[str, Callable[[], object]] = {
-    "nothing": lambda: None,
-    "uniform": lambda: np.random.random(),
-    "a normal, of which a second one waits": lambda: np.random.standard_normal(),
-    "bits": lambda: np.random.bytes(3),
-    "seed": lambda: np.random.seed(7),
-    "back to the seed, with a normal waiting": lambda: (np.random.seed(7), np.random.standard_normal()),
-    "shuffle": lambda: np.random.permutation(700),
-    "another generator": lambda: np.random.set_bit_generator(np.random.PCG64(1)),
-    "the usual generator": lambda: np.random.set_bit_generator(np.random.MT19937(1)),
-}
-
-
-@given(st.lists(st.sampled_from(list(_DRAWS)), max_size=12))
-def test_numpys_state_is_the_one_that_numpy_tells_whatever_was_drawn(draws: list[str]) -> None:
-    usual = np.random.get_bit_generator()
-    try:
-        state = recorder.NumpyState()
-        for draw in ("nothing", *draws):
-            _DRAWS[draw]()
-            found, told = state.read(), np.random.get_state(legacy=False)
-            assert repr(found) == repr(told)
-            if told["bit_generator"] == "MT19937":
-                np.testing.assert_array_equal(found["state"]["key"], told["state"]["key"])
-    finally:
-        np.random.set_bit_generator(usual)
 
 
 def test_a_step_that_is_not_there_is_one_message(tmp_path: Path) -> None:

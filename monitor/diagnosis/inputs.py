@@ -30,6 +30,8 @@ def _odd_rows(signals: Signals, name: str, z: float, change: float) -> np.ndarra
     series = signals[name]
     if len(series) < LEAST_ROWS:
         return np.zeros(len(series), bool)
+    if name == "input_absmax" and _are_numbers_of_things(series.value):
+        return ~np.isfinite(series.value)
     # A spread, a size and a share are compared as ratios.
     relative = name == "input_mean"
     x = series.value if relative else np.log(np.maximum(series.value, 1e-9))
@@ -39,6 +41,12 @@ def _odd_rows(signals: Signals, name: str, z: float, change: float) -> np.ndarra
         if event.step is not None:
             odd &= (series.step < event.step - 1) | (series.step > event.step + BLOCK)
     return odd
+
+
+def _are_numbers_of_things(absmax: np.ndarray) -> bool:
+    """Whether inputs are tokens or the like: a rare one has a high number and is not large."""
+    finite = absmax[np.isfinite(absmax)]
+    return bool((finite == np.floor(finite)).all())
 
 
 def oddity_at(signals: Signals, step: int) -> str | None:

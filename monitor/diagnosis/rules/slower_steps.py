@@ -21,6 +21,8 @@ def slower_steps(signals: Signals, *, rise: float = 0.03, lasting: int = 200, z:
 
     Stays silent: on evaluation and checkpoint pauses; on single slow steps; on a machine whose step time wanders by as
     much anyway; on logged changes of batch size, sequence length or data, and where the tokens per step change.
+    Information on a host without a device whose other processes take the processor away: each part of the step is
+    longer by as much, and the training uses no more processor time in a step than before.
 
     Thresholds: ``rise``, relative rise of the median, over ``lasting`` steps; ``z``, robust standard deviations of the
     medians of 25 steps before, so that a busy machine is not called slow. Design notes F41: 3 %, since 5 % and 6 %
@@ -53,6 +55,7 @@ def slower_steps(signals: Signals, *, rise: float = 0.03, lasting: int = 200, z:
 def _finding(signals: Signals, times: StepTimes, block: int, before: float, after: float) -> Finding:
     row = block * BLOCK_ROWS
     part, share = _slower_part(signals, times, row)
+    waiting = _kept_waiting(signals, times, row)
     where = f"; {part.removesuffix('_s').replace('_', ' ')} makes {100 * share:.0f} % of it" if part else ""
     return Finding(
         summary=f"Steps take {percent(after / before - 1)} longer from step {int(times.step[row])} on: "
@@ -60,9 +63,9 @@ def _finding(signals: Signals, times: StepTimes, block: int, before: float, afte
         onset_step=int(times.step[row]),
         first_step=int(times.step[min(row + 200, len(times.step)) - 1]),
         last_step=int(times.step[-1]),
-        severity=Severity.WARNING,
+        severity=Severity.INFO if waiting else Severity.WARNING,
         evidence={"before_s": before, "after_s": after, "part": part, "part_share": share},
-        causes=(_cause(signals, part, share, int(times.step[row])),),
+        causes=(waiting or _cause(signals, part, share, int(times.step[row])),),
         remedy=Remedy(
             "Look at clocks and temperature of the device, at other processes on the host, at the storage, and with "
             "several ranks at which one is late.",
@@ -85,6 +88,29 @@ def _slower_part(signals: Signals, times: StepTimes, row: int) -> tuple[str | No
         return None, 0.0
     part = max(grown, key=lambda name: grown[name])
     return part, grown[part] / total
+
+
+def _kept_waiting(signals: Signals, times: StepTimes, row: int) -> Cause | None:
+    """Other processes of the host as the cause: all parts grew alike, and the processor time per step did not."""
+    cpu = signals.system("cpu_pct")
+    onset = int(times.step[row])
+    before, after = cpu.between(None, onset - 1).value, cpu.between(onset, None).value
+    if len(signals.system("gpu_util_pct")) or len(signals.ranks) > 1 or len(before) < 2 or len(after) < 2:
+        return None
+    usual, now = float(np.median(times.seconds[:row])), float(np.median(times.seconds[row:]))
+    used = float(np.median(before) * usual), float(np.median(after) * now)
+    if used[1] > used[0] * (1 + 0.5 * (now / usual - 1)):
+        return None
+    for part in ("forward_s", "backward_s", "optimizer_s"):
+        value = times.part(signals, part)
+        pair = value[:row][np.isfinite(value[:row])], value[row:][np.isfinite(value[row:])]
+        if not all(map(len, pair)):
+            continue
+        level = float(np.median(pair[0]))
+        if level > 0.1 * usual and np.median(pair[1]) / level - 1 < 0.5 * (now / usual - 1):
+            return None
+    told = f"the process got {np.median(after):.0f} % of a core, {np.median(before):.0f} % before"
+    return Cause("busy-host", 0.7, (told, "forward, backward and optimizer grew alike"))
 
 
 def _cause(signals: Signals, part: str | None, share: float, step: int) -> Cause:

@@ -14,16 +14,21 @@ LEAST_ROWS = 30
 MOST = 5
 
 
-def stall(signals: Signals, *, ratio: float = 20.0, record: float = 5.0, least_s: float = 0.3) -> Verdict:
+def stall(
+    signals: Signals, *, ratio: float = 20.0, record: float = 5.0, least_s: float = 0.3, computing_s: float = 2.0
+) -> Verdict:
     """A step took many times as long as any before: a hang that ended, or nearly one.
 
     Why it matters: storage, a worker or a collective hung; next time it may not come back. BLOOM hung for three hours
     in a fork of its data loader.
 
-    Stays silent: on evaluation and checkpoints, on the first steps after a start or a resume, on jitter.
+    Stays silent: on evaluation and checkpoints, on the first steps after a start or a resume, on jitter. Information
+    where one process that waits for neither data nor another one lost less than ``computing_s``: computing does not
+    hang, but a host takes the processor away for as long.
 
-    Thresholds: ``ratio`` to the median of the steps before, ``record``, to the 99th percentile of them, and ``least_s``
-    seconds. A busy machine shows up to 14 times the median at steps of 3 ms and 7 times at 20 ms.
+    Thresholds: ``ratio`` to the median of the steps before, ``record``, to the 99th percentile of them, ``least_s``
+    seconds, and ``computing_s`` seconds. A busy machine shows up to 14 times the median at steps of 3 ms, 7 times at
+    20 ms, and once 47 times at 14 ms.
 
     Source: design notes F36; SageMaker Debugger's StalledTrainingRule.
     """
@@ -36,23 +41,28 @@ def stall(signals: Signals, *, ratio: float = 20.0, record: float = 5.0, least_s
         if len(before) < LEAST_ROWS:
             continue
         if clean.seconds[row] > max(ratio * float(np.median(before)), record * float(np.quantile(before, 0.99))):
-            found.append(_finding(signals, int(clean.step[row]), float(clean.seconds[row]), float(np.median(before))))
+            found.append(
+                _finding(
+                    signals, int(clean.step[row]), float(clean.seconds[row]), float(np.median(before)), computing_s
+                )
+            )
     return found[:MOST]
 
 
-def _finding(signals: Signals, step: int, seconds: float, usual: float) -> Finding:
+def _finding(signals: Signals, step: int, seconds: float, usual: float, computing_s: float) -> Finding:
     parts = {name: signals[name].between(step, step).value for name in TIME_PARTS}
     longest = max((float(v[0]), name) for name, v in parts.items() if len(v)) if any(map(len, parts.values())) else None
     where = f", {number(longest[0])} s of them in {longest[1].removesuffix('_s').replace('_', ' ')}" if longest else ""
     cause = {"data_wait_s": "slow-input", "backward_s": "slow-collective-or-device"}.get(
         longest[1] if longest else "", "hang"
     )
+    computing = longest is not None and longest[1] != "data_wait_s" and len(signals.ranks) < 2
     return Finding(
         summary=f"Step {step} took {number(seconds)} s, {times(seconds / usual)} the usual {number(usual)} s{where}",
         onset_step=step,
         first_step=step,
         last_step=step,
-        severity=Severity.WARNING,
+        severity=Severity.INFO if computing and seconds < computing_s else Severity.WARNING,
         evidence={"seconds": seconds, "usual_s": usual, "part": longest[1] if longest else None},
         causes=(Cause(cause, 0.5, supports=(f"most of it passed in {longest[1]}",) if longest else ()),),
         remedy=Remedy(

@@ -28,6 +28,13 @@ def not_a_number() -> Signals:
     return only(input_mean=put(np.random.default_rng(0).normal(0, 1, STEPS), AT, np.nan))
 
 
+def tokens(rare: int) -> Signals:
+    """Bytes, of which from row AT on a rare one is in each batch."""
+    highest = np.random.default_rng(0).integers(120, 127, STEPS)
+    highest[AT:] = rare
+    return only(train_loss=level(), input_absmax=highest.astype(float))
+
+
 FIRES = (
     Case("x1000 for one step", lambda: batches(AT, 1000, "input_absmax"), "warning", words="input_absmax"),
     Case("one token over and over", lambda: batches(AT, 0.02, "input_unique_share"), "info", words="unique"),
@@ -37,6 +44,7 @@ FIRES = (
 
 NEAR_MISSES = (
     Case("within the scatter", batches),
+    Case("a rare token in each batch", lambda: tokens(226)),
     Case("a third more", lambda: batches(slice(AT, None), 1.3)),
     Case("a new sequence length", lambda: batches(slice(AT, AT + 20), 60, events=(Mark("seq_len", AT + 1),))),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from monitor.diagnosis.view import Mark
+from monitor.diagnosis.view import Mark, Signals
 from tests.monitor.diagnosis.cases.drawn import Case, changed, level, only
 from tests.monitor.diagnosis.cases.timed import AT, STEPS, evaluated, seconds, timed
 
@@ -14,7 +14,19 @@ def paused():
     return timed(time, **more)
 
 
+def doubled(backward: float, cpu_pct: float) -> Signals:
+    """Twice the step time from row AT on, of which backward's own factor is given; 80 % of a core before."""
+    late = np.arange(STEPS) >= AT
+    time = changed(seconds(), slice(AT, None), 2.0)
+    back = 0.5 * np.where(late, backward / 2, 1.0) * time
+    step = np.arange(10, STEPS + 1, 10)
+    series = {"step_time_s": time, "data_wait_s": 0.0 * time, "backward_s": back, "forward_s": time - back}
+    return Signals.from_arrays(series, system={"cpu_pct": (step, np.where(step > AT, cpu_pct, 80.0))})
+
+
 FIRES = (
+    Case("twice as long, on as much of a core", lambda: doubled(2.0, 80), "warning", onset=AT + 11),
+    Case("backward alone, the process idle", lambda: doubled(3.0, 40), "warning", onset=AT + 11),
     Case("5 % for good", lambda: timed(changed(seconds(), slice(AT + 10, None), 1.05)), "warning", onset=AT + 11),
     Case(
         "two thirds for good, on a restless machine",
@@ -26,6 +38,7 @@ FIRES = (
 )
 
 NEAR_MISSES = (
+    Case("twice as long, on half as much of a core", lambda: doubled(2.0, 40)),
     Case("2 % for good", lambda: timed(changed(seconds(), slice(AT, None), 1.02))),
     Case("5 % on a machine that wanders by 10 %", lambda: timed(changed(seconds(wander=0.1), slice(AT, None), 1.05))),
     Case("half as long again for 150 steps", lambda: timed(changed(seconds(), slice(AT, AT + 150), 1.5))),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from monitor.diagnosis.view import Mark
+import numpy as np
+
+from monitor.diagnosis.view import Mark, Signals
 from tests.monitor.diagnosis.cases.drawn import Case, changed, level, only
-from tests.monitor.diagnosis.cases.timed import AT, evaluated, seconds, timed
+from tests.monitor.diagnosis.cases.timed import AT, STEPS, evaluated, seconds, timed
 
 
 def paused():
@@ -12,9 +14,21 @@ def paused():
     return timed(time, **more)
 
 
-FIRES = (Case("x30", lambda: timed(changed(seconds(), AT, 30)), "warning", onset=AT + 1, words="took 3"),)
+def hung(lost_s: float, wait_s: float = 0.001) -> Signals:
+    """One step that took so much longer, ``wait_s`` of it waiting for data."""
+    time, wait = seconds(usual=0.02), np.full(STEPS, 0.001)
+    time[AT] += lost_s
+    wait[AT] = wait_s
+    return timed(time, wait)
+
+
+FIRES = (
+    Case("x30", lambda: timed(changed(seconds(), AT, 30)), "warning", onset=AT + 1, words="took 3"),
+    Case("0.6 s waiting for data", lambda: hung(0.6, wait_s=0.6), "warning", onset=AT + 1, words="in data wait"),
+)
 
 NEAR_MISSES = (
+    Case("0.6 s computing", lambda: hung(0.6)),
     Case("x10", lambda: timed(changed(seconds(), AT, 10))),
     Case("x15 at steps of 3 ms", lambda: timed(changed(seconds(usual=0.003, sd=0.5), AT, 15))),
     Case("evaluation takes 90 steps' time", paused),

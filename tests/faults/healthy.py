@@ -143,7 +143,7 @@ def train(training: Healthy, runs: Path, seed: int) -> Path:
     """Train it in ``runs``, in processes of their own, and return its run directory."""
     values = {**SMALL, **training.config, "seed": seed}
     if training.resume_at:
-        values["checkpoint.every_steps"] = training.resume_at
+        values |= {"checkpoint.every_steps": training.resume_at, "checkpoint.keep_last": 9}
     words = ["--runs", str(runs), "--name", "healthy"]
     for key, value in values.items():
         words += ["--set", f"{key}={'none' if value is None else json.dumps(value)}"]

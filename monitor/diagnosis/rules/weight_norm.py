@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from monitor.diagnosis.context import warmup_end
 from monitor.diagnosis.lasting import measured
 from monitor.diagnosis.remedies import configured
 from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
@@ -23,18 +24,19 @@ def weight_norm(signals: Signals, *, shrunk: float = 0.6, growth: float = 0.5, r
     the wrong sign, or none at a high learning rate, lets the weights grow until an activation overflows.
 
     Stays silent: on the growth of a training under way, which slows down (healthy small models double their norm in
-    some 500 steps); on a norm that settles a little lower. Frozen weights are not counted.
+    some 500 steps, and one that learns its whole data in each step in 100); in a warm-up, which speeds it up; on a norm
+    that settles a little lower. Frozen weights are not counted.
 
     Thresholds: ``shrunk``, share of the highest norm so far below which it has shrunk, while still falling; ``growth``,
-    relative growth per hundred steps over ``rows`` measurements running, no slower at the end than at the beginning.
-    Our judgement.
+    relative growth per hundred steps over ``rows`` measurements running, at the end no slower than its fastest: what is
+    exponential keeps its pace. Our judgement.
 
     Source: design notes F11; TheDeepChecker (Ben Braiek and Khomh 2023): weights that double per check.
     """
     norm = _finite(signals["weight_norm"])
     if len(norm) < LEAST_ROWS:
         return Abstained(f"{len(norm)} weight norms recorded, at least {LEAST_ROWS} are needed")
-    fell, grew = _shrunk(norm, shrunk), _grew(norm, growth, rows)
+    fell, grew = _shrunk(norm, shrunk), _grew(norm, growth, rows, warmup_end(signals) or 0)
     return [_finding(signals, norm, row, kind) for row, kind in ((fell, "fell"), (grew, "grew")) if row is not None]
 
 
@@ -51,12 +53,18 @@ def _shrunk(norm: Signal, share: float) -> int | None:
     return int(rows[0]) if len(rows) else None
 
 
-def _grew(norm: Signal, growth: float, rows: int) -> int | None:
+def _grew(norm: Signal, growth: float, rows: int, warm: int) -> int | None:
     rate = _rates(norm)
     fast = rate > np.log1p(growth)
     for end in range(rows, len(rate) + 1):
         lasting = norm.step[end] - norm.step[end - rows] >= LEAST_STEPS
-        if lasting and fast[end - rows : end].all() and rate[end - 1] > 0.8 * rate[end - rows]:
+        window = slice(end - rows, end)
+        if (
+            lasting
+            and norm.step[end - rows] >= warm
+            and fast[window].all()
+            and rate[end - 1] > 0.8 * rate[window].max()
+        ):
             return end
     return None
 

@@ -34,7 +34,30 @@ FIRES = (
     Case("one layer grows", lambda: measured(0.06, layer=5), "warning", onset=None, words="grew"),
 )
 
+
+def measured_each_20(norm: np.ndarray, **more: np.ndarray) -> Signals:
+    step = np.arange(EVERY, STEPS + 1, EVERY)
+    return Signals.from_arrays({"train_loss": level(), "weight_norm": (step, norm[step - 1]), **more})
+
+
+def in_warmup() -> Signals:
+    """Grows by lr x 1 a step while the learning rate rises to 0.02, then ever more slowly."""
+    t = np.arange(STEPS)
+    lr = np.where(t < 150, 0.02 * (t + 1) / 150, 0.02)
+    pace = np.where(t < 150, lr, 0.02 * np.exp(-(t - 150) / 20))
+    return measured_each_20(5 * np.exp(np.cumsum(pace)), lr=lr)
+
+
+def in_a_burst() -> Signals:
+    """A classifier that learns its whole data in each step: fastest just after the warm-up, by 0.9 % a step."""
+    t = np.arange(STEPS)
+    pace = 0.009 * np.exp(-0.5 * ((t - 70) / 35) ** 2)
+    return measured_each_20(5 * np.exp(np.cumsum(pace)), lr=np.minimum(1, (t + 1) / 50))
+
+
 NEAR_MISSES = (
+    Case("doubles in a hundred steps and settles", in_a_burst),
+    Case("grows faster and faster in a warm-up", in_warmup),
     Case("doubles in 300 steps, more and more slowly", lambda: only(weight_norm=growing(40))),
     Case("settles a fifth lower", lambda: only(weight_norm=20 - 4 * (1 - np.exp(-np.arange(STEPS) / 50)))),
     Case("0.2 % more each step", lambda: measured(0.002, start=0)),

@@ -38,6 +38,7 @@ LOG_FILE = "log.txt"
 COMMIT_FILE = "COMMIT.json"
 ATTEMPTS_DIR = "attempts"
 CHECKPOINTS_DIR = "checkpoints"
+AFTERWARDS_DIR = "afterwards"
 SEAL_SUFFIX = ".seal"
 
 DENSE_STREAMS = {"layers": "dense", "modules": "dense_modules"}

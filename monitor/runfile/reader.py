@@ -12,6 +12,7 @@ import numpy as np
 
 from monitor.errors import RunError
 from monitor.runfile import format as fmt
+from monitor.runfile.afterwards import Afterwards
 from monitor.runfile.attempt import AttemptData, JsonFile, RankData
 from monitor.runfile.lineage import Piece, current_line, superseded_pieces
 from monitor.runfile.records import Attempt as Attempt
@@ -72,6 +73,7 @@ class Run:
         self._run = fmt.load_json(self.path / fmt.RUN_FILE)
         check_version(self._run, self.path)
         self._meta = JsonFile(self.path / fmt.META_FILE)
+        self._afterwards = Afterwards(self.path)
         self._attempts: dict[int, AttemptData] = {}
         self._described: tuple[Attempt, ...] = ()
         self._line: tuple[Piece, ...] = ()
@@ -213,6 +215,7 @@ class Run:
         """Read what was appended since last time; True if anything changed. Its cost does not grow with the run."""
         self._polls += 1
         changed = self._meta.refresh()
+        changed |= self._afterwards.refresh(self._problem)
         changed |= self._find_attempts()
         latest = max(self._attempts, default=-1)
         for number, data in self._attempts.items():
@@ -445,14 +448,28 @@ class Run:
         return dict(data.ranks) if data else {}
 
     def events(self, kind: str | None = None) -> list[Event]:
-        """Events of all attempts and ranks, by attempt and time; of one ``kind`` when it is given."""
+        """Events of all attempts and ranks, by attempt and time; of one ``kind`` when it is given.
+
+        What was found out afterwards about a step is among them while that step is on the current line.
+        """
         if "events" not in self._cache:
             every: list[Event] = []
             for data in self._attempts.values():
                 own = [event for rank in data.ranks.values() for event in rank.events]
                 every.extend(sorted(own, key=lambda event: event.time) if len(data.ranks) > 1 else own)
+            every.extend(event for event in self._afterwards.events if self._is_current(event))
             self._cache["events"] = every
         return [event for event in self._cache["events"] if kind is None or event.kind == kind]
+
+    def _is_current(self, event: Event) -> bool:
+        return event.attempt == self.attempt_of(event.step)
+
+    def attempt_of(self, step: int | None) -> int | None:
+        """The attempt whose ``step`` is on the current line; None for a step that no piece of it can hold."""
+        for piece in self._line:
+            if step is not None and piece.after < step and (piece.upto is None or step <= piece.upto):
+                return piece.attempt
+        return None
 
     def landscape(self) -> list[LandscapeSample]:
         """Landscape samples of the current line, by step."""

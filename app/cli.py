@@ -362,6 +362,35 @@ def resume(
 
 
 @cli.command()
+def replay(
+    run: RunArgument,
+    step: Annotated[int, typer.Option("--step", metavar="N", help="The step whose loss is in question.")],
+    runs: RunsFolder = Path("runs"),
+    others: Annotated[int, typer.Option(min=4, max=256, metavar="K", help="Batches to hold it against.")] = 16,
+    rerun: Annotated[
+        bool, typer.Option("--rerun", help="Also train the steps from the last checkpoint on again and compare.")
+    ] = False,
+    task: Annotated[str | None, typer.Option(help="Your own task, as the run names it: package.module:build.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="task.data, device or threads.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say whether the batch of a step or the state of the model raised its loss, from checkpoints before it.
+
+    The verdict is added to the run, and the doctor weighs causes with it.
+    """
+    path = _or_exit(lambda: _run_path(run, runs))
+    words = [sys.executable, "-m", "trainer.replay", str(path), "--step", str(step), "--others", str(others)]
+    words += ["--rerun"] if rerun else []
+    words += ["--task", task] if task else []
+    for override in set_ or []:
+        words += ["--set", override]
+    words += ["--json"] if as_json else []
+    os.execve(sys.executable, words, _environment())
+
+
+@cli.command()
 def stop(run: RunArgument, runs: RunsFolder = Path("runs")) -> None:
     """Ask a running training to write a checkpoint and stop."""
     from trainer.launch import stop as stop_run

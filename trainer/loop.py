@@ -240,7 +240,7 @@ def next_micro_batches(session: Session) -> list[Batch]:
     config, parallel = session.config, session.parallel
     indices = session.state.sampler.take(config.batch_size)
     shares = indices.view(config.grad_accum_steps, parallel.data_size, -1)[:, parallel.data_rank]  # [micro, examples]
-    length = _length(session, session.state.step + 1)
+    length = sequence_length(config, session.state.step + 1)
     batches = [session.task.train_batch(share) for share in shares]
     return batches if length is None else [batch.cut(length) for batch in batches]
 
@@ -349,7 +349,7 @@ def build_session(config: TrainConfig, parallel: Parallel, *, resumed: bool = Fa
     Args:
         resumed: whether a checkpoint brings the weights: those of ``model.weights`` may then be gone.
     """
-    _seed(config.seed)
+    seed_everything(config.seed)
     task = build_task(config)
     layout = build_layout(config, parallel)
     model = build_model(task, config, resumed=resumed).to(parallel.device)
@@ -384,7 +384,7 @@ def build_session(config: TrainConfig, parallel: Parallel, *, resumed: bool = Fa
         _val_batches(config, parallel, layout, task),
     )
     # From here on only dropout draws numbers, other ones on each rank that holds other activations.
-    _seed(config.seed + 1 + parallel.random_stream)
+    seed_everything(config.seed + 1 + parallel.random_stream)
     return session
 
 
@@ -412,7 +412,8 @@ def attach(session: Session, place: Place) -> Any:
     )
 
 
-def _seed(seed: int) -> None:
+def seed_everything(seed: int) -> None:
+    """Start the random numbers of torch, numpy and Python at ``seed``."""
     torch.manual_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
@@ -478,17 +479,16 @@ def _loss_on(session: Session, batch: Batch) -> Any:
     return loss
 
 
-def _length(session: Session, step: int) -> int | None:
+def sequence_length(config: TrainConfig, step: int) -> int | None:
     """Tokens that training sequences are cut to at ``step``; None without a curriculum."""
-    config = session.config
     return None if config.curriculum.kind is None else length_at(config.curriculum, config.task.seq_len, step)
 
 
 def _tell_length(session: Session, mon: Any, display: Display) -> None:
     """Say so when the step that begins has longer sequences than the one before, and at the first step."""
     step = session.state.step + 1
-    length = _length(session, step)
-    if length is not None and (step == 1 or length != _length(session, step - 1)):
+    length = sequence_length(session.config, step)
+    if length is not None and (step == 1 or length != sequence_length(session.config, step - 1)):
         mon.event("data_stage", text=f"sequences of {length} tokens", seq_len=length, step=step)
         display.say(f"step {step}  sequences of {length} tokens")
 

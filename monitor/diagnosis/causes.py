@@ -38,6 +38,10 @@ UNKNOWN_SCORE = 0.5
 MARGIN = 0.1
 """Two leading causes closer than this in confidence are not told apart. Our judgement."""
 LEAST_CONFIDENCE = 0.04
+REPLAY_WEIGHT = 6.0
+"""Of a replay's verdict, the only evidence that is an experiment: more than all other together. Our judgement."""
+OF_THE_DATA = ("bad-batch", "non-finite-input", "data-change")
+"""Causes that lie in what was trained on."""
 MOST_CAUSES = 5
 
 
@@ -81,6 +85,8 @@ class Scene:
     concentration: float | None
     moved_share: float | None
     layer: str | None
+    replayed: str | None
+    """Verdict of the last replay of a step of this event: ``batch``, ``state`` or ``not told apart``."""
 
     @property
     def lead(self) -> int | None:
@@ -169,7 +175,15 @@ def scene(finding: Finding, signals: Signals) -> Scene:
         concentration=evidence.get("layer_concentration"),
         moved_share=moved / judged if moved is not None and judged else None,
         layer=finding.layer,
+        replayed=replayed(signals, onset, max(finding.last_step, loss[0] if loss else onset)),
     )
+
+
+def replayed(signals: Signals, first: int, last: int) -> str | None:
+    """What the last replay of a step from ``first`` to ``last`` says: ``batch``, ``state`` or ``not told apart``."""
+    told = [event for event in signals.events("replay") if event.step is not None and first <= event.step <= last]
+    verdict = told[-1].fields.get("verdict") if told else None
+    return verdict if verdict in ("batch", "state", "not told apart") else None
 
 
 def _lookup(config: Any, *path: str) -> Any:
@@ -291,7 +305,7 @@ def _bad_batch(s: Scene) -> Weigher:
     w.count(-2.5, "the learning rate had just jumped", s.lr_jumped)
     w.count(2.0, s.odd_input or "", bool(s.odd_input))
     w.count(-0.5, "the batch's fingerprint is like those before", s.odd_input == "")
-    w.missing("per-sample losses and a replay of the batch on earlier weights, which would settle it")
+    w.missing("a replay of the batch on earlier weights, which would settle it", s.replayed is None)
     return w
 
 
@@ -445,7 +459,20 @@ def rank(finding: Finding, signals: Signals) -> tuple[Cause, ...]:
     if not candidates:
         return ()
     around = scene(finding, signals)
-    return _ranked([candidate(around) for candidate in candidates])
+    weighers = [candidate(around) for candidate in candidates]
+    for weigher in weighers:
+        _weigh_replay(weigher, around)
+    return _ranked(weighers)
+
+
+def _weigh_replay(w: Weigher, s: Scene) -> None:
+    """A replay settles whether data or state were to blame; which state, and which data, it does not tell."""
+    high = "a replay found the batch high also with much earlier weights"
+    if w.cause in OF_THE_DATA:
+        w.count(REPLAY_WEIGHT, high, s.replayed == "batch")
+        w.count(-REPLAY_WEIGHT, "a replay found the batch ordinary with earlier weights", s.replayed == "state")
+    elif w.cause != "undefined-operation":  # which may meet in every state what it cannot take
+        w.count(-REPLAY_WEIGHT, high, s.replayed == "batch")
 
 
 def _ranked(weighers: Iterable[Weigher]) -> tuple[Cause, ...]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from monitor.diagnosis.causes import replayed
 from monitor.diagnosis.rule import Finding, Remedy
 from monitor.diagnosis.view import Signals
 from monitor.diagnosis.wording import number, steps
+
+TOLD_APART = 0.9
+"""Confidence from which a cause needs no further experiment. Our judgement."""
 
 
 def remedy_for(finding: Finding, signals: Signals, fallback: str) -> Remedy:
@@ -23,10 +28,23 @@ def remedy_for(finding: Finding, signals: Signals, fallback: str) -> Remedy:
     if make is None:
         return Remedy(fallback)
     remedy = changes_only(make(finding, signals), signals)
-    if finding.causes[0].id != "unknown":
-        return remedy
-    caution = f"The cause is not certain; if it is {named}: "
-    return Remedy(caution + remedy.text[0].lower() + remedy.text[1:], remedy.config_patch, remedy.snippet)
+    text = remedy.text
+    if finding.causes[0].id == "unknown":
+        text = f"The cause is not certain; if it is {named}: {text[0].lower()}{text[1:]}"
+    return Remedy(text + _replay(finding, signals), remedy.config_patch, remedy.snippet)
+
+
+def _replay(finding: Finding, signals: Signals) -> str:
+    """The command that tells a bad batch from a bad state; empty where they are told apart or it cannot be had."""
+    causes = {cause.id: cause.confidence for cause in finding.causes}
+    if "bad-batch" not in causes or max(causes.values()) >= TOLD_APART:
+        return ""
+    saved = [event for event in signals.events("checkpoint") if (event.step or 0) < finding.first_step]
+    ours = configured(signals, "task", "kind") and configured(signals, "checkpoint")
+    if not (saved and ours and signals.facts.path) or replayed(signals, finding.onset_step, finding.last_step):
+        return ""
+    command = f"gradiometer replay {shlex.quote(signals.facts.path)} --step {finding.first_step}"
+    return f" To tell a bad batch from a bad state: {command}."
 
 
 def changes_only(remedy: Remedy, signals: Signals) -> Remedy:

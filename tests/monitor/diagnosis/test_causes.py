@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from monitor.diagnosis.engine import diagnose
-from monitor.diagnosis.rule import Cause
-from monitor.diagnosis.view import Mark, Signals
+from monitor.diagnosis.rule import Cause, Finding
+from monitor.diagnosis.view import Facts, Mark, Signals
 from tests.monitor.diagnosis.cases.drawn import AT, STEPS, changed, constant_lr, layer_norms, level, norms, put
 from tests.monitor.diagnosis.controls import LAYERS
 
@@ -79,3 +79,64 @@ def test_the_origin_that_the_monitor_saw_decides(origin: str, cause: str):
     finding = next(f for f in diagnose(signals).findings if f.id == "non-finite")
     assert finding.causes[0].id == cause
     assert finding.layer == (None if origin == "input" else "blocks.1.act")
+
+
+def finding_of(rule: str, signals: Signals) -> Finding:
+    return next(finding for finding in diagnose(signals).findings if finding.id == rule)
+
+
+def one_step_spike(*events: Mark, facts: Facts | None = None) -> Signals:
+    """Loss and gradient raised at step 201 alone, and nothing that tells why."""
+    series = {"train_loss": changed(level(), AT, 1.5), "grad_norm_preclip": changed(norms(), AT, 6.0)}
+    return Signals.from_arrays(series, events=events, facts=facts)
+
+
+def replay(verdict: object, step: int | None = AT + 1) -> Mark:
+    return Mark("replay", step, {"verdict": verdict})
+
+
+def test_a_replay_settles_batch_against_state():
+    before = causes(one_step_spike())["bad-batch"]
+    batch, state = (causes(one_step_spike(replay(verdict))) for verdict in ("batch", "state"))
+    assert next(iter(batch)) == "bad-batch"
+    assert batch["bad-batch"].confidence > max(0.95, before.confidence)
+    assert "bad-batch" not in state
+    assert any("a replay" in reason for reason in before.against)  # what would settle it, and is not there yet
+    assert not any("a replay" in reason for reason in batch["bad-batch"].against)
+
+
+def test_a_replay_that_says_batch_outweighs_a_jump_of_the_learning_rate():
+    lr = changed(constant_lr(), AT, 30.0)
+    series = {"train_loss": changed(level(), AT + 1, 1.5), "grad_norm_preclip": changed(norms(), AT + 1, 6.0), "lr": lr}
+    assert finding_of("loss-spike", Signals.from_arrays(series)).causes[0].id == "lr-too-high"
+    replayed = finding_of("loss-spike", Signals.from_arrays(series, events=[replay("batch", AT + 2)]))
+    assert replayed.causes[0].id == "bad-batch"
+
+
+def test_the_last_replay_counts_and_one_of_another_step_or_of_nonsense_does_not():
+    plain = causes(one_step_spike())
+    assert next(iter(causes(one_step_spike(replay("state"), replay("batch"))))) == "bad-batch"
+    elsewhere = causes(one_step_spike(replay("state", AT - 50), replay("state", None)))
+    assert {name: cause.confidence for name, cause in elsewhere.items()} == {
+        name: cause.confidence for name, cause in plain.items()
+    }
+    assert causes(one_step_spike(replay(["batch"])))["bad-batch"].confidence == plain["bad-batch"].confidence
+
+
+def test_the_remedy_names_the_replay_where_it_can_tell_more():
+    config = {"task": {"kind": "gpt"}, "checkpoint": {"every_steps": 50}}
+    ours = Facts(path="my runs/one", config=config)
+    saved = Mark("checkpoint", 100, {"path": "checkpoints/00000100"})
+    command = f"gradiometer replay 'my runs/one' --step {AT + 1}"
+
+    def remedy(*events: Mark, facts: Facts | None = ours) -> str:
+        found = finding_of("loss-spike", one_step_spike(*events, facts=facts)).remedy
+        assert found is not None
+        return found.text
+
+    assert command in remedy(saved)
+    assert "replay" not in remedy(), "no checkpoint before it"
+    assert "replay" not in remedy(Mark("checkpoint", 250)), "none before it"
+    assert "replay" not in remedy(saved, facts=Facts(path="one", config={"lr": 1})), "not of our trainer"
+    for verdict in ("batch", "state", "not told apart"):
+        assert "replay" not in remedy(saved, replay(verdict)), "done already"

@@ -89,10 +89,14 @@ def _train(config: TrainConfig, place: Place | None, stop: StopFlag) -> int:
     """Train, and leave an exit record whatever happens; the monitor, when it is there, writes a fuller one first."""
     from monitor.errors import GradiometerError
 
+    def began(further: Place) -> None:
+        nonlocal place
+        place = further
+
     try:
         from trainer.loop import train
 
-        outcome = train(config, place, stop)
+        outcome = train(config, place, stop, began)
     except GradiometerError as error:
         _record_exit(place, "crashed", None, str(error), returncode=2)
         raise

@@ -126,8 +126,11 @@ class Saver:
         self._writing: threading.Thread | None = None
         self._reports: list[Saved] = []
 
-    def save(self, state: State) -> None:
-        """Begin the checkpoint of ``state.step``, after the one before it is done."""
+    def save(self, state: State, after_finding: str | None = None) -> None:
+        """Begin the checkpoint of ``state.step``, after the one before it is done.
+
+        One that is saved ``after_finding``, a critical one, is marked so and never deleted by ``keep_last``.
+        """
         self.wait()
         began = time.perf_counter()
         folder = temporary_folder(self._checkpoints, state.step, self._attempt)
@@ -137,7 +140,7 @@ class Saver:
             self._report(Saved(state.step, self._final(state.step), problem=problem), folder)
             return
         if self._parallel.is_first:
-            self._begin(folder, state, began)
+            self._begin(folder, state, began, after_finding)
         if not self._config.background:
             self.wait()
 
@@ -174,7 +177,7 @@ class Saver:
 
             save_sharded(folder, state.model, state.optimizer)
 
-    def _begin(self, folder: Path, state: State, began: float) -> None:
+    def _begin(self, folder: Path, state: State, began: float, after_finding: str | None) -> None:
         step, keep = state.step, state.best_step if self._config.keep_best else None
         copy_size = 0
         try:
@@ -189,7 +192,7 @@ class Saver:
             return
         thread = threading.Thread(
             target=self._finish,
-            args=(folder, step, keep, weights, training, copy_size, began),
+            args=(folder, step, keep, weights, training, copy_size, began, after_finding),
             name="checkpoint",
             daemon=True,
         )
@@ -205,6 +208,7 @@ class Saver:
         training: dict[str, Any],
         copy_size: int,
         began: float,
+        after_finding: str | None,
     ) -> None:
         final = self._final(step)
         try:
@@ -219,6 +223,7 @@ class Saver:
                 attempt=self._attempt,
                 world_size=self._parallel.world_size,
                 torch_version=str(torch.__version__),
+                after_finding=after_finding,
             )
         except Exception as error:
             self._report(Saved(step, final, problem=_said(error)), folder)

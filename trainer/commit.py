@@ -32,14 +32,25 @@ class Checkpoint:
     step: int
     attempt: int
     world_size: int
+    after_finding: str | None = None
+    """Saved because of this critical finding: kept, and resumed from only when asked for."""
 
 
 def newest_complete(checkpoints: Path, say: Callable[[str], None], *, at_step: int | None = None) -> Checkpoint | None:
     """The complete checkpoint of the latest attempt and its highest step; ``say`` gets one message per folder skipped.
 
-    The attempt decides before the step: a run that was rewound and has since been killed goes on where it was.
+    The attempt decides before the step: a run that was rewound and has since been killed goes on where it was. One that
+    was saved after a critical finding comes last: its weights may be what was found.
     """
     complete = [checkpoint for checkpoint in _committed(checkpoints, say) if at_step in (None, checkpoint.step)]
+    if at_step is None and any(checkpoint.after_finding is None for checkpoint in complete):
+        for checkpoint in complete:
+            if checkpoint.after_finding is not None:
+                say(
+                    f"checkpoint {checkpoint.path.name} was saved after a critical finding and is passed over; "
+                    f"--at-step {checkpoint.step} goes on from it"
+                )
+        complete = [checkpoint for checkpoint in complete if checkpoint.after_finding is None]
     for checkpoint in reversed(complete):
         problem = _damage(checkpoint.path)
         if problem is None:
@@ -48,15 +59,35 @@ def newest_complete(checkpoints: Path, say: Callable[[str], None], *, at_step: i
     return None
 
 
+def newest_before(checkpoints: Path, step: int, *, attempt: int, start_step: int) -> Checkpoint | None:
+    """The newest complete checkpoint from before ``step`` on the line of ``attempt``, which began at ``start_step``."""
+    for checkpoint in reversed(_committed(checkpoints, lambda message: None)):
+        on_line = checkpoint.attempt == attempt or checkpoint.step <= start_step
+        if on_line and checkpoint.step < step and checkpoint.after_finding is None and not _damage(checkpoint.path):
+            return checkpoint
+    return None
+
+
 def temporary_folder(checkpoints: Path, step: int, attempt: int) -> Path:
     """Where the checkpoint of ``step`` is written until it is complete."""
     return checkpoints / f"{TEMPORARY}{step:08d}-{attempt}"
 
 
-def commit(folder: Path, final: Path, *, step: int, attempt: int, world_size: int, torch_version: str) -> int:
+def commit(
+    folder: Path,
+    final: Path,
+    *,
+    step: int,
+    attempt: int,
+    world_size: int,
+    torch_version: str,
+    after_finding: str | None = None,
+) -> int:
     """Declare everything in ``folder`` complete and rename it to ``final``; gives back its size in bytes."""
     files = {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
     record = {"step": step, "attempt": attempt, "world_size": world_size, "time": time.time(), "torch": torch_version}
+    if after_finding is not None:
+        record["after_finding"] = after_finding
     with (folder / COMMIT).open("x") as file:
         json.dump({**record, "files": files}, file, indent=1)
         file.flush()
@@ -67,8 +98,9 @@ def commit(folder: Path, final: Path, *, step: int, attempt: int, world_size: in
 
 
 def keep_newest(checkpoints: Path, count: int, best_step: int | None = None) -> None:
-    """Delete all complete checkpoints but the newest ``count`` and the one of ``best_step``."""
-    for checkpoint in _committed(checkpoints, lambda message: None)[:-count]:
+    """Delete all complete checkpoints but the newest ``count``, the one of ``best_step``, and those after a finding."""
+    found = [one for one in _committed(checkpoints, lambda message: None) if one.after_finding is None]
+    for checkpoint in found[:-count]:
         if checkpoint.step == best_step:
             continue
         going = checkpoint.path.with_name(f"{TEMPORARY}gone-{checkpoint.path.name}")
@@ -114,7 +146,14 @@ def _read_commit(path: Path, say: Callable[[str], None]) -> Checkpoint | None:
     try:
         with (path / COMMIT).open("rb") as file:
             record = json.loads(file.read(MAX_COMMIT_BYTES))
-        checkpoint = Checkpoint(path, int(record["step"]), int(record["attempt"]), int(record["world_size"]))
+        after = record.get("after_finding")
+        checkpoint = Checkpoint(
+            path,
+            int(record["step"]),
+            int(record["attempt"]),
+            int(record["world_size"]),
+            None if after is None else str(after)[:600],
+        )
     except FileNotFoundError:
         say(f"checkpoint {path.name} is incomplete and is skipped: it has no {COMMIT}, so writing it was cut short")
     except (OSError, ValueError, KeyError, TypeError) as error:

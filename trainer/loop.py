@@ -17,7 +17,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,10 +40,11 @@ from trainer.ema import build_ema
 from trainer.faults import Faults
 from trainer.gradient_noise import add_gradient_noise
 from trainer.memory import explained_at_start, is_out_of_memory, out_of_memory
+from trainer.on_critical import Critical, Rewind, said
 from trainer.optim import build_optimizer, set_lr
 from trainer.parallel import Layout, Parallel, build_layout, start_parallel, stop_parallel
 from trainer.parallel.failures import named_failures
-from trainer.place import Place
+from trainer.place import Place, rewound_run
 from trainer.precision import Precision, build_precision
 from trainer.progress import Display, Silent, build_display
 from trainer.schedules import lr_multiplier
@@ -66,6 +67,8 @@ class Outcome:
     reason: str
     signal: int | None = None
     """The signal that asked to stop, if one did."""
+    rewind: Rewind | None = None
+    """Where to go on from, when this was the end of an attempt only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +94,13 @@ class Session:
     """This rank's share of the validation pass, on the device."""
 
 
-def train(config: TrainConfig, place: Place | None, stop: StopFlag) -> Outcome:
+def train(
+    config: TrainConfig, place: Place | None, stop: StopFlag, began: Callable[[Place], None] = lambda place: None
+) -> Outcome:
     """Train at ``place`` until the last step or until asked to stop. Every rank calls this; ranks but 0 give None.
+
+    Args:
+        began: called with the place of each further attempt that a rewind begins, on rank 0.
 
     Raises:
         ConfigError: the data, the device or a fault's layer cannot be had.
@@ -103,36 +111,60 @@ def train(config: TrainConfig, place: Place | None, stop: StopFlag) -> Outcome:
         config, place = parallel.shared((config, place))
         assert place is not None  # rank 0 gave it
         parallel = parallel.laid_out(config.parallel)
-        if asked := parallel.highest(stop.number):
-            return Outcome("stopped", place.start_step, f"{reason(asked)}, before the first step", asked)
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        with explained_at_start():
-            session = build_session(config, parallel, resumed=place.checkpoint is not None)
-            parts = checkpoint.restore(place.checkpoint, session.state, parallel) if place.checkpoint else []
-        display = _display(session)
-        try:
-            with attach(session, place) as mon:
-                _announce(session, place, parts, display, mon)
-                with named_failures(place.run_dir, place.attempt, parallel):
-                    outcome = run(session, place, parts, mon, display, stop)
-                mon.close(outcome.word, outcome.reason, signal=outcome.signal)
-        finally:
-            display.close()
-        return outcome
+        rewinds = config.monitor.rewinds
+        while True:
+            outcome = _attempt(config, place, stop, parallel, rewinds)
+            back = outcome.rewind
+            if back is None:
+                return outcome
+            rewinds -= 1
+            config = back.config
+            if parallel.is_first:
+                place = rewound_run(place, back.checkpoint, config, back.patch)
+                began(place)
+            place = parallel.shared(place)
+            assert place is not None  # rank 0 gave it
     finally:
         stop_parallel(parallel)
 
 
+def _attempt(config: TrainConfig, place: Place, stop: StopFlag, parallel: Parallel, rewinds: int) -> Outcome:
+    """One attempt, from building everything to its exit record; nothing of it is left for the next one."""
+    if asked := parallel.highest(stop.number):
+        return Outcome("stopped", place.start_step, f"{reason(asked)}, before the first step", asked)
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    with explained_at_start():
+        session = build_session(config, parallel, resumed=place.checkpoint is not None)
+        parts = checkpoint.restore(place.checkpoint, session.state, parallel) if place.checkpoint else []
+    display = _display(session)
+    critical = Critical(config, rewinds)
+    try:
+        with attach(session, place, critical, display) as mon:
+            _announce(session, place, parts, display, mon)
+            with named_failures(place.run_dir, place.attempt, parallel):
+                outcome = run(session, place, parts, mon, display, stop, critical)
+            mon.close(outcome.word, outcome.reason, signal=outcome.signal)
+    finally:
+        display.close()
+    return outcome
+
+
 def run(
-    session: Session, place: Place, parts: list[checkpoint.Part], mon: Any, display: Display, stop: StopFlag
+    session: Session,
+    place: Place,
+    parts: list[checkpoint.Part],
+    mon: Any,
+    display: Display,
+    stop: StopFlag,
+    critical: Critical,
 ) -> Outcome:
     """Every remaining step, with what is due between steps; every checkpoint is on disk when it returns."""
     saver = checkpoint.Saver(
         place.checkpoints, session.config.checkpoint, attempt=place.attempt, parallel=session.parallel
     )
     try:
-        outcome = _steps(session, place, parts, saver, mon, display, stop)
+        outcome = _steps(session, place, parts, saver, mon, display, stop, critical)
         saver.wait()
     except Exception as error:
         saver.join()  # without the others, who may be gone; a person who insists (KeyboardInterrupt) does not wait
@@ -155,17 +187,25 @@ def _steps(
     mon: Any,
     display: Display,
     stop: StopFlag,
+    critical: Critical,
 ) -> Outcome:
     config, state, parallel = session.config, session.state, session.parallel
     saved_at = state.step
     judged_at = min(state.step + fidelity.FIRST_STEPS, config.steps) if place.checkpoint else None
     while state.step < config.steps:
-        if asked := parallel.highest(stop.number):  # every rank leaves here, at the same step
+        # Every rank leaves here, at the same step. A signal comes before a finding, which rank 0 alone knows of.
+        asked, found = divmod(parallel.highest(2 * stop.number + critical.pending), 2)
+        if asked:
             if state.step == place.start_step:
                 return Outcome("stopped", state.step, f"{reason(asked)}, before the first step", asked)
             if state.step != saved_at:
                 save(session, saver, mon)
             return Outcome("stopped", state.step, reason(asked), asked)
+        if found:
+            outcome = answer_critical(session, place, saver, critical, mon, display)
+            if outcome is not None:
+                return outcome
+            saved_at = state.step
         training_step(session, mon, display)
         last = state.step == config.steps
         best, early = False, None
@@ -301,11 +341,35 @@ def stop_early(
     return Outcome("finished", state.step, why)
 
 
-def save(session: Session, saver: checkpoint.Saver, mon: Any) -> None:
+def answer_critical(
+    session: Session, place: Place, saver: checkpoint.Saver, critical: Critical, mon: Any, display: Display
+) -> Outcome | None:
+    """Do what ``monitor.on_critical`` says, on every rank; the end of the attempt, or None when training goes on."""
+    state, parallel, action = session.state, session.parallel, session.config.monitor.on_critical
+    finding = parallel.shared(critical.take())
+    why = said(finding)
+    if action == "rewind":
+        saver.wait()  # the checkpoint to go back to may be the one that is being written
+        back = parallel.shared(critical.way_back(finding, place) if parallel.is_first else None)
+        if isinstance(back, Rewind):
+            to = back.checkpoint.step
+            text = f"back to step {to} after a {why}"
+            mon.event("rewind", text=text, to_step=to, onset_step=finding["incident_step"], patch=dict(back.patch))
+            display.say(f"step {state.step}  {text}")
+            return Outcome("stopped", state.step, text, rewind=back)
+        why = f"{why}; not rewound: {back}"
+    save(session, saver, mon, after_finding=why)
+    if action == "checkpoint":
+        return None
+    mon.event("stop", text=why)
+    return Outcome("stopped", state.step, why)
+
+
+def save(session: Session, saver: checkpoint.Saver, mon: Any, after_finding: str | None = None) -> None:
     """Begin the checkpoint of the present step."""
     with mon.phase("checkpoint"):
         mon.sync()  # a run resumed from here has the rows up to here
-        saver.save(session.state)
+        saver.save(session.state, after_finding)
 
 
 def tell_saves(saver: checkpoint.Saver, mon: Any, display: Display) -> int | None:
@@ -388,8 +452,13 @@ def build_session(config: TrainConfig, parallel: Parallel, *, resumed: bool = Fa
     return session
 
 
-def attach(session: Session, place: Place) -> Any:
+def attach(session: Session, place: Place, critical: Critical, display: Display) -> Any:
     """The monitor of this attempt and rank, or its stand-in."""
+
+    def note(finding: Mapping[str, Any]) -> None:
+        display.say(f"step {session.state.step}  {said(finding)}")
+        critical.note(finding)
+
     config, state, parallel = session.config, session.state, session.parallel
     if not config.monitor.enabled:
         return Unmonitored(state.model, split_layers=session.layout.stages)
@@ -409,6 +478,7 @@ def attach(session: Session, place: Place) -> Any:
         budget=config.monitor.budget,
         start_step=state.step,
         start_tokens=state.tokens,
+        on_critical=note if config.monitor.on_critical else None,
     )
 
 

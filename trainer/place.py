@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -16,7 +16,7 @@ from monitor.runfile.format import attempt_dir, exclusive_write_json, load_json
 from monitor.runfile.reader import Run, open_run
 from monitor.runfile.store import run_state
 from monitor.runfile.writer import begin_attempt, create_run, is_anonymous, write_exit
-from trainer.commit import newest_complete, remove_leftovers
+from trainer.commit import Checkpoint, newest_complete, remove_leftovers
 from trainer.config import TrainConfig, differences, from_record, require_named
 
 RUNS_VARIABLE = "GRADIOMETER_RUNS"
@@ -137,14 +137,28 @@ def continued_run(run_dir: Path, say: Callable[[str], None]) -> tuple[TrainConfi
     found = newest_complete(checkpoints, say)
     resume = {} if found is None else {"parent": found.attempt, "resume_step": found.step}
     number = _begin(run.path, config, overrides=changes, **resume)
-    for name in ("launch.json", "supervisor.json"):  # who launched the processes and watches them has not changed
-        record = attempt_dir(run.path, failed.number) / name
-        if record.is_file():
-            exclusive_write_json(attempt_dir(run.path, number) / name, load_json(record))
+    _hand_over(run.path, failed.number, number)
     if found is None:
         say("no complete checkpoint yet: starting from the beginning")
         return config, Place(run.path, number)
     return config, Place(run.path, number, found.path, found.step)
+
+
+def rewound_run(place: Place, found: Checkpoint, config: TrainConfig, changed: Iterable[str]) -> Place:
+    """Go back to checkpoint ``found`` of the run that is trained at ``place``, as a new attempt with ``config``."""
+    run = open_run(place.run_dir)
+    overrides = differences(from_record(run.config or {}, source=str(run.path / "run.json")), config)
+    number = _begin(run.path, config, parent=found.attempt, resume_step=found.step, overrides=overrides)
+    _hand_over(run.path, place.attempt, number)
+    return Place(run.path, number, found.path, found.step, tuple(changed))
+
+
+def _hand_over(run_dir: Path, before: int, number: int) -> None:
+    """Who launched the processes and watches them has not changed with the attempt."""
+    for name in ("launch.json", "supervisor.json"):
+        record = attempt_dir(run_dir, before) / name
+        if record.is_file():
+            exclusive_write_json(attempt_dir(run_dir, number) / name, load_json(record))
 
 
 def torchrun_job() -> str | None:

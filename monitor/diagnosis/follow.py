@@ -16,6 +16,7 @@ import time
 from typing import Any
 
 from monitor.diagnosis.live import LiveDiagnosis
+from monitor.diagnosis.report import Report
 from monitor.diagnosis.rule import Finding
 from monitor.runfile.format import dump_json
 from monitor.runfile.reader import open_run
@@ -27,9 +28,14 @@ POLL_S = 1.0
 """As often as the writer puts rows on disk."""
 
 
-def said(finding: Finding) -> dict[str, Any]:
-    """What the training's process is told of a finding; the names are those of the event that it writes."""
-    causes = [{"id": cause.id, "confidence": cause.confidence} for cause in finding.causes[:3]]
+def said(finding: Finding, report: Report | None = None) -> dict[str, Any]:
+    """What the training's process is told of a finding; the names are those of the event that it writes.
+
+    Causes and remedy are those of its incident in ``report``, which explains the finding.
+    """
+    incident = next((one for one in report.incidents if finding in one.findings), None) if report else None
+    told = incident or finding
+    causes = [{"id": cause.id, "confidence": cause.confidence} for cause in told.causes[:3]]
     return {
         "id": finding.id,
         "severity": finding.severity,
@@ -37,11 +43,12 @@ def said(finding: Finding) -> dict[str, Any]:
         "onset_step": finding.onset_step,
         "first_step": finding.first_step,
         "last_step": finding.last_step,
+        "incident_step": told.onset_step,
         "layer": finding.layer,
         "of_rank": finding.rank,
         "causes": causes,
-        "remedy": finding.remedy.text if finding.remedy else None,
-        "config_patch": dict(finding.remedy.config_patch) if finding.remedy else {},
+        "remedy": told.remedy.text if told.remedy else None,
+        "config_patch": dict(told.remedy.config_patch) if told.remedy else {},
     }
 
 
@@ -52,7 +59,7 @@ def follow(path: str, since: int) -> None:
         live = LiveDiagnosis(open_run(path), since=since)
         while os.getppid() == parent:
             for finding in live.poll():
-                print(dump_json(said(finding)), flush=True)
+                print(dump_json(said(finding, live.report)), flush=True)
             time.sleep(POLL_S)
     except BrokenPipeError:  # nobody listens any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,9 +11,9 @@ soon, otherwise seldom (:class:`Pace`), so that their cost stays a fixed share o
 
 Where live and post hoc may differ. At a step s that was looked at, the report is ``diagnose(run, until_step=s)``, but
 for the state in ``report.run``, as long as nothing about steps up to s is written after the look. Afterwards may come:
-values that ``mon.log`` adds late, events of that step (a checkpoint that took its time), samples of the machine, rows
-of the other ranks, and of a thinned run the rows round an incident and the interval in progress. The next look has
-them. Between two looks the report is that of the last one.
+values that ``mon.log`` adds late, events of that step (a checkpoint that took its time, a replay), samples of the
+machine, rows of the other ranks, and of a thinned run the rows round an incident and the interval in progress. The next
+look has them. Between two looks the report is that of the last one.
 
 Memory is that of the run's reader: eight bytes a scalar and step, and per-layer statistics up to the writer's budget
 (256 MiB a stream); a detector keeps about a hundred rows. Nothing is thinned here, so nothing is lost by it.

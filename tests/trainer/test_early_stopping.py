@@ -11,6 +11,7 @@ from tests.trainer.conftest import Desk, Trained, assert_same
 from trainer.config import EarlyStoppingConfig
 from trainer.early_stopping import EarlyStopping
 from trainer.loop import attach, build_session, run
+from trainer.on_critical import Critical
 from trainer.parallel import Parallel
 from trainer.place import new_run
 from trainer.progress import Silent
@@ -74,8 +75,8 @@ def test_training_that_gets_worse_ends_with_its_best_weights(desk: Desk, restore
     )  # fmt: skip
     place = new_run(config, desk.runs)
     session = build_session(config, Parallel(rank=0, world_size=1, device=torch.device("cpu")))
-    with attach(session, place) as mon:
-        outcome = run(session, place, [], mon, Silent(), StopFlag())
+    with attach(session, place, critical := Critical(config), Silent()) as mon:
+        outcome = run(session, place, [], mon, Silent(), StopFlag(), critical)
         mon.close(outcome.word, outcome.reason)
     trained = Trained(config, place, outcome)
     val_loss = trained.run.series("val_loss")

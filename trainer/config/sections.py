@@ -514,6 +514,14 @@ class MonitorConfig(Section):
     budget: float = Field(
         default=0.02, gt=0, le=1, description="Share of the step time that measuring may cost, dimensionless."
     )
+    on_critical: Literal["warn", "checkpoint", "stop", "rewind"] | None = Field(
+        default="warn",
+        description="What to do when the rules find something critical while training: say so, save a checkpoint that "
+        "is kept, stop, or go back before it with the remedy's configuration. None: the rules are asked afterwards.",
+    )
+    rewinds: int = Field(
+        default=2, ge=0, le=100, description="How often one process goes back before a critical finding; then it stops."
+    )
 
 
 FaultKind = Literal[

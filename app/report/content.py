@@ -13,7 +13,7 @@ from app.charts.describe import Chart, Mark, Trace
 from app.charts.story import layer_curve, story_charts, story_marks
 from app.facts import attempt_rows, facts_of
 from app.foreign import Read, read_foreign
-from app.incident import incident_key, notes, onset_of, span_of
+from app.incident import as_lines, incident_key, notes, onset_of, span_of
 from monitor.diagnosis.engine import diagnose
 from monitor.diagnosis.report import Report
 from monitor.diagnosis.wording import count, word_for_incidents
@@ -23,6 +23,9 @@ from monitor.runfile.reader import Run, open_run
 CURVES = ("loss", "grad_norm", "lr")
 """Charts of the story that a report shows."""
 NONFINITE_NAMED = 3
+MOST_CONFIG_LINES = 500
+MOST_MARKS = 200
+"""Resumes and crashes that are marked on the curves; incidents are all."""
 MOST_DRAWN = 12
 """Incidents that get curves of their own, the worst; the others are told without (our judgement)."""
 
@@ -52,6 +55,8 @@ class Content:
     """By the key of the incident."""
     marks: Sequence[Mark]
     config: dict[str, Any]
+    config_lines: str
+    """The configuration as a reader sees it; bounded."""
     attempts: Sequence[dict[str, str]]
     resumes: Sequence[str]
     """What a trainer found when it checked its resumes."""
@@ -94,7 +99,7 @@ def _content(run: Run, report: Report, json: dict[str, Any], read: Read | None) 
     for found in json["incidents"][:MOST_DRAWN]:
         first, last = span_of(found, last_step)
         around[incident_key(found)] = Panel([*charts, *_layer_chart(run, found)], max(0, first), last)
-    config = run.config or {}
+    config = {} if read else run.config or {}
     return Content(
         name=run.name,
         verdict=verdict_of(report, json),
@@ -102,13 +107,26 @@ def _content(run: Run, report: Report, json: dict[str, Any], read: Read | None) 
         json=json,
         whole=Panel(charts, 0, last_step),
         around=around,
-        marks=story_marks(run, json["incidents"]),
-        config={} if read else config,
+        marks=_marks(run, json),
+        config=config,
+        config_lines=_config_lines(config),
         attempts=attempt_rows(run),
         resumes=[f"after step {one['step']}: {one['verdict']}, {one['text']}" for one in report.resumes],
         problems=run.problems,
         taken=read.taken if read else None,
     )
+
+
+def _marks(run: Run, json: dict[str, Any]) -> list[Mark]:
+    marks = story_marks(run, json["incidents"])
+    others = [mark for mark in marks if mark.kind in ("resume", "crash")][:MOST_MARKS]
+    return [mark for mark in marks if mark.kind == "incident"] + others
+
+
+def _config_lines(config: dict[str, Any]) -> str:
+    lines = as_lines(config).split("\n")
+    more = f"\n… and {len(lines) - MOST_CONFIG_LINES} more lines" if len(lines) > MOST_CONFIG_LINES else ""
+    return "\n".join(lines[:MOST_CONFIG_LINES]) + more
 
 
 def _layer_chart(run: Run, found: dict[str, Any]) -> list[Chart]:

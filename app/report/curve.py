@@ -40,7 +40,7 @@ def figure(chart: Chart, first: int, last: int, marks: Sequence[Mark] = ()) -> s
         return ""
     axis = _Axis.of(chart, [part for _, part in seen])
     across = _Across(first, max(last, first + 1))
-    inside = [mark for mark in marks if first <= mark.step <= last and mark.kind in ("incident", "resume", "crash")]
+    inside = [mark for mark in marks if first <= mark.step <= last]
     lines = [_grid(axis, across), *(_mark(mark, across) for mark in inside)]
     lines += [_line(trace, part, axis, across) for trace, part in seen]
     lines += [_nonfinite(part, across) for _, part in seen]

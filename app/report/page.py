@@ -13,7 +13,6 @@ from typing import Any
 
 from app import text
 from app.incident import (
-    as_lines,
     cannot_tell,
     cause_title,
     config_diff,
@@ -32,7 +31,6 @@ GENERATOR = '<meta name="generator" content="Gradiometer report">'
 """By which a report is known again."""
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """Nothing is fetched and no script runs, whatever an escape may have missed."""
-MOST_CONFIG_LINES = 500
 _STYLE = Path(__file__).with_name("style.css")
 _SIGNS = {"critical": "▲", "warning": "▲", "info": "●", "healthy": "✓"}
 
@@ -76,7 +74,8 @@ def _training(content: Content) -> str:
     inner.append(_section("Attempts", _table(content.attempts)))
     inner.append(_section("Resumes", _bullets(content.resumes)))
     inner.append(_import(content))
-    inner.append(_config(content.config))
+    if content.config_lines:
+        inner.append(_section("Configuration", _code(content.config_lines, "config")))
     return f"<main>{''.join(inner)}</main>\n"
 
 
@@ -175,9 +174,3 @@ def _import(content: Content) -> str:
     if taken.own:
         inner += f"<p>Kept under their own names: {_e(', '.join(taken.own), 3000)}</p>"
     return _section("How the log was read", inner + _bullets(taken.messages))
-
-
-def _config(config: Mapping[str, Any]) -> str:
-    lines = as_lines(config).split("\n") if config else []
-    more = f"\n… and {len(lines) - MOST_CONFIG_LINES} more lines" if len(lines) > MOST_CONFIG_LINES else ""
-    return _section("Configuration", _code("\n".join(lines[:MOST_CONFIG_LINES]) + more, "config") if lines else "")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from app import text
-from app.incident import as_lines, cannot_tell, cause_title, evidence, findings_in, moved, notes, where
+from app.incident import cannot_tell, cause_title, evidence, findings_in, moved, notes, where
 from app.report.content import Content
 from monitor.diagnosis.report import set_words
 
@@ -61,8 +61,8 @@ def _training(content: Content) -> str:
         lines = [f"{prose(taken.source.format)}, read as: {', '.join(map(code, taken.names)) or 'no name is known'}"]
         lines += [f"kept under their own names: {', '.join(map(code, taken.own))}"] if taken.own else []
         parts += ["## How the log was read", _bullets([*lines, *map(prose, taken.messages)])]
-    if content.config:
-        parts += ["## Configuration", _block(as_lines(content.config))]
+    if content.config_lines:
+        parts += ["## Configuration", _block(content.config_lines)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 

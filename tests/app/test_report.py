@@ -280,3 +280,24 @@ def test_a_healthy_and_a_resumed_run_and_several_in_one_file(folder):
     read = Read(html)
     assert "and 1 more" in html and read.open == []
     assert "SIGTERM" in read.text and "attempt 1 goes on from step 150" in read.text
+
+
+def test_a_run_without_points_a_torn_one_and_one_of_a_newer_format(folder):
+    read = Read(page.render([content_of_run(made.half_written(folder))]))
+    assert "Cannot tell whether this training is healthy" in read.text and "svg" not in read.tags
+    torn = content_of_run(made.torn_run(folder))
+    assert torn.problems
+    for said in (Read(page.render([torn])).text, words.render([torn])):
+        assert "Not read" in said
+    done = CliRunner().invoke(cli, ["report", str(made.newer_format(folder))])
+    assert done.exit_code == 2 and "99" in done.stderr
+
+
+def test_a_huge_configuration_is_cut_and_says_so(folder):
+    run = made.half_written(folder, "huge")
+    record = json.loads((run / "run.json").read_text())
+    record["config"] = {f"key{index}": index for index in range(2_000)}
+    (run / "run.json").write_text(json.dumps(record))
+    for render in (page.render, words.render):
+        said = render([content_of_run(run)])
+        assert "key499 = 499" in said and "key500" not in said and "1500 more lines" in said

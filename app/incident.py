@@ -145,9 +145,9 @@ def cannot_tell(report: Fields) -> list[str]:
     """The rules that could not tell, each with the reason and what it lacks."""
     lines = []
     for rule in report.get("abstained") or []:
-        needs = ", ".join(str(need) for need in rule.get("needs") or [])
         reason = str(rule.get("reason"))
-        lacking = f" (needs {needs})" if needs and reason != f"{needs} not recorded" else ""
+        needs = ", ".join(str(need) for need in rule.get("needs") or [] if str(need) not in reason)
+        lacking = f" (needs {needs})" if needs else ""
         lines.append(f"{rule_title(rule.get('id'))}: {reason}{lacking}")
     return lines
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from app import text
-from monitor.signals import CATALOGUE, LAYER_CATALOGUE, MODULE_CATALOGUE
+from monitor.signals import CATALOGUE, LAYER_CATALOGUE, MODULE_CATALOGUE, SignalSpec
 
 _NONFINITE = {"NaN": "NaN", "Infinity": "∞", "-Infinity": "−∞"}
 RULE_TITLES = {"non-finite": "non-finite values"}
@@ -87,7 +87,7 @@ def strength(departure: Fields) -> str:
 
 
 def moved(event: Fields) -> list[dict[str, Any]]:
-    """A row for every signal that left its baseline, in order: step, signal, layer, before, value, strength."""
+    """A row for every signal that left its baseline, in order: step, signal, layer, before, furthest, strength."""
     rows = []
     for departure in event.get("timeline") or []:
         spec = _spec(departure)
@@ -98,14 +98,14 @@ def moved(event: Fields) -> list[dict[str, Any]]:
                 "signal": str(departure.get("signal")),
                 "layer": str(departure.get("layer") or ""),
                 "before": value(departure.get("before"), unit),
-                "value": value(departure.get("value"), unit),
+                "furthest": value(departure.get("value"), unit),
                 "strength": strength(departure),
             }
         )
     return rows
 
 
-def _spec(departure: Fields) -> Any:
+def _spec(departure: Fields) -> SignalSpec | None:
     name = str(departure.get("signal")).split("/", 1)[0]
     if departure.get("layer"):
         return LAYER_CATALOGUE.get(name) or MODULE_CATALOGUE.get(name)

@@ -153,7 +153,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     if not columns:
         return ""
     kinds = {"signal": "name", "layer": "name", "step": "n", "from step": "n", "to step": "n"}
-    kinds |= dict.fromkeys(("before", "value", "strength"), "v")
+    kinds |= dict.fromkeys(("before", "furthest", "strength"), "v")
     head = "".join(f'<th class="{kinds.get(name, "")}">{_e(name)}</th>' for name in columns)
     body = "".join(f"<tr>{''.join(_cell(row[name], kinds.get(name, '')) for name in columns)}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

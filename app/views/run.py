@@ -482,7 +482,7 @@ def in_order(found: dict[str, Any]) -> None:
         "signal": st.column_config.TextColumn("signal", help="Every signal that left its own baseline."),
         "layer": st.column_config.TextColumn("layer or module"),
         "before": st.column_config.TextColumn("before", width=72, help="The value that its baseline let expect."),
-        "value": st.column_config.TextColumn("furthest", width=80, help="The furthest value within the incident."),
+        "furthest": st.column_config.TextColumn("furthest", width=80, help="The furthest value within the incident."),
         "strength": st.column_config.TextColumn(
             "strength", width=92, help="Robust standard deviations of its own baseline, at the furthest value."
         ),

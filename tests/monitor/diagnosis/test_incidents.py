@@ -69,9 +69,11 @@ def test_a_published_spike_is_one_incident_with_its_layers_in_the_timeline():
     assert moved.index("grad_norm_preclip") < moved.index("train_loss")
     told = report.to_dict()["incidents"][0]
     assert set(told) == {
-        "onset_step", "first_step", "last_step", "severity", "summary", "findings", "layer", "rank", "causes",
+        "id", "onset_step", "first_step", "last_step", "severity", "summary", "findings", "layer", "rank", "causes",
         "remedy", "timeline",
     }  # fmt: skip
+    (explains,) = [finding for finding in incident.findings if finding.summary == incident.summary]
+    assert told["id"] == explains.id
     assert [report.findings[index].id for index in told["findings"]] == [f.id for f in incident.findings]
 
 

@@ -25,6 +25,8 @@ MARKED_EVENTS = {
     "lr_change": "learning rate changed",
     "data_stage": "data stage",
     "stop": "stopped",
+    "rewind": "gone back",
+    "finding": "found while training",
     "early_stop": "stopped early",
     "note": "note",
     "warning": "warning",
@@ -519,13 +521,22 @@ def story_marks(run: Run, incidents: list[dict[str, Any]]) -> list[Mark]:
             or event.kind not in MARKED_EVENTS
             or (event.kind == "resume" and event.step in resumed_at)
             or (event.kind == "throttle" and event.fields.get("harmful") is not True)
+            or (event.kind == "finding" and _is_within(event.step, incidents))
         ):
             continue
         severity = "critical" if event.kind in ("nonfinite", "ecc") else "info"
         if event.kind == "fidelity" and event.fields.get("verdict") == "discontinuous":
             severity = "warning"
+        if event.kind == "finding":
+            severity = "critical" if event.fields.get("severity") == "critical" else "warning"
         marks.append(Mark(event.step, event.kind, _event_text(event.kind, event.fields), severity))
     return sorted(marks, key=lambda mark: (mark.step, mark.kind))
+
+
+def _is_within(step: int, incidents: list[dict[str, Any]]) -> bool:
+    """Whether an incident, which is told with more of the run known, covers what was found at ``step`` in training."""
+    spans = [(onset_of(incident), incident.get("last_step")) for incident in incidents]
+    return any(onset is not None and onset <= step <= max(onset, last or onset) for onset, last in spans)
 
 
 def _incident_mark(incident: dict[str, Any]) -> Mark:

@@ -79,6 +79,20 @@ def test_incidents_are_marks_with_their_extent():
     assert incident_key(incident) == "loss-spike@40"
 
 
+def test_what_was_found_while_training_is_a_mark_until_an_incident_covers_it(tmp_path):
+    run = made.Recorded(tmp_path, "found")
+    for step in range(1, 61):
+        run.row(step, 3.0)
+    run.writer.event("finding", 45, id="loss-spike", severity="critical", text="Loss rose", onset_step=40)
+    opened = open_run(run.end(step=60))
+    (mark,) = story_marks(opened, [])
+    assert (mark.step, mark.severity, mark.text) == (45, "critical", "found while training: Loss rose")
+    incident = {"id": "loss-spike", "onset_step": 40, "first_step": 41, "last_step": 50, "severity": "critical"}
+    assert [mark.kind for mark in story_marks(opened, [incident])] == ["incident"]
+    elsewhere = {**incident, "onset_step": 10, "last_step": 20}
+    assert [mark.kind for mark in story_marks(opened, [elsewhere])] == ["incident", "finding"]
+
+
 def test_what_the_probes_measure_has_few_charts_and_identities_have_none(all_runs: Runs):
     charts = story_charts(open_run(all_runs.folder / all_runs.measured))
     in_sight = [chart.id for chart in charts if not chart.section]

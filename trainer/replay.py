@@ -2,7 +2,8 @@
 
 The batch is drawn again exactly (the order of the data is a function of seed and position) and its loss taken under
 the weights of two checkpoints before the step, beside those of other batches of that time. ``counterfactual.py`` says
-what follows from it. With ``--rerun`` the steps from the last checkpoint on are trained again, in memory, and held
+what follows from it. That it is the same batch is checked: by the loss of a step that can be repeated exactly, and by
+the fingerprint of its input. With ``--rerun`` the steps from the last checkpoint on are trained again, in memory, and held
 against the recorded ones. The run itself is left as it is; the verdict is added beside what it wrote, and the doctor
 weighs causes with it.
 
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from monitor.errors import ConfigError, GradiometerError, RunError
+from monitor.hook.inputs import Inputs
 from monitor.hook.recorder import restore_random_states
 from monitor.runfile.afterwards import add_afterwards
 from monitor.runfile.format import CHECKPOINTS_DIR, MAX_STEP, dump_json
@@ -215,7 +217,7 @@ class _Bench:
     def replayed(self, step: int, checkpoints: Sequence[Checkpoint], others: int) -> Replay:
         weights: list[Weighed] = []
         samples: list[Sample] = []
-        drawn_from, near = "fixed", list[int]()
+        drawn_from, drawn, near = "fixed", 0, list[int]()
         for place in checkpoints:
             self._restore(place)
             drawn = self._drawn(step)
@@ -231,6 +233,8 @@ class _Bench:
             samples = samples or self._samples(step, drawn)
         recorded = height_after(*_recorded(self._run, step))
         verdict, text = judge(step, recorded, weights)
+        if recorded.raised and self._is_other_batch(step, drawn):
+            verdict, text = "not told apart", self._other_batch(step, drawn, near)
         return Replay(
             self._run.id,
             step,
@@ -291,6 +295,38 @@ class _Bench:
         batches = self._batches(step, self._indices(drawn))
         drawn_from = self._draw_as(step)
         return (self._loss(batches, training=True), self._loss(batches, training=False)), drawn_from
+
+    def _other_batch(self, step: int, drawn: int, near: Sequence[int]) -> str:
+        """What it means that ``step`` had another batch than is drawn now; refuses data that changed."""
+        others = [other for other in near if self._is_other_batch(other, drawn + (other - step) * self._batch_size)]
+        if others:
+            raise RunError(
+                f"step {step} cannot be replayed: the data have changed since. The fingerprints of its batch and of "
+                f"step {others[0]}'s are not those recorded. Give the data as they were: --set task.data=PATH"
+            )
+        return (
+            f"step {step} was trained on another batch than the data have in its place, by its fingerprint; those of "
+            "the steps around it are as recorded. It was changed on its way to the model"
+        )
+
+    def _is_other_batch(self, step: int, drawn: int) -> bool:
+        """Whether the monitor took another fingerprint at ``step`` than of the batch that is drawn now."""
+        config, model = self._session.config, self._session.state.model
+        recorded = _by_step(self._run, "input_hash").get(step)
+        if recorded is None or config.adversarial.epsilon is not None or config.parallel.mode == "pipeline":
+            return False  # what goes in there depends on the weights, or is cut otherwise
+        probe = Inputs(count_samples=False)
+        seen = model.register_forward_pre_hook(
+            lambda _, args, kwargs: probe.forward_begins(args, kwargs), with_kwargs=True
+        )
+        try:
+            self._loss(self._batches(step, self._indices(drawn))[:1], training=False)
+        finally:
+            seen.remove()
+        reading = probe.end_step()
+        if reading is None:
+            return False
+        return reading.decode([tensor.cpu().numpy() for tensor in reading.tensors]).scalars["input_hash"] != recorded
 
     def _samples(self, step: int, drawn: int) -> list[Sample]:
         indices = self._indices(drawn)[:MOST_SAMPLES]

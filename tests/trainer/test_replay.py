@@ -120,6 +120,14 @@ def test_the_verdict_is_added_to_the_run_and_the_doctor_weighs_causes_with_it(
     assert open_run(run_dir).events("replay") == []
 
 
+def test_a_batch_that_was_changed_on_its_way_is_told_by_its_fingerprint(tmp_path: Path) -> None:
+    desk = Desk(tmp_path / "runs", text_file(tmp_path, None))
+    trained = desk.train(*SETTINGS, f'fault=[{{kind="random_bytes", step={BAD}, steps=1}}]')
+    found = replay(trained.place.run_dir, BAD)
+    assert found.recorded.raised and found.verdict == "not told apart"
+    assert "another batch than the data have in its place" in found.text
+
+
 @dataclass(frozen=True, slots=True)
 class Blamed:
     confidence: float

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -60,6 +60,17 @@ def first_run(flags: np.ndarray, rows: int) -> int | None:
         return None
     hits = np.flatnonzero(np.convolve(flags, np.ones(rows, int), "valid") == rows)
     return int(hits[0]) if len(hits) else None
+
+
+def spaced(matrix: LayerMatrix, steps: int) -> LayerMatrix:
+    """The rows at least ``steps`` apart, the first one first: an armed monitor measures each step, and so many rows are
+    no long time then."""
+    rows: list[int] = []
+    for row, step in enumerate(matrix.step.tolist()):
+        if not rows or step - matrix.step[rows[-1]] >= steps:
+            rows.append(row)
+    return replace(matrix, step=matrix.step[rows], value=matrix.value[rows], present=matrix.present[rows], since=None,
+                   nonfinite=None)  # fmt: skip
 
 
 def measured(matrix: LayerMatrix) -> np.ndarray:

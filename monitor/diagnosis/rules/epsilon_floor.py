@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from monitor.diagnosis.lasting import measured, named, stretches
+from monitor.diagnosis.lasting import measured, named, spaced, stretches
 from monitor.diagnosis.remedies import configured
 from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
 from monitor.diagnosis.view import Signals
@@ -15,6 +15,12 @@ SAFE_EPS = 1e-8
 """Configured values up to this one are torch's default or below."""
 
 
+SETTLING_STEPS = 50
+"""While a scaler skips the first steps, the second moment is still zero."""
+APART = 50
+"""Steps between two measurements that are both looked at."""
+
+
 def epsilon_floor(signals: Signals, *, share: float = 0.5, rows: int = 2) -> Verdict:
     """Most entries of a tensor have a root second moment below ten times Adam's epsilon.
 
@@ -23,18 +29,20 @@ def epsilon_floor(signals: Signals, *, share: float = 0.5, rows: int = 2) -> Ver
     else shows it. Large models get there because gradients per entry shrink with width.
 
     Stays silent: on entries whose gradient is exactly zero (units that are off, tokens not seen), which need no
-    update; abstains where zeros were not measured. Always information: a model that has learnt everything has small
-    gradients too.
+    update; in the first 50 steps. Abstains where zeros were not measured. Always information: a model that has learnt
+    everything has small gradients too.
 
-    Thresholds: ``share`` of the entries, exact zeros of the gradient taken off, in ``rows`` measurements running, 100
-    steps apart unless told otherwise. Design notes F07: half of the entries, 200 steps.
+    Thresholds: ``share`` of the entries, exact zeros of the gradient taken off, in ``rows`` measurements running, 50
+    steps apart or more, 100 by default. Design notes F07: half of the entries, 200 steps.
 
     Source: Wortsman et al. 2023, https://arxiv.org/abs/2309.14322 (epsilon and width); Molybog et al. 2023,
     https://arxiv.org/abs/2304.09871.
     """
     floor, zeros = signals.layers("adam_floor_share"), signals.layers("grad_zero_share")
     assert floor is not None and zeros is not None  # the engine asks for them
+    floor = spaced(floor, APART)
     value = measured(floor) - _zeros_until(floor, zeros)
+    value[floor.step <= SETTLING_STEPS] = np.nan
     if np.isfinite(value).any(axis=1).sum() < rows:
         return Abstained(f"fewer than {rows} measurements of adam_floor_share")
     with np.errstate(invalid="ignore"):

@@ -7,7 +7,7 @@ from collections import defaultdict
 
 import numpy as np
 
-from monitor.diagnosis.lasting import measured, named, stretches
+from monitor.diagnosis.lasting import measured, named, spaced, stretches
 from monitor.diagnosis.primitives import MAD_TO_SD
 from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
 from monitor.diagnosis.view import Signals
@@ -15,6 +15,8 @@ from monitor.diagnosis.wording import number, times
 
 SETTLING_STEPS = 50
 """A weight that starts at zero has a huge ratio in its first steps."""
+APART = 20
+"""Steps between two measurements that are both looked at."""
 LEAST_PEERS = 4
 SCALE_FLOOR = 0.15
 """Smallest robust spread of peers, in log units: four equal ones must not make the fifth an outlier. Our judgement."""
@@ -37,6 +39,7 @@ def update_imbalance(signals: Signals, *, z: float = 6.0, ratio: float = 3.0, st
     """
     matrix = signals.layers("update_to_weight_ratio")
     assert matrix is not None  # the engine asks for it
+    matrix = spaced(matrix, APART)
     value = measured(matrix)
     value[(matrix.step <= SETTLING_STEPS)[:, None] | ~(value > 0)] = np.nan
     kinds = [columns for columns in _kinds(matrix.names) if len(columns) >= LEAST_PEERS]
@@ -45,9 +48,8 @@ def update_imbalance(signals: Signals, *, z: float = 6.0, ratio: float = 3.0, st
     row_steps = matrix.step[np.isfinite(value).any(axis=1)]
     if len(row_steps) < 2 or row_steps[-1] - row_steps[0] < steps:
         return Abstained(f"less than {steps} steps of update_to_weight_ratio after step {SETTLING_STEPS}")
-    spacing = max(1, int(np.median(np.diff(row_steps))))
     outlying, excess = _outlying(np.log(value), kinds, z, np.log(ratio))
-    found = stretches(matrix, outlying, max(3, steps // spacing + 1))
+    found = stretches(matrix, outlying, max(3, steps // APART + 1))
     if not found:
         return None
     first = found[0]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from monitor.diagnosis.lasting import measured, named, stretches
+from monitor.diagnosis.lasting import measured, named, spaced, stretches
 from monitor.signals import LayerMatrix
 
 
@@ -45,6 +45,17 @@ def test_stretches_are_those_of_a_loop(data, present, rows):
     holds = data.draw(arrays(bool, present.shape)) & present
     fast = {(s.column, s.onset, s.told, s.last, s.to_the_end) for s in stretches(matrix(present), holds, rows)}
     assert fast == slow(present, holds, rows)
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=60), st.integers(1, 20))
+def test_spaced_rows_are_the_earliest_ones_that_far_apart(gaps, apart):
+    step = np.cumsum(gaps)
+    whole = LayerMatrix("s", step, ("a",), step[:, None].astype(np.float32), np.ones((len(step), 1), bool))
+    thin = spaced(whole, apart)
+    assert thin.step[0] == step[0] and (np.diff(thin.step) >= apart).all()
+    np.testing.assert_array_equal(thin.value[:, 0], thin.step)
+    for before, after in zip(thin.step, [*thin.step[1:], np.inf], strict=True):
+        assert not ((step >= before + apart) & (step < after)).any()
 
 
 def test_what_is_absent_or_not_finite_is_nan():

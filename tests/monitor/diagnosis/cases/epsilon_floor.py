@@ -28,9 +28,20 @@ def floor(share: float, zeros: float = 0.05, rows: int = STEPS // EVERY) -> Sign
     return Signals.from_arrays({"train_loss": level()}, layers=layers)
 
 
+def armed(first: int, last: int) -> Signals:
+    """Measured in each step from ``first`` to ``last``, with no second moment yet, and every 50 steps as usual."""
+    step = np.union1d(np.arange(first, last + 1), np.arange(1, STEPS, EVERY))
+    held = np.where((step >= first) & (step <= last), 1.0, 0.02)[:, None] * np.ones(len(LAYERS), np.float32)
+    matrix = LayerMatrix("adam_floor_share", step, LAYERS, held.astype(np.float32), np.ones(held.shape, bool))
+    zeros = floor(0.0).layers("grad_zero_share")
+    assert zeros is not None
+    return Signals.from_arrays({"train_loss": level()}, layers={"adam_floor_share": matrix, "grad_zero_share": zeros})
+
+
 FIRES = (Case("90 % of a tensor", lambda: floor(0.9), "info", words=LAYERS[5]),)
 
 NEAR_MISSES = (
+    Case("thirteen measurements in thirteen steps", lambda: armed(110, 122)),
     Case("40 % of a tensor", lambda: floor(0.4)),
     Case("90 %, of which 80 % have no gradient", lambda: floor(0.9, zeros=0.8)),
 )

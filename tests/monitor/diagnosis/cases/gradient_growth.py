@@ -25,13 +25,13 @@ def growing(factor: float, *, over: int = 250, event: str | None = None, loss: f
 
 FIRES = (
     Case("x6 over 250 steps", lambda: growing(6), "info", onset=None, words="climbed from"),
+    Case("and the loss by 5 %", lambda: growing(6, loss=1.05), "info", onset=None, words="climbed from"),
     Case("and the loss by a half", lambda: growing(6, loss=1.5), "warning", onset=None, words="the loss rises"),
 )
 
 NEAR_MISSES = (
     Case("x1.5", lambda: growing(1.5)),
     Case("x6 at once", lambda: growing(6, over=1)),
-    Case("and the loss by 5 %", lambda: growing(6, loss=1.05)),
     Case("after longer sequences", lambda: growing(3, over=1, event="seq_len")),
 )
 

@@ -23,6 +23,12 @@ def epochs(*losses: float) -> Signals:
 
 FIRES = (
     Case(
+        "at a uniform guess for 200 steps",
+        lambda: only(train_loss=flat(np.log(10), steps=200), log_classes=classes(200)),
+        "info",
+        onset=None,
+    ),
+    Case(
         "epochs at ln 2", lambda: epochs(0.71, 0.6934, 0.6931, 0.6932, 0.6929), "warning", onset=500, words="2 classes"
     ),
     Case("zero from the start", lambda: only(train_loss=np.zeros(40)), "warning", onset=1, words="exactly 0"),
@@ -57,10 +63,6 @@ NEAR_MISSES = (
     Case("a tenth better", lambda: only(train_loss=flat(1.0) * np.linspace(1, 0.9, 400))),
     Case("rounded to two digits", lambda: only(train_loss=np.round(level(sd=0.001), 1), lr=constant_lr())),
     Case("too early", lambda: only(train_loss=flat(0.5, steps=90))),
-    Case(
-        "at a uniform guess for 200 steps",
-        lambda: only(train_loss=flat(np.log(10), steps=200), log_classes=classes(200)),
-    ),
 )
 
 ABSTAINS = (

@@ -3,9 +3,9 @@
 The batch is drawn again exactly (the order of the data is a function of seed and position) and its loss taken under
 the weights of two checkpoints before the step, beside those of other batches of that time. ``counterfactual.py`` says
 what follows from it. That it is the same batch is checked: by the loss of a step that can be repeated exactly, and by
-the fingerprint of its input. With ``--rerun`` the steps from the last checkpoint on are trained again, in memory, and held
-against the recorded ones. The run itself is left as it is; the verdict is added beside what it wrote, and the doctor
-weighs causes with it.
+the fingerprint of its input. With ``--rerun`` the steps from the last checkpoint on are trained again, in memory, and
+held against the recorded ones. The run itself is left as it is; the verdict is added beside what it wrote, and the
+doctor weighs causes with it.
 
 Exit codes: 0 replayed, whatever the verdict; 2 a mistake that one message explains; 1 a crash.
 """
@@ -158,15 +158,12 @@ class Replay:
         table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
         lines = [f"{self.run}, step {self.step}: {self.verdict}", f"  {self.text}.", "", *table, ""]
         if self.samples:
-            few = f"; the highest tenth holds {100 * self.share_of_few:.0f} % of the excess" if self.few_known else ""
+            known = not math.isnan(self.share_of_few)
+            few = f"; the highest tenth holds {100 * self.share_of_few:.0f} % of the excess" if known else ""
             told = ", ".join(f"{one.index} ({_number(one.loss)})" for one in self.samples)
             lines.append(f"highest samples with the weights of step {self.weights[0].step}: {told}{few}")
         lines += [self.rerun.text] if self.rerun else []
         return "\n".join(lines).rstrip()
-
-    @property
-    def few_known(self) -> bool:
-        return not math.isnan(self.share_of_few)
 
 
 def replay(

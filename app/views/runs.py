@@ -31,6 +31,8 @@ _COLOURS = {
 
 def page() -> None:
     """The list, the search and the button that starts a training."""
+    if run_id := st.session_state.pop("run_to_open", None):
+        st.switch_page("views/run.py", query_params={"run": run_id})
     title, actions = st.columns([3, 2], vertical_alignment="bottom")
     title.title("Runs")
     with actions.container(horizontal=True, horizontal_alignment="right"):
@@ -111,7 +113,10 @@ def table(words: str) -> None:
     # A click names a row of the table that was on the screen; since then a new run may have moved all of them.
     chosen = [row for row, _ in event.selection.cells]
     if chosen and chosen[0] < len(drawn_before):
-        st.switch_page("views/run.py", query_params={"run": drawn_before[chosen[0]]})
+        # Not from here: while a fragment's run is on its way, a new page now and then arrives before it and stays white
+        # ("Bad delta path index" in the browser, Streamlit 1.67).
+        st.session_state["run_to_open"] = drawn_before[chosen[0]]
+        st.rerun()
 
 
 def found(listed: list[Listed], query: search.Query) -> list[Listed]:

@@ -48,6 +48,10 @@ FALL_TOO = {
 """Catalogue signals of which a fall is told as well as a rise; of a loss or a duration it is good news."""
 
 
+SIGNED = {"activation_mean", "input_mean", "log_z_mean"}
+"""Signals that may have either sign in health, so that a ratio of theirs means nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Departure:
     """One signal that left its own baseline."""
@@ -100,7 +104,7 @@ def _of_scalars(signals: Signals, start: int, stop: int) -> Iterator[Departure]:
         if rows is None:
             continue
         value = _measured(series.value[rows.begin : rows.stop])[:, None]
-        crossing = _crossing(value, rows.split - rows.begin, spec is None or name in FALL_TOO)
+        crossing = _crossing(value, rows.split - rows.begin, spec is None or name in FALL_TOO, name in SIGNED)
         if crossing.row[0] >= 0:
             yield _departure(crossing, 0, name, None, series.step[rows.begin :], series.value[rows.begin :])
 
@@ -114,7 +118,7 @@ def _of_matrices(signals: Signals, start: int, stop: int) -> Iterator[Departure]
             continue
         part = slice(rows.begin, rows.stop)
         value = _measured(matrix.value[part], matrix.present[part])
-        crossing = _crossing(value, rows.split - rows.begin, stat in FALL_TOO)
+        crossing = _crossing(value, rows.split - rows.begin, stat in FALL_TOO, stat in SIGNED)
         moved = np.flatnonzero(crossing.row >= 0)
         order = moved[np.lexsort((-crossing.z[moved], crossing.row[moved]))]
         for column in order[:MOST_LAYERS].tolist():
@@ -168,14 +172,14 @@ class _Crossing:
     z: np.ndarray
 
 
-def _crossing(value: np.ndarray, split: int, falls: bool) -> _Crossing:
+def _crossing(value: np.ndarray, split: int, falls: bool, signed: bool) -> _Crossing:
     """Where each column of float64[R, L] leaves the level and trend of its first ``split`` rows.
 
     In logarithms where those are all positive, else relative to their typical magnitude. What is expected is the line
     through four block medians, or the median of the last 16 rows where that is further out: a curve that flattens
     leaves its own trend and nothing has happened.
     """
-    logarithmic, unit, x = _scaled(value, split)
+    logarithmic, unit, x = _scaled(value, split, signed)
     base = np.where(np.isfinite(x[:split]), x[:split], np.nan)
     enough = np.isfinite(base).sum(axis=0) >= LEAST_ROWS
     base = np.where(enough, base, 0.0)
@@ -200,12 +204,12 @@ def _crossing(value: np.ndarray, split: int, falls: bool) -> _Crossing:
     return _Crossing(np.where(found, first + split, -1), expected, far + split, later[far, columns])
 
 
-def _scaled(value: np.ndarray, split: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _scaled(value: np.ndarray, split: int, signed: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(logarithmic bool[L], unit float64[L], x float64[R, L]): logarithms, or values in units of their magnitude."""
     base = np.where(np.isfinite(value[:split]), value[:split], np.nan)
     with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a column without any value
-        logarithmic = np.nanmin(base, axis=0) > 0
+        logarithmic = np.nanmin(base, axis=0) > (np.inf if signed else 0)
         unit = np.nanmedian(np.abs(base), axis=0)
         unit = np.where(np.isfinite(unit) & (unit > 0), unit, 1.0)
         return logarithmic, unit, np.where(logarithmic, np.log(np.maximum(value, 0.0)), value / unit)

@@ -64,6 +64,14 @@ def test_a_jump_of_the_learning_rate_is_told_and_its_schedule_is_not():
     assert (jumped["lr"].step, jumped["lr"].value) == (ONSET, pytest.approx(3e-2))
 
 
+def test_a_mean_that_changes_its_sign_about_zero_has_not_moved():
+    small = 0.01 + 0.004 * np.random.default_rng(0).normal(size=STEPS).clip(-2, 2)
+    mean = put(small, slice(AT, None), -1e-10)
+    modules = {"activation_mean": (("act",), mean[:, None])}
+    moved = departures(Signals.from_arrays({"train_loss": level()}, modules=modules), ONSET, ONSET + 10)
+    assert all(np.isfinite(departure.z) for departure in moved)
+
+
 def test_absent_layers_are_neither_moved_nor_a_baseline():
     value = layer_norms()
     present = np.ones(value.shape, bool)

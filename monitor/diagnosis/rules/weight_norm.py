@@ -63,7 +63,7 @@ def _grew(norm: Signal, growth: float, rows: int, warm: int) -> int | None:
             lasting
             and norm.step[end - rows] >= warm
             and fast[window].all()
-            and rate[end - 1] > 0.8 * rate[window].max()
+            and rate[end - 1] > 0.9 * rate[window].max()
         ):
             return end
     return None

@@ -106,8 +106,8 @@ def replayed(folder: Path, signals: Signals, marks: Sequence[int], **writing: An
 
 def marks_of(onset: int, steps: int, seed: int) -> list[int]:
     rng = np.random.default_rng(seed)
-    near = range(onset - 3, min(steps, onset + 12), 3)
-    return sorted({*near, *rng.integers(1, steps + 1, 5).tolist(), 1, steps})
+    near = range(onset - 3, min(steps, onset + 12), 5)
+    return sorted({*near, *rng.integers(1, steps + 1, 3).tolist(), 1, steps})
 
 
 @pytest.mark.parametrize("make", MISHAPS)

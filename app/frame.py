@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from app.charts.describe import Chart, Mark, Trace
+from app.charts.smooth import smoothed
 from app.heatmap import colour_scale, picture_of, quantise, rows_within, told_until
 from monitor.runfile.zoom import LongSignal, Zoomed, zoom_rows
 from monitor.signals import Signal
@@ -90,11 +91,18 @@ def chart_version(chart: Chart, window: Window, marks: Sequence[Mark]) -> str:
 
     Signals only grow, and a late value makes its signal longer: the length within the window and its ends are enough.
     """
-    parts: list[object] = [chart.id, chart.title, chart.unit, chart.log, window]
+    parts: list[object] = [chart.id, chart.title, chart.unit, chart.log, chart.x_title, window]
     low, high = _bounds(chart, window)
     for trace in chart.traces:
-        inside = trace.signal.step[slice(*rows_within(trace.signal.step, low, high))]
-        parts += [trace.name, trace.role, len(inside), *_ends(inside)]
+        inside = trace.signal.step[slice(*rows_within(trace.signal.step, *_steps(trace, chart, window)))]
+        parts += [
+            trace.name,
+            trace.role,
+            trace.colour,
+            len(inside),
+            *_x_of(trace, chart, inside[[0, -1][: len(inside)]]),
+        ]
+        parts += [trace.smoothing, trace.marks]
     if chart.kind == "heat" and chart.matrix is not None:
         matrix = chart.matrix()
         at = slice(*rows_within(matrix.step, low, told_until(matrix, high)))
@@ -120,6 +128,15 @@ def _bounds(chart: Chart, window: Window) -> tuple[int | None, int | None]:
     return low, high
 
 
+def _steps(trace: Trace, chart: Chart, window: Window) -> tuple[int | None, int | None]:
+    """The first and the last step of ``trace`` in ``window``; None is open."""
+    return trace.axis.steps(window.start, window.stop) if trace.axis else _bounds(chart, window)
+
+
+def _x_of(trace: Trace, chart: Chart, step: np.ndarray) -> np.ndarray:
+    return trace.axis.of(step) if trace.axis else _x(step, chart.x_per_unit)
+
+
 # ---- the message --------------------------------------------------------------------------------------------------
 
 
@@ -129,7 +146,7 @@ def extent(charts: Sequence[Chart], marks: Sequence[Mark] = ()) -> tuple[float, 
     for chart in charts:
         for trace in chart.traces:
             if len(trace.signal):
-                ends += [end / chart.x_per_unit for end in _ends(trace.signal.step)]
+                ends += _x_of(trace, chart, np.array(_ends(trace.signal.step))).tolist()
         if chart.kind == "heat" and chart.matrix is not None and len(step := chart.matrix().step):
             ends += _ends(step)
     return (min(*ends, *_mark_steps(marks)), max(*ends, *_mark_steps(marks))) if ends else None
@@ -190,6 +207,7 @@ def _slot(chart: Chart) -> dict[str, Any]:
         "zero": chart.zero,
         "help": chart.help,
         "x_title": chart.x_title,
+        "x_kind": chart.x_kind,
         "section": chart.section,
     }
 
@@ -207,34 +225,63 @@ def _body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
 
 
 def _trace_body(trace: Trace, chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
-    low, high = _bounds(chart, window)
-    seen = zoom(trace.signal, low, high, window.buckets)
+    low, high = _steps(trace, chart, window)
+    signal = smoothed(trace.signal, trace.smoothing, trace.restarts) if trace.smoothing else trace.signal
+    seen = zoom(signal, low, high, window.buckets)
     step, value = with_gaps(seen)
-    step, value = _with_neighbours(step, value, trace.signal, low, high)
-    nan, posinf, neginf = seen.nonfinite
+    step, value = _with_neighbours(step, value, signal, low, high)
     body: dict[str, Any] = {
         "name": trace.name,
         "colour": trace.colour,
         "role": trace.role,
-        "x": blob.add(_x(step, chart.x_per_unit)),
+        "x": blob.add(_x_of(trace, chart, step)),
         "y": blob.add(narrow(value)),
+        "count": seen.count,
+    }
+    if len(signal):
+        last = len(signal) - 1
+        body["last"] = _json_number(_values(signal, last, last + 1)[0])
+        body["last_x"] = float(_x_of(trace, chart, signal.step[-1:])[0])
+    if trace.marks:
+        body["incidents"] = _on_curve(trace, chart, signal, low, high)
+    if trace.smoothing:  # what it was made from is drawn behind it, and says the rest
+        return body | {"every": round(len(trace.signal) / max(1, len(signal)))}
+    nan, posinf, neginf = seen.nonfinite
+    body |= {
         "ratio": round(seen.ratio, 2),
         "nan": nan,
         "posinf": posinf,
         "neginf": neginf,
         "nonpositive": seen.nonpositive,
-        "count": seen.count,
     }
     if not seen.nonpositive_exact:
         body["at_least"] = True
     if len(seen.mark_step):
-        at, kind, count = _x(seen.mark_step, chart.x_per_unit), seen.mark_kind, seen.mark_count
+        at, kind, count = _x_of(trace, chart, seen.mark_step), seen.mark_kind, seen.mark_count
         body["marks"] = {"x": blob.add(at), "kind": blob.add(kind), "count": blob.add(count)}
-    if len(trace.signal):
-        last = len(trace.signal) - 1
-        body["last"] = _json_number(_values(trace.signal, last, last + 1)[0])
-        body["last_x"] = float(trace.signal.step[-1]) / chart.x_per_unit
     return body
+
+
+def _on_curve(
+    trace: Trace, chart: Chart, signal: Signal | LongSignal, low: int | None, high: int | None
+) -> list[dict[str, Any]]:
+    """The marks of a trace that are in sight: at the last sample until then, without a height where that has none."""
+    shown = []
+    for mark in trace.marks:
+        row = int(np.searchsorted(signal.step, mark.step, side="right")) - 1
+        if row < 0 or (low is not None and mark.step < low) or (high is not None and mark.step > high):
+            continue
+        value = float(_values(signal, row, row + 1)[0])
+        shown.append(
+            {
+                "x": float(_x_of(trace, chart, np.array([mark.step]))[0]),
+                "y": value if math.isfinite(value) else None,
+                "step": mark.step,
+                "severity": mark.severity,
+                "text": mark.text[:300],
+            }
+        )
+    return shown
 
 
 def zoom(signal: Signal | LongSignal, low: int | None, high: int | None, buckets: int) -> Zoomed:

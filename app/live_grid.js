@@ -149,7 +149,8 @@ const buckets = (S) => {
 };
 
 function address(S) {
-  const query = new URLSearchParams({ run: S.data.run, view: S.data.view, px: buckets(S) });
+  const query = new URLSearchParams({ view: S.data.view, px: buckets(S), ...S.data.query });
+  for (const id of [S.data.run].flat()) query.append('run', id);
   if (S.range) { query.set('x0', S.range[0]); query.set('x1', S.range[1]); }
   if (S.stat) query.set('stat', S.stat);
   if (S.layer) query.set('layer', S.layer);
@@ -317,6 +318,8 @@ function sectionHead(S, name) {
 const EMPTY = {
   story: 'No points yet. They appear here as soon as the training has made its first step.',
   landscape: 'No landscape samples in this run. They are taken every monitor.landscape_every steps.',
+  compare: 'None of these metrics was recorded by any of these runs.',
+  ranks: 'None of the signals that tell ranks apart was recorded by two of them.',
   system: 'No machine samples yet. They are taken every two seconds while the training runs.',
 };
 
@@ -391,10 +394,50 @@ function baseLayout(S, T, slot) {
     height: slot.spec.height + (slot.last ? 16 : 0), margin: { ...margins(S), b: slot.last ? 40 : 24 }, autosize: true, showlegend: false, dragmode: 'zoom', hovermode: 'closest', hoverdistance: 12,
     paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)', font: { family: T.font, color: T.text, size: 12 },
     hoverlabel: { bgcolor: T.background, bordercolor: T.line, font: { family: T.font, size: 12, color: T.text }, align: 'left' },
-    xaxis: { ...axis, range: xRange(S).slice(), type: 'linear', fixedrange: false, tickformat: ',~f', separatethousands: true, nticks: wide(S) ? 12 : 5, showgrid: true, ...(slot.last ? { title: { text: slot.spec.x_title, font: { size: 12, color: T.muted }, standoff: 8 } } : {}) },
+    xaxis: { ...axis, range: xRange(S).slice(), type: 'linear', fixedrange: false, tickformat: ',~f', separatethousands: true, nticks: wide(S) ? 12 : 5, showgrid: true, ...timeTicks(S, slot.spec.x_kind), ...(slot.last ? { title: { text: slot.spec.x_title, font: { size: 12, color: T.muted }, standoff: 8 } } : {}) },
     yaxis: { ...axis, fixedrange: true, nticks: Math.max(3, Math.round(slot.spec.height / 38)), exponentformat: 'power', automargin: false },
     shapes: [], uirevision: 'constant', separators: '.\u202f',
   };
+}
+
+// Whole seconds, minutes, hours or days; Plotly's date axis would speak of UTC, and its ranges are texts.
+const TIME_STEPS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800, 1209600, 2592000, 7776000, 31536000];
+function timeTicks(S, kind) {
+  if (kind !== 'seconds' && kind !== 'clock') return {};
+  const [first, last] = xRange(S), most = wide(S) ? 9 : 4;
+  const step = TIME_STEPS.find((size) => (last - first) / size <= most) || Math.ceil((last - first) / most / 31536000) * 31536000;
+  if (last - first < 2) return kind === 'seconds' ? {} : { nticks: most, tickformat: ',.1f' };
+  const shift = kind === 'clock' ? new Date(first * 1000).getTimezoneOffset() * -60 : 0;
+  const tickvals = [];
+  for (let at = Math.ceil((first + shift) / step) * step - shift; at <= last && tickvals.length < 40; at += step) tickvals.push(at);
+  return { tickmode: 'array', tickvals, ticktext: tickvals.map((at) => timeText(at, kind, step)) };
+}
+
+const two = (n) => String(n).padStart(2, '0');
+function timeText(at, kind, step) {
+  if (kind === 'clock') {
+    const date = new Date(at * 1000), day = `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())}`;
+    if (step >= 86400) return day;
+    const clock = `${two(date.getHours())}:${two(date.getMinutes())}${step < 60 ? `:${two(date.getSeconds())}` : ''}`;
+    return step > 1800 || !step ? `${day.slice(5)} ${clock}` : clock;
+  }
+  const sign = at < 0 ? '−' : '', s = Math.abs(Math.round(at)), h = Math.floor(s / 3600), m = Math.floor(s / 60) % 60;
+  if (s < 60) return `${sign}${s} s`;
+  return `${sign}${h ? `${h} h ` : ''}${h && !m ? '' : `${m} min`}${s % 60 ? ` ${s % 60} s` : ''}`.trim();
+}
+
+// Where the pointer is, or where a zoom ends, in the words of the axis.
+function xText(S, x) {
+  const kind = [...S.slots.values()][0]?.spec.x_kind;
+  if (kind === 'clock' || kind === 'seconds') return timeText(x, kind, kind === 'clock' ? 0 : 1);
+  return formatCount(x);
+}
+
+function xWord(S, several) {
+  if (S.data.view === 'system') return several ? 'seconds ' : 'second ';
+  const axis = S.data.query?.axis;
+  if (axis === 'tokens') return 'tokens ';
+  return axis && axis !== 'step' ? '' : several ? 'steps ' : 'step ';
 }
 
 function draw(S, slot) {
@@ -428,10 +471,28 @@ function linesFigure(S, T, slot) {
   Object.assign(layout.yaxis, log ? logAxis(slot) : linearAxis(slot));
   const traces = slot.data.traces.map((trace) => lineTrace(T, trace));
   for (const trace of slot.data.traces) traces.push(...lonely(T, trace));
-  traces.push(...nonfiniteTraces(T, slot, layout));
+  traces.push(...nonfiniteTraces(T, slot, layout), ...incidentTraces(T, slot, log));
   setLegend(S, T, slot);
   setNote(slot, log);
   return { traces, layout };
+}
+
+// What happened to one of several runs is shown on its curve: the sign tells how bad it is, its rim whose it is.
+function incidentTraces(T, slot, log) {
+  return slot.data.traces.filter((trace) => trace.incidents?.length).map((trace) => {
+    const shown = trace.incidents.map((mark) => ({ ...mark, y: mark.y !== null && (!log || mark.y > 0) ? mark.y : lastFinite(trace, mark.x, log) })).filter((mark) => mark.y !== undefined);
+    return {
+      type: 'scatter', mode: 'markers', name: `incidents of ${plotlyText(trace.name)}`, x: shown.map((mark) => mark.x), y: shown.map((mark) => mark.y), hoverinfo: 'text', cliponaxis: false,
+      text: shown.map((mark) => `step ${formatCount(mark.step)}: ${plotlyText(mark.text)}`),
+      marker: { symbol: 'triangle-up', size: 12, color: shown.map((mark) => T[mark.severity] || T.critical), line: { color: colourOf(T, trace), width: 2 } },
+    };
+  });
+}
+
+// The height of the curve where it was last seen before x.
+function lastFinite(trace, x, log) {
+  for (let i = trace.x.length - 1; i >= 0; i -= 1) if (trace.x[i] <= x && Number.isFinite(trace.y[i]) && (!log || trace.y[i] > 0)) return trace.y[i];
+  return undefined;
 }
 
 const colourOf = (T, trace) => trace.role === 'faded' ? T.muted : T.colours[trace.colour % T.colours.length];
@@ -458,14 +519,17 @@ function logAxis(slot) {
   return { ...axis, tickmode: 'array', tickvals: ticks, ticktext: ticks.map((v) => (v >= 1e5 || v < 1e-4 ? v.toExponential(0).replace('e+', 'e').replace('-', '−') : String(v))) };
 }
 
+const OPACITY = { faded: 0.45, raw: 0.28, parent: 0.75 };
+const DASHES = { limit: 'dash', faded: 'dot', parent: 'dot' };
+
 function lineTrace(T, trace) {
   const few = trace.x.length <= 40;
   const colour = colourOf(T, trace);
   return {
     type: 'scatter', name: plotlyText(trace.name), x: trace.x, y: trace.y, connectgaps: false, hoverinfo: 'skip',
-    mode: trace.role === 'limit' || trace.role === 'faded' ? 'lines' : trace.role === 'points' || few ? 'lines+markers' : 'lines',
-    opacity: trace.role === 'faded' ? 0.45 : 1,
-    line: { color: colour, width: trace.role === 'points' ? 1 : 1.4, dash: trace.role === 'limit' ? 'dash' : trace.role === 'faded' ? 'dot' : 'solid', simplify: false },
+    mode: ['limit', 'faded', 'parent'].includes(trace.role) ? 'lines' : trace.role === 'points' || few ? 'lines+markers' : 'lines',
+    opacity: OPACITY[trace.role] || 1,
+    line: { color: colour, width: trace.role === 'points' ? 1 : 1.4, dash: DASHES[trace.role] || 'solid', simplify: false },
     marker: { color: colour, size: trace.role === 'points' ? 5 : 3.5 },
   };
 }
@@ -624,17 +688,21 @@ function markShapes(S, T, slot) {
 
 // ---- heads ----------------------------------------------------------------------------------------------------------
 
+const BENEATH = new Set(['faded', 'raw', 'parent']);
+
 function setLegend(S, T, slot) {
-  const grouped = slot.data.traces.filter((trace) => trace.role !== 'faded');
+  const grouped = slot.data.traces.filter((trace) => !BENEATH.has(trace.role));
   slot.chips = grouped.map((trace) => {
     const chip = element('span', 'gm-chip');
     const key = element('span', `gm-key${trace.role === 'part' ? ' gm-area' : ''}${trace.role === 'limit' ? ' gm-dash' : ''}`);
     key.style.color = slot.spec.kind === 'parts' && trace.role === 'line' ? T.text : colourOf(T, trace);
-    const value = element('span', 'gm-value', formatNumber(trace.last));
+    const raw = slot.data.traces.find((other) => other.role === 'raw' && other.colour === trace.colour);
+    const value = element('span', 'gm-value', chipText(S, { trace, raw }, null));
     chip.append(key, element('span', 'gm-name', trace.name), value);
-    return { chip, value, trace };
+    if (raw) value.title = 'smoothed (as recorded)';
+    return { chip, value, trace, raw };
   });
-  const faded = slot.data.traces.length - grouped.length;
+  const faded = slot.data.traces.filter((trace) => trace.role === 'faded').length;
   const nodes = slot.chips.map((entry) => entry.chip);
   if (faded) {
     const chip = element('span', 'gm-chip');
@@ -655,6 +723,8 @@ function setNote(slot, log) {
   for (const [name, word] of [['nan', 'NaN'], ['posinf', '∞'], ['neginf', '−∞']]) if (sum(name)) words.push([`${formatCount(sum(name))} ${word}`, true]);
   const least = traces.some((trace) => trace.at_least) ? 'at least ' : '';
   if (log && sum('nonpositive')) words.push([`${least}${formatCount(sum('nonpositive'))} values ≤ 0 are not on the log axis`, true]);
+  const every = Math.max(1, ...traces.map((trace) => trace.every || 1));
+  if (every > 1) words.push([`smoothed over every ${formatCount(every)}th value`, false]);
   if (traces.length && !traces.some((trace) => trace.count)) words.push(['no points in sight', false]);
   else if (traces.length && !traces.some((trace) => trace.y.some(Number.isFinite))) words.push(['no finite value in sight', true]);
   slot.note.replaceChildren(...words.flatMap(([text, bad], i) => [i ? ', ' : '', element('span', bad ? 'gm-bad' : '', text)]));
@@ -695,7 +765,7 @@ function sayStatus(S) {
   S.status.classList.toggle('gm-warn', Boolean(S.failed));
   S.pauseButton.hidden = !(S.paused || !S.state || S.state.live);
   S.resetButton.hidden = !S.range;
-  S.spanText.textContent = S.range ? `${S.data.view === 'system' ? 'seconds' : 'steps'} ${formatCount(S.range[0])} to ${formatCount(S.range[1])}` : '';
+  S.spanText.textContent = S.range ? `${xWord(S, true)}${xText(S, S.range[0])} to ${xText(S, S.range[1])}` : '';
 }
 
 // ---- hands ----------------------------------------------------------------------------------------------------------
@@ -734,18 +804,25 @@ function hover(S, slot, event) {
   const at = slot && slot.drawn ? place(slot, event) : null;
   cancelAnimationFrame(S.frame);
   S.frame = requestAnimationFrame(() => {
-    S.cursor.textContent = at ? `${S.data.view === 'system' ? 'second' : 'step'} ${formatCount(at.x)}` : '';
+    S.cursor.textContent = at ? `${xWord(S, false)}${xText(S, at.x)}` : '';
     for (const other of S.slots.values()) {
       other.cross.style.display = at && other.drawn ? 'block' : 'none';
       if (at) other.cross.style.left = `${at.left}px`;
-      for (const { value, trace } of other.chips || []) {
-        const text = formatNumber(at ? valueAt(trace, at.x) : trace.last);
+      for (const { value, trace, raw } of other.chips || []) {
+        const text = chipText(S, { trace, raw }, at);
         if (value.textContent !== text) value.textContent = text;
       }
       if (other !== slot || !at || !at.inside) other.tip.style.display = 'none';
     }
     if (at && at.inside && slot.spec.kind === 'heat') heatTip(S, slot, at);
   });
+}
+
+// The value below the pointer, else the last one; of one of several runs nothing beyond its own ends.
+function chipText(S, { trace, raw }, at) {
+  const beyond = at && S.data.view === 'compare' && !(at.x >= trace.x[0] && at.x <= trace.x[trace.x.length - 1]);
+  const shown = (one) => formatNumber(beyond ? undefined : at ? valueAt(one, at.x) : one.last);
+  return raw ? `${shown(trace)} (${shown(raw)})` : shown(trace);
 }
 
 function valueAt(trace, x) {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ def _source(changed: tuple[int, int]) -> tuple[str, str]:
 
 
 def live_grid(
-    run_id: str,
+    run_id: str | Sequence[str],
     view: str,
     *,
     key: str,
@@ -28,15 +28,18 @@ def live_grid(
     span_given: int = 0,
     stat: str | None = None,
     layer: str | None = None,
+    query: Mapping[str, str] | None = None,
     every_s: float = 2.0,
     on_range_change: Callable[[], None] = lambda: None,
     on_layer_change: Callable[[], None] = lambda: None,
     on_incident_change: Callable[[], None] = lambda: None,
 ) -> Any:
-    """Mount the live charts of one view of a run.
+    """Mount the live charts of one view of a run, or of several runs over each other.
 
     Args:
-        view: ``story``, ``landscape`` or ``system``.
+        run_id: several for ``compare``.
+        view: ``story``, ``landscape``, ``system``, ``ranks`` or ``compare``.
+        query: more for the question that the charts ask, by name.
         span: the zoomed range to start with, in units of the x axis.
         span_given: a number to raise when ``span`` is to replace the range that the person has zoomed to since.
         every_s: seconds between questions while the run is live.
@@ -54,7 +57,8 @@ def live_grid(
     return component(
         key=key,
         data={
-            "run": run_id,
+            "run": run_id if isinstance(run_id, str) else list(run_id),
+            "query": dict(query or {}),
             "view": view,
             "span": list(span) if span else None,
             "span_given": span_given,

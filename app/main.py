@@ -18,6 +18,7 @@ def ui() -> None:
     st.set_page_config(page_title="Gradiometer", page_icon=str(ICON), layout="wide", initial_sidebar_state="collapsed")
     pages = [
         st.Page("views/runs.py", title="Runs", default=True),
+        st.Page("views/compare.py", title="Compare", url_path="compare"),
         st.Page("views/launch.py", title="Launch", url_path="launch"),
         st.Page("views/run.py", title="Run", url_path="run", visibility="hidden"),
     ]

@@ -6,7 +6,7 @@ import hashlib
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -21,8 +21,12 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import frame
+from app.charts.compare import AXES, compare_charts
 from app.charts.describe import Chart, Mark
+from app.charts.ranks import rank_charts
+from app.charts.smooth import MOST
 from app.charts.story import landscape_charts, story_charts, story_marks, system_charts
+from app.compare import comparing
 from app.data import DIAGNOSES, READERS, find_run, incidents_of
 from app.facts import LIVE_WORDS
 from app.tidy import TIDY
@@ -41,14 +45,18 @@ MOST_BUCKETS = 2_000
 def get_frame(request: Request) -> Response:
     """A window of the charts of one view of one run; 204 when the browser has it already.
 
-    Query: ``run``; ``view`` story, landscape or system; ``px`` pixel columns; ``x0``, ``x1`` the zoomed range;
-    ``have`` ``id:version`` pairs; ``want`` ids in sight; ``stat`` and ``layer`` of the heatmap.
+    Query: ``run``; ``view`` story, landscape, system, ranks or compare; ``px`` pixel columns; ``x0``, ``x1`` the zoomed
+    range;
+    ``have`` ``id:version`` pairs; ``want`` ids in sight; ``stat`` and ``layer`` of the heatmap. For compare ``run``
+    stands several times, and there are ``axis``, ``smooth``, ``metrics`` and ``log``.
     """
     query = request.query_params
     try:
         window = _window(query)
-        path = find_run(query.get("run", ""))
-        message = answer(path, query, window)
+        if query.get("view") == "compare":
+            message = answer_of_several(query.getlist("run"), query, window)
+        else:
+            message = answer(find_run(query.get("run", "")), query, window)
     except ValueError as error:
         return JSONResponse({"error": str(error)}, status_code=400)
     except RunError as error:
@@ -74,17 +82,50 @@ def answer(path: Path, query: Mapping[str, str], window: frame.Window) -> bytes 
         )
 
 
+def answer_of_several(ids: Sequence[str], query: Mapping[str, str], window: frame.Window) -> bytes | None:
+    """The message of ``frame.build`` for the runs called ``ids`` over each other, without those that cannot be read.
+
+    Raises:
+        RunError: none of them can be read.
+    """
+    axis, smoothing = query.get("axis", "step"), _number(query, "smooth") or 0.0
+    if axis not in AXES:
+        raise ValueError(f"axis is {axis[:40]!r}; accepted: {', '.join(AXES)}")
+    if not 0 <= smoothing <= MOST:
+        raise ValueError(f"smooth is {smoothing:g}; accepted: 0 to {MOST}")
+    with comparing(ids) as compared:
+        if not compared.entries:
+            raise RunError(next(iter(compared.refused.values()), "No run was named; accepted: run=ID&run=ID"))
+        charts = compare_charts(
+            compared.entries,
+            axis=axis,
+            smoothing=smoothing,
+            pattern=query.get("metrics", ""),
+            log=query.get("log") == "1",
+        )
+        states = [_status(entry.run) for entry in compared.entries]
+        status = {
+            "word": "several",
+            "live": any(state["live"] for state in states),
+            "last_step": max((entry.run.last_step or 0 for entry in compared.entries), default=None),
+        }
+        have, want = _have(query.get("have", "")), _want(query.get("want"))
+        return frame.build(charts, window, have=have, want=want, status=status)
+
+
 def _view(run: Run, path: Path, query: Mapping[str, str]) -> tuple[list[Chart], list[Mark]]:
     view = query.get("view", "story")
     if view == "system":
         return system_charts(run), []
+    if view == "ranks":
+        return rank_charts(run), []
     marks = story_marks(run, incidents_of(DIAGNOSES.of(path, run.version)))
     if view == "landscape":
         return landscape_charts(run), marks
     if view == "story":
         charts = story_charts(run, stat=query.get("stat"), layer=query.get("layer"))
         return charts if marks else [chart for chart in charts if chart.kind != "events"], marks
-    raise ValueError(f"unknown view {view!r}; accepted: story, landscape, system")
+    raise ValueError(f"unknown view {view!r}; accepted: story, landscape, system, ranks, compare")
 
 
 def _status(run: Run) -> dict[str, object]:

@@ -2,13 +2,53 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from monitor.runfile.zoom import LongMatrix, LongSignal
 from monitor.signals import LayerMatrix, Signal
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What stands below a chart in place of the step: tokens, or seconds."""
+
+    step: np.ndarray
+    """int64[K], strictly increasing; between them the axis is linear, beyond them it stands still."""
+    x: np.ndarray
+    """float64[K], not decreasing."""
+
+    def of(self, step: np.ndarray) -> np.ndarray:
+        """float64[T]: where ``step`` int64[T] stands; NaN throughout when nothing is known."""
+        if not len(self.step):
+            return np.full(len(step), np.nan)
+        return np.interp(step, self.step, self.x)
+
+    def steps(self, start: float | None, stop: float | None) -> tuple[int | None, int | None]:
+        """First and last step that lie in ``start..stop``, at most one too many at each end; None stays open.
+
+        Steps that share an x with an end are all in.
+        """
+        if not len(self.step):
+            return None, None
+        return self._step(start, "left", -1), self._step(stop, "right", 1)
+
+    def _step(self, at: float | None, side: Literal["left", "right"], outwards: int) -> int | None:
+        if at is None:
+            return None
+        index = int(np.searchsorted(self.x, at, side=side))
+        if index == 0:
+            return int(self.step[0]) + min(outwards, 0)
+        if index == len(self.x):
+            return int(self.step[-1]) + max(outwards, 0)
+        low, high = index - 1, index
+        share = (at - self.x[low]) / (self.x[high] - self.x[low]) if self.x[high] > self.x[low] else 0.0
+        step = self.step[low] + share * (self.step[high] - self.step[low])
+        return int(math.floor(step) if outwards < 0 else math.ceil(step))
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +62,16 @@ class Trace:
     """Index into the theme's categorical colours."""
     role: str = "line"
     """``line``; ``points`` for a sparse series, drawn with its markers; ``limit`` for a dashed bound; ``part`` of a
-    stack; ``faded`` for steps that a later attempt took over."""
+    stack; ``faded`` for steps that a later attempt took over; ``raw`` for what lies faint behind its smoothed curve;
+    ``parent`` for what the run that this one was forked from did until then."""
+    axis: Axis | None = None
+    """What the steps are turned into; None leaves them."""
+    smoothing: float = 0.0
+    """Weight of the moving average; 0 draws what was recorded."""
+    restarts: tuple[int, ...] = ()
+    """Steps after which the moving average begins anew."""
+    marks: tuple[Mark, ...] = ()
+    """What is shown on the curve itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +102,8 @@ class Chart:
     section: str = ""
     """Heading that the chart lies folded away under; charts of one section follow one another."""
     x_title: str = "optimizer step"
+    x_kind: str = "number"
+    """``number``; ``seconds`` since the beginning; ``clock``: seconds since 1970, shown as local time."""
     x_per_unit: float = 1.0
     """Steps of a signal per unit of the x axis; 1000 for milliseconds shown as seconds."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import streamlit as st
@@ -76,3 +77,23 @@ def bullets(lines: list[str]) -> None:
     """A list of text from outside; nothing for an empty one."""
     if lines:
         st.markdown("\n".join(f"- {text.markdown(line, 600)}" for line in lines))
+
+
+def zoomed() -> tuple[float, float] | None:
+    """The range in the address; None when there is none or it is no range."""
+    try:
+        first, last = float(st.query_params["x0"]), float(st.query_params["x1"])
+    except (KeyError, ValueError):
+        return None
+    return (first, last) if math.isfinite(first) and math.isfinite(last) and first < last else None
+
+
+def keep_range(key: str) -> None:
+    """Write the zoomed range into the address."""
+    span = st.session_state[key].get("range")
+    if span and len(span) == 2:
+        st.query_params["x0"], st.query_params["x1"] = (f"{end:.10g}" for end in span)
+    else:
+        for name in ("x0", "x1"):
+            if name in st.query_params:
+                del st.query_params[name]

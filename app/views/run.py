@@ -32,12 +32,13 @@ from app.incident import (
     where,
 )
 from app.live_grid import live_grid
-from app.views.common import HEALTH, badge, bullets, health_badge, refused, state_badge
+from app.views import ranks
+from app.views.common import HEALTH, badge, bullets, health_badge, keep_range, refused, state_badge, zoomed
 from monitor.diagnosis.report import set_words
 from monitor.errors import GradiometerError, RunError
 from monitor.runfile.reader import Event, Run
 
-SECTIONS = ("Story", "Incidents", "Attention", "Landscape", "System", "Config", "Log")
+SECTIONS = ("Story", "Incidents", "Attention", "Landscape", "System", "Ranks", "Config", "Log")
 LIST_COMMAND = "gradiometer runs"
 # How long opening a run may wait for its diagnosis; after that the page says that it is being made. A comment, not a
 # string beneath: this file is run as a script, and Streamlit may print a bare string into the page.
@@ -57,7 +58,8 @@ def page() -> None:
         path = data.find_run(run_id)
         with READERS.reading(path) as run:
             facts, name, version = facts_of(run), run.name, run.version
-            attends = bool(run.events("attention_map"))
+            absent = set() if run.events("attention_map") else {"Attention"}
+            absent |= set() if ranks.has_several(run) else {"Ranks"}
     except RunError as error:
         refused(error, None if path else LIST_COMMAND)  # an unreadable run says by itself what to do
         st.page_link("views/runs.py", label="To the list of runs")
@@ -68,7 +70,7 @@ def page() -> None:
     st.fragment(header, run_every=1.0 if facts.live else 3.0)(path, name, facts.live)
     section = st.segmented_control(
         "Section",
-        [section for section in SECTIONS if attends or section != "Attention"],
+        [section for section in SECTIONS if section not in absent],
         default="Story",
         required=True,
         key="section",
@@ -309,26 +311,6 @@ def heatmap_choice(there: list[measures.Choice]) -> str | None:
     if key is not None:
         explained.caption(text.markdown(by_key[key].explained, 400))
     return key
-
-
-def zoomed() -> tuple[float, float] | None:
-    """The range in the address; None when there is none or it is no range."""
-    try:
-        first, last = float(st.query_params["x0"]), float(st.query_params["x1"])
-    except (KeyError, ValueError):
-        return None
-    return (first, last) if math.isfinite(first) and math.isfinite(last) and first < last else None
-
-
-def keep_range(key: str) -> None:
-    """Write the zoomed range into the address."""
-    span = st.session_state[key].get("range")
-    if span and len(span) == 2:
-        st.query_params["x0"], st.query_params["x1"] = (f"{end:.10g}" for end in span)
-    else:
-        for name in ("x0", "x1"):
-            if name in st.query_params:
-                del st.query_params[name]
 
 
 def keep_layer(key: str) -> None:
@@ -722,6 +704,7 @@ SHOW = {
     "Attention": attention,
     "Landscape": landscape,
     "System": system,
+    "Ranks": ranks.show,
     "Config": config,
     "Log": log,
 }

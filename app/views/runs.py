@@ -11,6 +11,7 @@ import streamlit as st
 from pandas.io.formats.style import Styler
 
 from app import control, data, text
+from app.compare import MOST_RUNS
 from app.data import Listed, Overview, incidents_of
 from app.views.common import HEALTH, STATES, bullets, health_words, refused
 from monitor.errors import GradiometerError
@@ -98,6 +99,7 @@ def table(words: str) -> None:
     seen = data.overviews(row.summary for row in shown)
     drawn_before = st.session_state.get("runs_drawn", [])
     st.session_state["runs_drawn"] = [row.summary.id for row in shown]
+    compare_button(rows)
     event = st.dataframe(
         styled(shown, seen),
         hide_index=True,
@@ -105,8 +107,8 @@ def table(words: str) -> None:
         height="content" if len(shown) <= 16 else 38 * 17,
         column_config=columns(),
         key="runs_table",
-        on_select="rerun",
-        selection_mode="single-cell",
+        on_select=keep_ticked,
+        selection_mode=["single-cell", "multi-row"],
         placeholder="–",
         alt="List of runs",
     )
@@ -117,6 +119,32 @@ def table(words: str) -> None:
         # ("Bad delta path index" in the browser, Streamlit 1.67).
         st.session_state["run_to_open"] = drawn_before[chosen[0]]
         st.rerun()
+
+
+def keep_ticked() -> None:
+    """Remember the ticked runs by name: the rows beneath the ticks move when a new run comes."""
+    drawn = st.session_state.get("runs_drawn", [])
+    ticked = st.session_state["runs_table"].selection.rows
+    st.session_state["runs_ticked"] = [drawn[row] for row in ticked if row < len(drawn)]
+
+
+def compare_button(rows: list[Listed]) -> None:
+    """The way to the page that lays the ticked runs over each other."""
+    names = {row.summary.id: row.summary.name or row.summary.id for row in rows}
+    ticked = [run_id for run_id in st.session_state.get("runs_ticked", []) if run_id in names]
+    with st.container(horizontal=True, vertical_alignment="center"):
+        # A link and not a button with switch_page: a link ends this fragment's own reruns at once. One that came while
+        # the other page was being made would empty that.
+        st.page_link(
+            "views/compare.py",
+            label=f"Compare {len(ticked)} runs" if len(ticked) > 1 else "Compare",
+            icon=":material/stacked_line_chart:",
+            disabled=not 2 <= len(ticked) <= MOST_RUNS,
+            help=f"Tick 2 to {MOST_RUNS} runs at the left edge of the table.",
+            query_params={"run": ticked},
+        )
+        if ticked:
+            st.caption(text.markdown(", ".join(names[run_id] for run_id in ticked), 300))
 
 
 def found(listed: list[Listed], query: search.Query) -> list[Listed]:

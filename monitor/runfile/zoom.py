@@ -112,6 +112,26 @@ class LongSignal:
             row -= high - low
         raise IndexError(f"row {row} beyond the last one")
 
+    def until(self, last_step: int) -> LongSignal:
+        """What lies at steps up to ``last_step``, unread."""
+        left = count = int(np.searchsorted(self.step, last_step, side="right"))
+        parts: list[Part] = []
+        for levels, low, high in self._parts:
+            parts.append((levels, low, min(high, low + left)))
+            left -= parts[-1][2] - low
+        read = partial(_until, self._read, last_step)
+        return LongSignal(self.name, self.unit, self.step[:count], parts, read, self._say)
+
+    def sampled(self, most: int) -> Signal:
+        """Samples at even distances of the whole, and the last one: at most about ``most`` of each attempt."""
+        try:
+            pieces = [_sampled(levels, low, high, most) for levels, low, high in self._parts if high > low]
+        except DamagedBlock as damage:
+            self._say(str(damage))
+            return self.whole()
+        step, value = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+        return Signal(self.name, step, value, self.unit)
+
     def zoom(self, first_step: int | None, last_step: int | None, buckets: int) -> Zoomed:
         """The samples with ``first_step <= step <= last_step`` (None: open), at most about two per bucket.
 
@@ -144,6 +164,24 @@ class LongSignal:
             return zoom_rows(self.step[low:high], value, buckets)
         edges = np.ceil(np.linspace(self.step[low], self.step[high - 1] + 1, buckets + 1)[:-1]).astype(np.int64)
         return _put_together([_Part(levels, begin, end, edges, size) for levels, begin, end in ranges], high - low)
+
+
+def _until(read: Callable[[], Signal], last_step: int) -> Signal:
+    return read().between(None, last_step)
+
+
+def _sampled(levels: Levels | LayerLevels, low: int, high: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the last row of each cell of the lowest level that has at most ``most`` cells there."""
+    level, unit = 0, 1
+    while (high - low) // unit > most and level < levels.height:
+        level, unit = level + 1, unit * levels.factor
+    if not level:
+        return levels.step[low:high], levels.values(low, high)[0]
+    first, behind = low // unit, high // unit
+    value, rows = levels.raw(level, "last")[first:behind], np.arange(first + 1, behind + 1) * unit - 1
+    if not len(rows) or rows[-1] != high - 1:
+        rows, value = np.append(rows, high - 1), np.append(value, levels.at(np.array([high - 1])))
+    return levels.step[rows], value
 
 
 def zoom_rows(step: np.ndarray, value: np.ndarray, buckets: int) -> Zoomed:

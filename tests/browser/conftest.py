@@ -19,6 +19,7 @@ from playwright.sync_api import Browser, Page, Response, sync_playwright
 
 from tests.app import runs_for_tests as made
 from tests.app.conftest import MAIN, ROOT, wait_until_up
+from tests.app.test_ranks_view import with_ranks
 from tests.browser import chromium
 
 ARTIFACTS = Path(__file__).parent / "artifacts"
@@ -75,6 +76,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
         "newer": made.newer_format(runs).name,
         "spike": made.spike_run(runs, steps=STEPS_OF_THE_SPIKE, at=AT, height=HEIGHT).name,
     }
+    with_ranks(runs)
     running.start()
     yield running
     running.stop()

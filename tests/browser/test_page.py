@@ -286,12 +286,15 @@ PAGES = {
     "config": "/run?run={resumed}&section=Config",
     "log": "/run?run={healthy}&section=Log",
     "launch": "/launch",
+    "ranks": "/run?run=ranks&section=Ranks",
+    "compare": "/compare?run={healthy}&run={nan}&run={resumed}&run={newer}&smooth=0.8&axis=relative+time",
+    "compare-none": "/compare",
 }
 
 
 MAIN_PAGES = (
     *("runs", "story", "story-nan", "incident", "landscape", "system", "launch"),
-    *("story-modules", "attention"),
+    *("story-modules", "attention", "ranks", "compare"),
 )
 """In every scheme and width; the other states once."""
 
@@ -312,7 +315,17 @@ def test_every_page_has_its_picture_and_no_traceback(new_tab: NewTab, app: App, 
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
         tab.open(PAGES[name].format(**app.ids))
-        if name in ("story", "story-nan", "story-resumed", "story-spike", "story-modules", "landscape", "system"):
+        if name in (
+            "story",
+            "story-nan",
+            "story-resumed",
+            "story-spike",
+            "story-modules",
+            "landscape",
+            "system",
+            "compare",
+            "ranks",
+        ):
             tab.charts()
         if name == "incident":
             tab.page.get_by_text("Likely causes").wait_for()

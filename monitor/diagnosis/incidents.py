@@ -18,6 +18,15 @@ from monitor.diagnosis.view import Signals
 GAP_STEPS = 20
 """A finding that begins this soon after another one has ended is of the same incident; as alarms are merged in the
 benchmark of the design notes."""
+FROM_OUTSIDE = ("lr-schedule", "odd-input", "resume-mismatch", "mode-mismatch", "missing-zero-grad")
+"""Findings about what was done to the training. No loss, gradient or weight brings them about, so that one of them at
+the beginning of an event explains what the training then did."""
+LOCATED = ("dead-units", "vanishing-gradient", "attention-collapse")
+"""Findings about one place in the model. They explain a loss that went to another level at that time, of which the
+loss alone can say no more than that the data may have changed."""
+UNSPECIFIC = ("data-change", "bad-batch", "unknown")
+SAME_TIME_STEPS = 2
+"""A finding for information explains an event only when it begins with it."""
 LONG_STEPS = 100
 """Steps of a finding that go on being an event. A level that stays raised to the end of the run does not gather all
 that happens later."""
@@ -86,10 +95,43 @@ def _incident(group: list[Finding], signals: Signals) -> Incident:
     )
 
 
+def _from_outside(finding: Finding) -> bool:
+    """Whether nothing in the model can have brought ``finding`` about; of weights, that they shrink: no update does
+    that for long, only their decay."""
+    shrinks = finding.id == "weight-norm" and float(finding.evidence.get("after", 0)) < finding.evidence.get(
+        "before", 0
+    )
+    return finding.id in FROM_OUTSIDE or bool(shrinks)
+
+
+def _may_begin(outside: Finding, finding: Finding) -> bool:
+    """Whether ``outside`` came soon enough before the alarm of ``finding`` to be what it is about."""
+    near = GAP_STEPS if _is_worse_than_info(outside) else SAME_TIME_STEPS
+    return abs(outside.onset_step - finding.onset_step) <= near and outside.onset_step <= finding.first_step
+
+
+def _is_behind(located: Finding, finding: Finding) -> bool:
+    """Whether ``located`` is what ``finding`` is about: it began with it, or was measured the next time after it."""
+    if located.id not in LOCATED or not _is_worse_than_info(located):
+        return False
+    if finding.id == "weight-norm":  # of all weights; one block's growth is that of the place
+        return bool(located.layer and (finding.layer or "").startswith(f"{located.layer}."))
+    near = SAME_TIME_STEPS if located.id == "vanishing-gradient" else LONG_STEPS
+    unspecific = bool(finding.causes) and finding.causes[0].id in UNSPECIFIC
+    return unspecific and -SAME_TIME_STEPS <= located.onset_step - finding.onset_step <= near
+
+
 def explaining(group: Sequence[Finding]) -> Finding:
-    """The finding of ``group`` whose causes explain the others: from the worst and earliest one back along causes that
-    are findings of the group themselves."""
+    """The finding of ``group`` whose causes explain the others: what came from outside at the beginning of the worst
+    and earliest one, else back from that one along causes that are findings of the group themselves."""
     finding = min(group, key=lambda f: (-(f.severity or Severity.INFO).rank, f.onset_step, f.first_step))
+    outside = [f for f in group if _from_outside(f) and _may_begin(f, finding)]
+    if outside:
+        began = min(outside, key=lambda f: (-(f.severity or Severity.INFO).rank, f.onset_step))
+        # Where both name the same cause, the one that weighed it against others knows more.
+        return finding if [c.id for c in finding.causes[:1]] == [c.id for c in began.causes[:1]] else began
+    if located := [f for f in group if _is_behind(f, finding)]:
+        return min(located, key=lambda f: (LOCATED.index(f.id), f.onset_step))
     seen = {finding.id}
     while True:
         cause = next((c.id for c in finding.causes if c.id != "unknown"), None)

@@ -334,7 +334,11 @@ class _Scan:
         past = self._past(oldest, row - LAG_ROWS, layer)
         record = float(past.max()) if len(past) else -np.inf
         above = float(here[layer]) - record
-        if share < settings.share or above < max(np.log(settings.record), settings.tail * _tail_of(past)):
+        if share < settings.share or above < np.log(settings.record):
+            return None
+        if above < settings.tail * min(
+            _tail_of(past), _tail_of(self._past_beside_others(oldest, row - LAG_ROWS, layer))
+        ):
             return None
         if rise < settings.rise * (record - level):
             return None
@@ -388,6 +392,14 @@ class _Scan:
         norms = self._norms(first, last, np.array([layer]))[:, 0]
         norms[[row - first for row in self.forgotten.get(layer, ()) if first <= row < last]] = np.nan
         return norms[np.isfinite(norms)]
+
+    def _past_beside_others(self, first: int, last: int, layer: int) -> np.ndarray:
+        """float64[N]: as ``_past``, less the typical layer's log norm in the same row. What moves all layers at once,
+        a batch or a falling loss, is no sign of how far this one strays alone."""
+        norms = log_norms(self.matrix, first, last)
+        norms[[row - first for row in self.forgotten.get(layer, ()) if first <= row < last]] = np.nan
+        norms = norms[np.isfinite(norms[:, layer])]
+        return norms[:, layer] - np.nanmedian(norms, axis=1)
 
     def _forget(self, row: int, layer: int) -> None:
         self.forgotten.setdefault(layer, []).append(row)

@@ -1,28 +1,62 @@
 """Trainings broken on purpose, and healthy ones: what the doctor must say of each.
 
-A case is data. ``python -m tests.faults --cases package.module`` takes ``FAULTS`` and ``CONTROLS`` from any module.
+A case is data. ``python -m tests.faults --cases package.module`` takes ``FAULTS`` and ``CONTROLS``, tuples of ``Case``,
+from any module that can be imported, so that cases are added without a change of the harness. What the case does is
+said in one of three ways, which can be combined:
+
+``config``    values of trainer/config on top of ``GPT``, ``MLP`` or ``CNN``: all that a control needs as a rule
+``faults``    tables of trainer/faults.py. One without ``step`` begins at the onset, which the seed draws from
+              ``onset``; the layer of one that says ``layer=PLACE`` is drawn from ``places``
+``inject``    ``package.module:function``, for what no configuration can break. It is called as
+              ``function(onset, resumed)`` in the process of the training, before anything is built, and may replace
+              whatever it likes there. A healthy twin is trained without it
+
+Each training is a process of its own; what it does must follow from the configuration and the seed. Its twin is the
+same without ``faults`` and ``inject``; ``background`` holds faults that the twin has too, such as a layer that is slow
+in both. The doctor sees the run directory alone, in which neither the case's name nor its faults are written.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-SMALL = {
+PLACE = "<place>"
+"""Stands in a fault for the layer that the seed draws."""
+
+SMALL: dict[str, Any] = {
     "steps": 400,
-    "batch_size": 8,
-    "task.seq_len": 64,
-    "model.n_layer": 2,
-    "model.d_model": 64,
-    "model.n_head": 2,
-    "task.max_data_mib": 4.0,
+    "threads": 1,
     "evaluation.every_steps": 100,
     "evaluation.batches": 2,
     "checkpoint.every_steps": None,
+    "checkpoint.keep_best": False,
     "monitor.landscape_every": None,
-    "threads": 1,
+    # A budget is a share of the step, and these steps are a hundredth of those of a model that somebody trains.
+    "monitor.budget": 0.5,
+}
+GPT: dict[str, Any] = {
+    **SMALL,
+    "batch_size": 8,
+    "task.seq_len": 64,
+    "task.max_data_mib": 4.0,
+    "model.n_layer": 2,
+    "model.d_model": 64,
+    "model.n_head": 2,
+    "evaluation.sample_bytes": None,
 }
 """A GPT small enough that a case takes seconds on one core."""
+MLP: dict[str, Any] = {
+    **SMALL,
+    "task.kind": "mlp",
+    "task.val_fraction": 0.2,
+    "task.noise_std": 0.2,
+    "model.n_layer": 3,
+    "model.d_model": 32,
+    "batch_size": 32,
+}
+CNN: dict[str, Any] = {**MLP, "task.kind": "cnn", "model.d_model": 16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,48 +64,195 @@ class Case:
     """One training and the truth about it. A control has no fault and accepts nothing."""
 
     name: str
-    config: dict[str, Any] = field(default_factory=dict)
-    """Dotted values on top of ``SMALL``."""
-    fault: dict[str, Any] | None = None
-    """A ``fault`` section of trainer/config.py; its ``step`` is drawn from the seed."""
+    config: Mapping[str, Any] = field(default_factory=lambda: GPT)
+    """Dotted values of trainer/config."""
+    faults: tuple[Mapping[str, Any], ...] = ()
+    background: tuple[Mapping[str, Any], ...] = ()
+    inject: str | None = None
+    resumes: bool = False
+    """Whether the training ends at the onset and goes on from its checkpoint, in a process of its own."""
+    ranks: int = 1
+    onset: tuple[int, int] = (150, 300)
+    """First and last step that the seed may draw."""
+    places: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """By what ``PLACE`` may stand for: beginnings of the names that are right as the first layer. Empty where the
+    fault has no place."""
     accept: frozenset[str] = frozenset()
     """Ids of findings that are right."""
-    layers: frozenset[str] = frozenset()
-    """Parameter names that are right as the first layer; empty when the fault has no place."""
+    causes: tuple[str, ...] = ()
+    """Causes that are right; the first one names the row of the confusion matrix."""
     window: int = 20
-    """Steps after the onset within which an alarm is in time: 20 for an abrupt fault, 100 for a drift."""
+    """Steps after the onset within which an alarm is in time: 20 for an abrupt fault, 100 for a drift, 200 for a
+    leak."""
+    gradient_led: bool = False
+    """Whether the gradient is expected to move before the loss, so that the lead of the alarm is counted."""
+
+    @property
+    def healthy(self) -> bool:
+        return not self.faults and self.inject is None
+
+    @property
+    def lasts(self) -> bool:
+        """Whether the fault goes on to the end, so that no alarm after its onset is a false one."""
+        return self.inject is not None or any(fault.get("steps", 1) is None for fault in self.faults)
 
 
-def _accept(*ids: str) -> frozenset[str]:
-    return frozenset(ids)
+def ids(text: str) -> frozenset[str]:
+    return frozenset(text.split())
 
 
-SPIKE = _accept("loss-spike", "gradient-explosion")
-MLP_IN = "blocks.1.mlp.up.weight"
+def _gpt_matrices() -> dict[str, tuple[str, ...]]:
+    names = [f"blocks.{b}.{m}.weight" for b in (0, 1) for m in ("attn.qkv", "attn.proj", "mlp.up", "mlp.down")]
+    return {name: (name,) for name in names}
+
+
+def _blocks(part: str) -> dict[str, tuple[str, ...]]:
+    """A place in one of the blocks; what the fault does to it shows in the block's other tensors as well."""
+    return {f"blocks.{b}.{part}": (f"blocks.{b}.",) for b in (0, 1)}
+
+
+def _numbered(part: str, numbers: tuple[int, ...], suffix: str = "") -> dict[str, tuple[str, ...]]:
+    return {f"{part}.{n}{suffix}": (f"{part}.{n}.",) for n in numbers}
+
+
+MATRICES = {"gpt": _gpt_matrices(), "mlp": _numbered("layers", (0, 1, 2), ".weight"),
+            "cnn": _numbered("convolutions", (0, 1, 2), ".weight")}  # fmt: skip
+MODELS = {"gpt": GPT, "mlp": MLP, "cnn": CNN}
+STEADY_S = 0.02
+"""Seconds that a layer sleeps in each step of a case about time, beside which the machine's own jitter is small."""
+STEADY = ({"kind": "slow_layer", "step": 1, "steps": None, "seconds": STEADY_S},)
+TWO_RANKS = {**MLP, "parallel.processes": 2}
+SGD = {"optimizer.kind": "sgd", "optimizer.lr": 0.05}
+RISES = ids("gradient-explosion loss-spike slow-divergence non-finite update-size lr-schedule weight-norm")
+SPIKES = ids("gradient-explosion loss-spike")
+ODD = SPIKES | ids("odd-input slow-divergence not-learning")
+
+
+def _of_all(
+    name: str, faults: Mapping[str, Any], kinds: tuple[str, ...] = ("gpt", "mlp", "cnn"), **rest: Any
+) -> list[Case]:
+    return [Case(f"{name}-{kind}", config=MODELS[kind], faults=(faults,), **rest) for kind in kinds]
+
+
+def _in_a_matrix(name: str, faults: Mapping[str, Any], **rest: Any) -> list[Case]:
+    placed = {**faults, "layer": PLACE}
+    return [Case(f"{name}-{k}", config=c, faults=(placed,), places=MATRICES[k], **rest) for k, c in MODELS.items()]
+
 
 FAULTS: tuple[Case, ...] = (
-    Case("lr-x30", fault={"kind": "lr_factor", "factor": 30.0, "steps": None},
-         accept=_accept("gradient-explosion", "loss-spike", "slow-divergence"), window=100),
-    Case("lr-x300-one-step", fault={"kind": "lr_factor", "factor": 300.0, "steps": 1},
-         accept=_accept("gradient-explosion", "loss-spike")),
-    Case("gradient-x50-one-layer", fault={"kind": "grad_factor", "factor": 50.0, "steps": 1, "layer": MLP_IN},
-         accept=_accept("gradient-explosion"), layers=frozenset({MLP_IN})),
-    Case("nan-activation", fault={"kind": "nan_activation", "layer": "blocks.1"}, accept=_accept("non-finite")),
-    Case("repeated-token", fault={"kind": "repeated_token", "steps": 1}, accept=SPIKE),
-    Case("random-bytes", fault={"kind": "random_bytes", "steps": 1}, accept=SPIKE),
-    Case("shuffled-labels", fault={"kind": "shuffled_labels", "steps": None},
-         accept=_accept("loss-spike", "slow-divergence"), window=100),
+    # 1 to 5: the learning rate, and the gradient of one layer
+    *_of_all("lr-x30", {"kind": "lr_factor", "factor": 30.0, "steps": None}, accept=RISES, causes=("lr-too-high",),
+             window=100),
+    Case("lr-x300-one-step", faults=({"kind": "lr_factor", "factor": 300.0, "steps": 1},), accept=RISES,
+         causes=("lr-too-high",)),
+    Case("lr-1000th", config=MLP, faults=({"kind": "lr_factor", "factor": 1e-3, "steps": None},),
+         accept=ids("lr-schedule update-size not-learning"), causes=("lr-too-low",), window=100),
+    *_in_a_matrix("gradient-x50", {"kind": "grad_factor", "factor": 50.0, "steps": 1},
+                  accept=ids("gradient-explosion"), causes=("corrupted-gradient",), gradient_led=True),
+    *_in_a_matrix("gradient-zeroed", {"kind": "grad_factor", "factor": 0.0, "steps": None},
+                  accept=ids("vanishing-gradient unmoved-parameters"), causes=("gradient-cut-off",), window=100),
+    # 6 to 11: activations, batches, units
+    Case("nan-activation-gpt", faults=({"kind": "nan_activation", "steps": 1, "layer": PLACE},),
+         places=_blocks("mlp.up"), accept=ids("non-finite"), causes=("undefined-operation",)),
+    Case("nan-activation-mlp", config=MLP, faults=({"kind": "nan_activation", "steps": 1, "layer": PLACE},),
+         places=_numbered("layers", (0, 1, 2)), accept=ids("non-finite"), causes=("undefined-operation",)),
+    Case("inputs-x1000", config=CNN, faults=({"kind": "input_scale", "factor": 1e3, "steps": 1},), accept=ODD,
+         causes=("bad-batch", "non-finite-input")),
+    Case("repeated-token", faults=({"kind": "repeated_token", "steps": 1},), accept=ODD, causes=("bad-batch",)),
+    *_of_all("shuffled-labels", {"kind": "shuffled_labels", "steps": None}, ("mlp", "cnn"),
+             accept=ids("loss-spike slow-divergence not-learning gradient-explosion"), causes=("data-change",),
+             window=100),
+    Case("inputs-unnormalised", config=CNN, faults=({"kind": "input_scale", "factor": 16.0, "steps": None},),
+         accept=ODD, causes=("data-change",)),
+    Case("dying-relu-mlp", config=MLP, faults=({"kind": "weight_shift", "offset": -10.0, "steps": 1, "layer": PLACE},),
+         places=_numbered("layers", (1, 2), ".bias"), accept=ids("dead-units loss-spike vanishing-gradient"),
+         causes=("dying-relu",), window=100),
+    Case("dying-relu-cnn", config=CNN, faults=({"kind": "weight_shift", "offset": -10.0, "steps": 1, "layer": PLACE},),
+         places=_numbered("convolutions", (1, 2), ".bias"), accept=ids("dead-units loss-spike vanishing-gradient"),
+         causes=("dying-relu",), window=100),
+    # 12 to 15: weights, precision, optimizer state
+    Case("qk-growth", config={**GPT, "steps": 500},
+         faults=({"kind": "qk_scale", "factor": 1.02, "steps": None, "layer": PLACE},), places=_blocks("attn"),
+         accept=ids("attention-collapse slow-divergence gradient-explosion loss-spike weight-norm"),
+         causes=("attention-logits",), window=200, gradient_led=True),
+    Case("fp16-overflow", config={**GPT, "precision.kind": "fp16"},
+         faults=({"kind": "fp16_overflow", "factor": 1e6, "steps": None},),
+         accept=ids("non-finite loss-scale"), causes=("fp16-overflow",), window=100),
+    Case("stale-second-moment",
+         faults=({"kind": "second_moment_factor", "factor": 1e-4, "steps": 1, "layer": "token.weight"},),
+         config={**GPT, "optimizer.beta2": 0.999}, places={"token.weight": ("token.weight",)},
+         accept=ids("stale-second-moment gradient-explosion loss-spike"),
+         causes=("stale-second-moment",)),
+    *_of_all("weight-decay-sign", {"kind": "weight_decay_factor", "factor": -30.0, "steps": None}, ("gpt", "mlp"),
+             accept=ids("weight-norm slow-divergence gradient-explosion loss-spike"), causes=("weight-decay",),
+             window=100),
+    *_of_all("weight-decay-x100", {"kind": "weight_decay_factor", "factor": 100.0, "steps": None}, ("gpt", "mlp"),
+             accept=ids("weight-norm slow-divergence loss-spike update-size"), causes=("weight-decay",), window=100),
+    # 16 to 18: mistakes in the program
+    *_of_all("no-zero-grad", {"kind": "skip_zero_grad", "steps": None},
+             accept=ids("missing-zero-grad gradient-explosion slow-divergence loss-spike"),
+             causes=("missing-zero-grad",), window=100),
+    *[Case(f"replaced-parameter-{kind}", config=MODELS[kind], onset=(1, 1),
+           faults=({"kind": "replaced_parameter", "steps": None, "layer": PLACE},), places=MATRICES[kind],
+           accept=ids("unmoved-parameters"), causes=("not-in-optimizer", "updates-lost"), window=100)
+      for kind in MODELS],
+    *[Case(f"double-softmax-{kind}", config=MODELS[kind], onset=(1, 1),
+           faults=({"kind": "double_softmax", "steps": None},), accept=ids("loss-on-probabilities not-learning"),
+           causes=("double-softmax",), window=100)
+      for kind in ("mlp", "cnn")],
+    # 19 to 21: resume, clipping, memory
+    Case("resume-without-optimizer", config={**GPT, "schedule.kind": "constant"}, resumes=True,
+         inject="tests.faults.injectors:forget_optimizer",
+         accept=ids("resume-mismatch loss-spike gradient-explosion stale-second-moment"), causes=("wrong-resume",),
+         window=100),
+    Case("clip-removed", config={**GPT, "optimizer.kind": "sgd", "optimizer.lr": 0.3, "clip.max_norm": 0.5},
+         background=({"kind": "heavy_tails", "step": 1, "steps": None},),
+         faults=({"kind": "no_clipping", "steps": None},), accept=RISES,
+         causes=("gradient-explosion", "corrupted-gradient"), window=100, gradient_led=True),
+    Case("tensor-leak", config={**GPT, "steps": 600, "batch_size": 16},
+         faults=({"kind": "tensor_leak", "steps": None},), accept=ids("memory-growth"),
+         causes=("memory-leak",), window=200),
+    # 22 to 26: time and ranks
+    Case("slow-loader", config=MLP, background=STEADY,
+         faults=({"kind": "slow_data", "steps": None, "seconds": 0.6 * STEADY_S},),
+         accept=ids("input-bound slower-steps"), causes=("slow-input",), window=100),
+    Case("throughput-5-percent", config={**MLP, "steps": 600}, background=STEADY,
+         faults=({"kind": "slow_layer", "steps": None, "seconds": 0.06 * STEADY_S},), accept=ids("slower-steps"),
+         causes=("slower-compute",), window=250),
+    Case("slow-rank", config=TWO_RANKS, ranks=2, background=STEADY,
+         faults=({"kind": "slow_layer", "steps": None, "seconds": 0.4 * STEADY_S, "rank": 1},),
+         accept=ids("straggler slower-steps"), causes=("slow-rank",), window=200),
+    Case("desync", config=TWO_RANKS, ranks=2, faults=({"kind": "unreduced", "steps": None},),
+         accept=ids("replicas-apart rank-outlier"), causes=("replica-desync",), window=100),
+    Case("hang", config=MLP, background=STEADY,
+         faults=({"kind": "slow_data", "steps": 1, "seconds": 90 * STEADY_S},), accept=ids("stall"),
+         causes=("slow-input", "hang")),
 )  # fmt: skip
+"""The faults 1 to 26 of the design notes, in their order."""
 
 CONTROLS: tuple[Case, ...] = (
     Case("cosine"),
-    Case("warmup-hump", config={"optimizer.lr": 4e-3, "schedule.warmup_steps": 100}),
-    Case("tiny-noisy-batch", config={"batch_size": 2}),
-    Case("accumulation", config={"grad_accum_steps": 4}),
-    Case("constant-lr", config={"schedule.kind": "constant"}),
-    Case("warmup-stable-decay", config={"schedule.kind": "wsd"}),
-    Case("sgd", config={"optimizer.kind": "sgd", "optimizer.lr": 0.1}),
-    Case("no-clipping", config={"clip.max_norm": None}),
-    Case("bf16", config={"precision.kind": "bf16"}),
-    Case("fp16-backing-off", config={"precision.kind": "fp16", "precision.growth_interval": 50}),
-)
+    Case("mlp", config=MLP),
+    Case("cnn", config=CNN),
+    Case("warmup-hump", config={**GPT, "optimizer.lr": 8e-3, "schedule.warmup_steps": 100}),
+    Case("cosine-restarts", config={**GPT, "schedule.kind": "cosine_restarts", "schedule.period_steps": 120}),
+    Case("step-decay", config={**CNN, "schedule.kind": "step", "schedule.period_steps": 150}),
+    Case("small-noisy-batch", config={**CNN, "batch_size": 4}),
+    Case("eval-pauses", config={**MLP, "evaluation.every_steps": 50, "evaluation.batches": 40}, background=STEADY),
+    Case("checkpoint-stalls", config={**GPT, "checkpoint.every_steps": 40, "checkpoint.background": False}),
+    Case("clean-resume", config={**GPT, "schedule.kind": "constant"}, resumes=True),
+    Case("one-cycle", config={**CNN, "schedule.kind": "one_cycle", "schedule.warmup_steps": 0, "optimizer.lr": 1e-2}),
+    Case("accumulation", config={**GPT, "grad_accum_steps": 4}),
+    Case("frozen-backbone", config={**MLP, "task.kind": "tests.faults.injectors:frozen_backbone"}),
+    Case("fp16-backing-off", config={**GPT, "precision.kind": "fp16", "precision.growth_interval": 50}),
+    Case("heavy-tails-clipped", config={**GPT, "optimizer.kind": "sgd", "optimizer.lr": 0.3, "clip.max_norm": 0.5},
+         background=({"kind": "heavy_tails", "step": 1, "steps": None},)),
+    Case("two-ranks", config=TWO_RANKS, ranks=2, background=STEADY),
+)  # fmt: skip
+"""The healthy trainings of the design notes, and a few more."""
+
+SMALL_SET = (
+    "lr-x30-mlp", "gradient-x50-mlp", "nan-activation-mlp", "inputs-x1000", "dying-relu-mlp", "double-softmax-mlp",
+    "mlp", "step-decay", "frozen-backbone",
+)  # fmt: skip
+"""Names of the cases that ``make test`` trains."""

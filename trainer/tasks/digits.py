@@ -31,6 +31,7 @@ class DigitsMLP(nn.Module):
         super().__init__()
         widths = [SIDE * SIDE] + [config.d_model] * config.n_layer
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
+        self.activations = nn.ModuleList(nn.ReLU() for _ in self.layers)  # modules, so that dead units can be counted
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.d_model, CLASSES)
         if config.init:
@@ -38,8 +39,8 @@ class DigitsMLP(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = images.flatten(1)
-        for layer in self.layers:
-            x = self.dropout(F.relu(layer(x)))
+        for layer, activation in zip(self.layers, self.activations, strict=True):
+            x = self.dropout(activation(layer(x)))
         return self.head(x)
 
 
@@ -55,6 +56,7 @@ class DigitsCNN(nn.Module):
             for before, after in pairwise(channels)
         )
         self.norms = nn.ModuleList(nn.BatchNorm2d(config.d_model) for _ in channels[1:] if config.batch_norm)
+        self.activations = nn.ModuleList(nn.ReLU() for _ in self.convolutions)  # as in DigitsMLP
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.d_model, CLASSES)
         if config.init:
@@ -64,7 +66,7 @@ class DigitsCNN(nn.Module):
         x = images
         for index, convolution in enumerate(self.convolutions):
             x = convolution(x)
-            x = F.relu(self.norms[index](x) if self.norms else x)
+            x = self.activations[index](self.norms[index](x) if self.norms else x)
             if index == (len(self.convolutions) - 1) // 2:
                 x = F.max_pool2d(x, 2)
         return self.head(self.dropout(x.mean(dim=(2, 3))))

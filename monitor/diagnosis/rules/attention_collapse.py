@@ -83,13 +83,14 @@ def _finding(
 
 
 def _rise(matrix: LayerMatrix, value: np.ndarray, stretch: Stretch) -> int:
-    """Step from which the module's logits only rose until they were told of."""
+    """Step from which the module's logits only rose until they were told of; that of the stretch itself where they
+    came from their usual level between two measurements."""
     rows = np.flatnonzero(np.isfinite(value[:, stretch.column]) & (matrix.step <= stretch.onset))
     series = value[rows, stretch.column]
     row = len(rows) - 1
     while row > 0 and series[row - 1] < series[row]:
         row -= 1
-    return int(matrix.step[rows[row]])
+    return int(matrix.step[rows[row if row < len(rows) - 2 else -1]])
 
 
 RULE = Rule(

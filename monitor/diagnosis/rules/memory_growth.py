@@ -67,6 +67,14 @@ def _chance_of_rise(value: np.ndarray) -> float:
     return 0.5 * math.erfc((rises - 1) / math.sqrt(2 * variance))
 
 
+def _onset(series: Signal) -> int:
+    """Step of the last sample before the growth, of which none after it has a tenth; the first one where it grew from
+    the start."""
+    level = float(np.median(series.value[:3]))
+    low = np.flatnonzero(series.value <= level + 0.1 * (float(np.median(series.value[-3:])) - level))
+    return int(series.step[low[-1] if len(low) and low[-1] > 0.15 * len(series.step) else 0])
+
+
 def _finding(signals: Signals, series: Signal) -> Finding:
     first, last = int(series.step[0]), int(series.step[-1])
     grown = float(series.value[-1] - series.value[0])
@@ -82,7 +90,7 @@ def _finding(signals: Signals, series: Signal) -> Finding:
     return Finding(
         summary=f"The {WATCHED[series.name]} grew by {number(grown * 1024)} MiB from step {first} to {last}, "
         f"{number(per_step)} MiB a step, and goes on",
-        onset_step=first,
+        onset_step=_onset(series),
         first_step=last,
         last_step=last,
         severity=Severity.WARNING,

@@ -11,6 +11,10 @@ from monitor.diagnosis.wording import count, number, times
 LEAST_ROWS = 3
 
 
+NOT_ZEROED = "gradients were not zeroed"
+"""Beginning of the monitor's own warning."""
+
+
 def missing_zero_grad(
     signals: Signals, *, cosine: float = 0.9, rows: int = 3, ramp: float = 1.5, rest: float = 0.8
 ) -> Verdict:
@@ -18,6 +22,8 @@ def missing_zero_grad(
 
     Why it matters: the optimizer follows the sum of all gradients so far, as if with a momentum that never decays; it
     learns for a while and then diverges.
+
+    Where the monitor itself saw backward add to the gradients of the step before, that is exact, and enough.
 
     Stays silent: on gradients that agree because the batch is the whole data or training has just begun, whose norm
     does not grow. Abstains below ``rows`` measured cosines.
@@ -28,6 +34,11 @@ def missing_zero_grad(
 
     Source: design notes F22; PyTorch recipe "Zeroing out gradients"; transformers issue 34191 (accumulation).
     """
+    seen = [e for e in signals.events("warning") if str(e.fields.get("text", "")).startswith(NOT_ZEROED)]
+    if seen and (seen[0].step or 0) > 0:
+        return _seen(signals, int(seen[0].step or 0))
+    if "grad_cosine" not in signals:
+        return Abstained("grad_cosine not recorded", ("grad_cosine",))
     series = signals["grad_cosine"]
     keep = np.isfinite(series.value)
     step, value = series.step[keep], series.value[keep]
@@ -44,6 +55,20 @@ def missing_zero_grad(
         if np.isfinite(grew) and grew > needed and bool((np.diff(norms[begin:end]) > 0).mean() >= 0.6):
             return _finding(step, norms, begin, end - 1, float(grew))
     return None
+
+
+def _seen(signals: Signals, step: int) -> Finding:
+    """What the monitor saw when backward began; the step before is the first that was not zeroed after."""
+    told = "when backward began, the gradients of the step before were still there, and it added to them"
+    return Finding(
+        summary=f"Gradients were not zeroed before step {step}: they add up over steps",
+        onset_step=max(1, step - 1),
+        first_step=step,
+        last_step=signals.last_step,
+        severity=Severity.WARNING,
+        causes=(Cause("missing-zero-grad", 0.95, supports=(told,)),),
+        remedy=_remedy(max(1, step - 1)),
+    )
 
 
 def _norms_at(signals: Signals, step: np.ndarray) -> np.ndarray:
@@ -81,19 +106,22 @@ def _finding(step: np.ndarray, norms: np.ndarray, begin: int, row: int, grew: fl
                 ),
             ),
         ),
-        remedy=Remedy(
-            f"Call optimizer.zero_grad() once per optimizer step, and go back to the last checkpoint before step "
-            f"{int(step[begin])}.",
-            {},
-            "optimizer.step()\noptimizer.zero_grad(set_to_none=True)",
-        ),
+        remedy=_remedy(int(step[begin])),
+    )
+
+
+def _remedy(step: int) -> Remedy:
+    return Remedy(
+        f"Call optimizer.zero_grad() once per optimizer step, and go back to the last checkpoint before step {step}.",
+        {},
+        "optimizer.step()\noptimizer.zero_grad(set_to_none=True)",
     )
 
 
 RULE = Rule(
     id="missing-zero-grad",
     severity=Severity.WARNING,
-    needs=("grad_cosine",),
+    needs=(),
     check=missing_zero_grad,
     remedy="Call optimizer.zero_grad() once per optimizer step.",
 )

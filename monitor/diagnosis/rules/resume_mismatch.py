@@ -16,6 +16,15 @@ from monitor.signals import Signal
 ROWS = 50
 """Rows before and after the resume that are compared."""
 LEAST_ROWS = 5
+RESTORED = {
+    "weights": "model.",
+    "optimizer": "optimizer.",
+    "loss scaler": "precision.",
+    "data position": "task.",
+    "clipping": "clip.",
+}
+"""Parts of the state without which a training is another one, and the section of the configuration whose change on
+purpose excuses each. Random states and another arithmetic are left to the report: a new machine has its own."""
 
 
 def resume_mismatch(
@@ -31,8 +40,12 @@ def resume_mismatch(
     Why it matters: something was not restored, such as the optimizer's moments, the scheduler, the loss scale or the
     data position. The run seems to recover, and the steps until then are lost; or it never does.
 
-    Stays silent: without a resume; when every level goes on; on changes within the scatter of single rows; on a
-    learning rate that a schedule moves smoothly. Abstains on fewer than five rows on either side.
+    What a trainer finds when it holds the restored state against the checkpoint is exact, and told even where the loss
+    goes on as before.
+
+    Stays silent: without a resume; when every level goes on; on parts that the resume changes on purpose; on changes
+    within the scatter of single rows; on a learning rate that a schedule moves smoothly. Abstains on fewer than five
+    rows on either side.
 
     Thresholds: ``loss_rise``, relative rise of the median loss of up to 50 rows; ``norm_ratio``, the same for the
     gradient norm, as a factor either way; ``lr_ratio``, factor of the learning rate from the last row before to the
@@ -43,9 +56,30 @@ def resume_mismatch(
     """
     marks = sorted({e.step for e in signals.events("resume") if e.step is not None and e.step > 0})
     judged = [(mark, _differences(signals, mark, loss_rise, norm_ratio, lr_ratio, z)) for mark in marks]
-    if judged and all(difference is None for _, difference in judged):
+    lost = {mark: _not_restored(signals, mark) for mark in marks}
+    if judged and all(difference is None for _, difference in judged) and not any(lost.values()):
         return Abstained(f"fewer than {LEAST_ROWS} rows before or after the resume")
-    return [_finding(signals, mark, difference) for mark, difference in judged if difference]
+    return [
+        _finding(signals, mark, difference or {}, lost[mark]) for mark, difference in judged if difference or lost[mark]
+    ]
+
+
+def _not_restored(signals: Signals, mark: int) -> list[str]:
+    """Parts of the state that the trainer itself found to differ from the checkpoint, and that nobody changed."""
+    found = []
+    for event in signals.events("fidelity"):
+        parts, changed = event.fields.get("parts"), event.fields.get("changed")
+        if event.step != mark or not isinstance(parts, dict):
+            continue
+        meant = [str(name) for name in changed] if isinstance(changed, list) else []
+        found += [
+            f"{part} ({str(parts[part])[:80]})"
+            for part, section in RESTORED.items()
+            if isinstance(parts.get(part), str)
+            and parts[part] != "exact"
+            and not any(name.startswith(section) for name in meant)
+        ]
+    return found
 
 
 def _differences(
@@ -106,8 +140,11 @@ def _lr_step(lr: Signal, mark: int, ratio: float) -> tuple[float, float] | None:
 _WORDS = {"train_loss": "the loss", "grad_norm_preclip": "the gradient norm", "lr": "the learning rate"}
 
 
-def _finding(signals: Signals, mark: int, difference: dict[str, tuple[float, float]]) -> Finding:
+def _finding(signals: Signals, mark: int, difference: dict[str, tuple[float, float]], lost: list[str]) -> Finding:
     told = [f"{_WORDS[name]} went from {number(old)} to {number(new)}" for name, (old, new) in difference.items()]
+    if lost:
+        names = ", ".join(part.partition(" (")[0] for part in lost)
+        told.append(f"the state of {names} is not that of the checkpoint")
     remarks = [str(note) for event in signals.events("resume") if event.step == mark for note in _remarks(event.fields)]
     return Finding(
         summary=f"After the resume at step {mark} {', '.join(told)}",
@@ -116,7 +153,7 @@ def _finding(signals: Signals, mark: int, difference: dict[str, tuple[float, flo
         last_step=signals.last_step,
         severity=Severity.WARNING,
         evidence={name: list(pair) for name, pair in difference.items()} | ({"remarks": remarks} if remarks else {}),
-        causes=_causes(difference),
+        causes=_causes(difference, lost),
         remedy=Remedy(
             "Resume with the optimizer's moments, the scheduler, the gradient scaler, the random states and the data "
             "position, not with the weights alone.",
@@ -136,13 +173,13 @@ def _first_judged(signals: Signals, mark: int) -> int:
     return int(after[min(LEAST_ROWS, len(after)) - 1]) if len(after) else mark + 1
 
 
-def _causes(difference: dict[str, tuple[float, float]]) -> tuple[Cause, ...]:
-    supports = []
+def _causes(difference: dict[str, tuple[float, float]], lost: list[str]) -> tuple[Cause, ...]:
+    supports = [f"not restored exactly: {part}" for part in lost]
     if lr := difference.get("lr"):
         supports.append(f"the learning rate changed {times(lr[1] / lr[0])}: the scheduler was not restored")
     if loss := difference.get("train_loss"):
-        lost = "" if lr else " at an unchanged learning rate, as when the optimizer's moments start from zero"
-        supports.append(f"the loss is {percent(loss[1] / loss[0] - 1)} higher{lost}")
+        why = "" if lr else " at an unchanged learning rate, as when the optimizer's moments start from zero"
+        supports.append(f"the loss is {percent(loss[1] / loss[0] - 1)} higher{why}")
     if norm := difference.get("grad_norm_preclip"):
         supports.append(f"the gradient norm changed {times(norm[1] / norm[0])}")
     return (Cause("wrong-resume", 0.8, tuple(supports)),)

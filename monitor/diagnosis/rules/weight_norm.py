@@ -15,9 +15,15 @@ from monitor.signals import Signal
 LEAST_ROWS = 6
 LEAST_STEPS = 50
 """Steps that growth must last."""
+RISING_ROWS = 4
+"""Measurements in which weights must have grown before a fall of them is told."""
+APART_STEPS = 10
+"""Between two measurements that a fall is seen from: single steps go either way."""
 
 
-def weight_norm(signals: Signals, *, shrunk: float = 0.6, growth: float = 0.5, rows: int = 4) -> Verdict:
+def weight_norm(
+    signals: Signals, *, shrunk: float = 0.6, growth: float = 0.5, rows: int = 4, decay: float = 0.1
+) -> Verdict:
     """The norm of all weights together falls to a fraction of what it was, or grows exponentially.
 
     Why it matters: a decay that is too strong erases what was learnt and leaves a model that predicts nothing; one of
@@ -29,7 +35,8 @@ def weight_norm(signals: Signals, *, shrunk: float = 0.6, growth: float = 0.5, r
 
     Thresholds: ``shrunk``, share of the highest norm so far below which it has shrunk, while still falling; ``growth``,
     relative growth per hundred steps over ``rows`` measurements running, at the end no slower than its fastest: what is
-    exponential keeps its pace. Our judgement.
+    exponential keeps its pace; ``decay``, relative fall per hundred steps over two measurements running of weights that
+    had grown until then, where it is also three times what the configured decay can bring about. Our judgement.
 
     Source: design notes F11; TheDeepChecker (Ben Braiek and Khomh 2023): weights that double per check.
     """
@@ -37,6 +44,8 @@ def weight_norm(signals: Signals, *, shrunk: float = 0.6, growth: float = 0.5, r
     if len(norm) < LEAST_ROWS:
         return Abstained(f"{len(norm)} weight norms recorded, at least {LEAST_ROWS} are needed")
     fell, grew = _shrunk(norm, shrunk), _grew(norm, growth, rows, warmup_end(signals) or 0)
+    if fell is None:
+        fell = _decayed(signals, norm, decay)
     return [_finding(signals, norm, row, kind) for row, kind in ((fell, "fell"), (grew, "grew")) if row is not None]
 
 
@@ -51,6 +60,25 @@ def _shrunk(norm: Signal, share: float) -> int | None:
     falling = np.concatenate([[False], norm.value[1:] < norm.value[:-1]])
     rows = np.flatnonzero(low & falling)
     return int(rows[0]) if len(rows) else None
+
+
+def _decayed(signals: Signals, norm: Signal, decay: float) -> int | None:
+    """The second of two measurements at which weights that had grown fall faster than their decay can make them."""
+    kept = [0]
+    for row in range(1, len(norm)):
+        if norm.step[row] - norm.step[kept[-1]] >= APART_STEPS:
+            kept.append(row)
+    thin = Signal(norm.name, norm.step[kept], norm.value[kept], norm.unit)
+    rate = _rates(thin)
+    known = configured(signals, "optimizer", "weight_decay")
+    configured_decay = float(known) if isinstance(known, int | float) else 0.0
+    lr = signals["lr"]
+    for row in range(RISING_ROWS + 1, len(rate)):
+        highest = float(np.nanmax(lr.between(int(thin.step[row - 1]), int(thin.step[row + 1])).value, initial=0.0))
+        bar = max(decay, 3 * 100 * highest * configured_decay)
+        if (rate[row - 1 : row + 1] < -bar).all() and (rate[row - 1 - RISING_ROWS : row - 1] > 0).all():
+            return kept[row + 1]
+    return None
 
 
 def _grew(norm: Signal, growth: float, rows: int, warm: int) -> int | None:

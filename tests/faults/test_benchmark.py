@@ -1,0 +1,144 @@
+"""The benchmark itself: its arithmetic against closed forms and by hand, and a few of its cases from end to end."""
+
+from __future__ import annotations
+
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from monitor.diagnosis.rules import RULES
+from tests.faults import peer, report
+from tests.faults.__main__ import main
+from tests.faults.cases import CONTROLS, FAULTS, PLACE, SMALL_SET
+from tests.faults.harness import job_of, layers_of, onset_of
+from tests.faults.metrics import confusion, wilson
+from tests.faults.scoring import Events, Score, Truth, events
+
+
+@pytest.mark.parametrize(("hits", "trials"), [(0, 5), (3, 5), (5, 5), (97, 100), (1, 1)])
+def test_wilsons_bounds_are_the_shares_that_are_just_not_refuted(hits: int, trials: int) -> None:
+    """They solve (share - p)^2 = z^2 p (1 - p) / n, of which the formula is the closed form."""
+
+    def refuted(p: float) -> float:
+        return (hits / trials - p) ** 2 - 1.96**2 * p * (1 - p) / trials
+
+    low, high = wilson(hits, trials)
+    share = hits / trials
+    assert low == 0.0 if hits == 0 else refuted(low) == pytest.approx(0.0, abs=1e-12)
+    assert high == 1.0 if hits == trials else refuted(high) == pytest.approx(0.0, abs=1e-12)
+    assert low <= share <= high
+    assert high - low > 0.01
+
+
+@pytest.mark.parametrize(
+    ("alarms", "lasts", "expected"),
+    [
+        ([100, 102, 119], False, Events(1, 0, 100)),
+        ([97], False, Events(0, 1, None)),
+        ([98], False, Events(1, 0, 98)),
+        ([80, 99], False, Events(1, 0, 99)),
+        ([50, 121, 122], False, Events(0, 2, None)),
+        ([50, 121], True, Events(1, 1, 121)),
+        ([], False, Events(0, 0, None)),
+    ],
+)
+def test_an_event_is_true_within_the_window_or_while_the_fault_lasts(
+    alarms: list[int], lasts: bool, expected: Events
+) -> None:
+    assert events([(step, step) for step in alarms], Truth("case", 0, 100, 20, lasts, 400)) == expected
+
+
+def test_an_alarm_about_a_time_before_the_fault_is_false_though_it_comes_after() -> None:
+    truth = Truth("case", 0, 250, 20, True, 400)
+    assert events([(260, 110)], truth) == Events(0, 1, None)
+    assert events([(300, 201)], truth) == Events(1, 0, 300)  # seen between two measurements, 100 steps apart
+
+
+def test_a_control_has_no_true_event() -> None:
+    assert events([(10, 10), (200, 200)], Truth("control", 0, None, 20, False, 400)) == Events(0, 2, None)
+
+
+def test_each_case_accepts_findings_that_exist_and_says_where_it_breaks() -> None:
+    known = {rule.id for rule in RULES}
+    names = [case.name for case in (*FAULTS, *CONTROLS)]
+    assert len(set(names)) == len(names)
+    assert set(SMALL_SET) <= set(names)
+    for case in FAULTS:
+        assert case.accept <= known, case.name
+        assert case.accept, case.name
+        assert case.causes, case.name
+        assert bool(case.places) >= any(fault.get("layer") == PLACE for fault in case.faults), case.name
+    assert all(case.healthy and not case.accept for case in CONTROLS)
+
+
+def test_onset_and_place_come_from_the_seed_and_reach_the_fault() -> None:
+    case = next(case for case in FAULTS if case.name == "gradient-x50-mlp")
+    onsets = {seed: onset_of(case, seed) for seed in range(30)}
+    assert len(set(onsets.values())) > 10
+    assert all(150 <= onset <= 300 for onset in onsets.values())
+    for seed, onset in onsets.items():
+        (fault,) = job_of(case, seed)["config"]["fault"]
+        assert fault["step"] == onset
+        assert (fault["layer"],) == layers_of(case, seed)
+        assert job_of(case, seed, healthy=True)["config"]["fault"] == []
+    assert {layers_of(case, seed) for seed in range(30)} == set(case.places.values())
+
+
+def test_confusion_counts_another_accepted_cause_as_right() -> None:
+    def score(causes: tuple[str, ...], right: bool, reported: int | None = 5) -> Score:
+        return Score("c", 0, 400, 5, 1, 0, causes=causes, cause_right=right, reported_onset=reported, true_cause="a")
+
+    counted = confusion([score(("a",), True), score(("b",), True), score(("c", "a"), False), score((), False, None)])
+    assert counted == {"a": {"a": 2, "c": 1, "no alarm": 1}}
+    ElementTree.fromstring(report.picture(counted))
+
+
+def _run(loss: np.ndarray, norm: np.ndarray | None = None) -> peer.Run:
+    steps = list(range(1, len(loss) + 1))
+    flat = [1.0] * len(loss)
+    return {"steps": steps, "loss": loss.tolist(), "grad_norm": flat if norm is None else norm.tolist(), "lr": flat,
+            "step_time": flat}  # fmt: skip
+
+
+@pytest.mark.parametrize("detector", [peer.six_sigma, peer.seven_sigma, peer.robust_z, peer.megatron])
+def test_rules_of_others_see_a_large_spike_and_a_nan_and_nothing_in_noise(detector: peer.Detector) -> None:
+    rng = np.random.default_rng(0)
+    calm = 2.0 * np.exp(0.02 * rng.uniform(-1, 1, 400))
+    assert detector(_run(calm)) == []
+    spiked = calm.copy()
+    spiked[300] = 40.0
+    assert detector(_run(spiked)) == [301]
+    lost = calm.copy()
+    lost[350] = math.nan
+    assert detector(_run(lost)) == [351]
+
+
+def test_megatrons_bar_is_ten_times_the_largest_of_the_first_hundred() -> None:
+    loss = np.ones(200)
+    loss[50], loss[150] = 3.0, 29.0
+    assert peer.megatron(_run(loss)) == []
+    loss[150] = 31.0
+    assert peer.megatron(_run(loss)) == [151]
+
+
+def test_a_few_faults_and_controls_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One seed of each: what must be seen is seen, where and why, and nothing is in healthy runs."""
+    main([
+        "--only", ",".join(SMALL_SET), "--seeds", "1", "--first-seed", "7", "--no-twins", "--to", str(tmp_path),
+    ])  # fmt: skip
+    told = capsys.readouterr().out
+    record = json.loads((tmp_path / "faults.json").read_text())
+    scores = {score["case"]: score for score in record["scores"]}
+    assert set(scores) == set(SMALL_SET)
+    for name, score in scores.items():
+        assert score["false_events"] == 0, told
+        if score["onset"] is not None:
+            assert score["hit"], f"{name}\n{told}"
+            assert score["cause_right"], f"{name}\n{told}"
+    assert record["all"]["unsorted"]["hits"] == record["all"]["unsorted"]["trials"] > 0
+    assert isinstance(record["peers"]["robust z > 8 / 100"], dict)
+    ElementTree.fromstring((tmp_path / "causes.svg").read_text())

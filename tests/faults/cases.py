@@ -84,6 +84,8 @@ class Case:
     window: int = 20
     """Steps after the onset within which an alarm is in time: 20 for an abrupt fault, 100 for a drift, 200 for a
     leak."""
+    for_good: bool = False
+    """Whether a fault of a few steps leaves a training that cannot come back, such as weights that are NaN."""
     gradient_led: bool = False
     """Whether the gradient is expected to move before the loss, so that the lead of the alarm is counted."""
 
@@ -94,7 +96,7 @@ class Case:
     @property
     def lasts(self) -> bool:
         """Whether the fault goes on to the end, so that no alarm after its onset is a false one."""
-        return self.inject is not None or any(fault.get("steps", 1) is None for fault in self.faults)
+        return self.for_good or self.inject is not None or any(fault.get("steps", 1) is None for fault in self.faults)
 
 
 def ids(text: str) -> frozenset[str]:
@@ -153,9 +155,9 @@ FAULTS: tuple[Case, ...] = (
                   accept=ids("vanishing-gradient unmoved-parameters"), causes=("gradient-cut-off",), window=100),
     # 6 to 11: activations, batches, units
     Case("nan-activation-gpt", faults=({"kind": "nan_activation", "steps": 1, "layer": PLACE},),
-         places=_blocks("mlp.up"), accept=ids("non-finite"), causes=("undefined-operation",)),
+         places=_blocks("mlp.up"), accept=ids("non-finite"), causes=("undefined-operation",), for_good=True),
     Case("nan-activation-mlp", config=MLP, faults=({"kind": "nan_activation", "steps": 1, "layer": PLACE},),
-         places=_numbered("layers", (0, 1, 2)), accept=ids("non-finite"), causes=("undefined-operation",)),
+         places=_numbered("layers", (0, 1, 2)), accept=ids("non-finite"), causes=("undefined-operation",), for_good=True),
     Case("inputs-x1000", config=CNN, faults=({"kind": "input_scale", "factor": 1e3, "steps": 1},), accept=ODD,
          causes=("bad-batch", "non-finite-input")),
     Case("repeated-token", faults=({"kind": "repeated_token", "steps": 1},), accept=ODD, causes=("bad-batch",)),
@@ -166,10 +168,10 @@ FAULTS: tuple[Case, ...] = (
          accept=ODD, causes=("data-change",)),
     Case("dying-relu-mlp", config=MLP, faults=({"kind": "weight_shift", "offset": -10.0, "steps": 1, "layer": PLACE},),
          places=_numbered("layers", (1, 2), ".bias"), accept=ids("dead-units loss-spike vanishing-gradient"),
-         causes=("dying-relu",), window=100),
+         causes=("dying-relu",), window=100, for_good=True),
     Case("dying-relu-cnn", config=CNN, faults=({"kind": "weight_shift", "offset": -10.0, "steps": 1, "layer": PLACE},),
          places=_numbered("convolutions", (1, 2), ".bias"), accept=ids("dead-units loss-spike vanishing-gradient"),
-         causes=("dying-relu",), window=100),
+         causes=("dying-relu",), window=100, for_good=True),
     # 12 to 15: weights, precision, optimizer state
     Case("qk-growth", config={**GPT, "steps": 500},
          faults=({"kind": "qk_scale", "factor": 1.02, "steps": None, "layer": PLACE},), places=_blocks("attn"),

@@ -102,9 +102,10 @@ class Forge:
     def close(self) -> None:
         """End the processes that trainings are forked from."""
         for process in self._started:
-            assert process.stdin is not None
+            assert process.stdin is not None and process.stdout is not None
             process.stdin.close()
             process.wait()
+            process.stdout.close()
 
     def _train(self, job: Job) -> None:
         process = self._process()

@@ -41,7 +41,6 @@ def by_case(scores: Sequence[Score]) -> Table:
 def goals(found: Figures) -> Table:
     """The metrics over all cases beside what is wanted of them."""
     shown = Table("metric", "measured", "goal", box=None)
-    pair = lambda two: "" if two is None else f"{two[0]:g} / {two[1]:g}"  # noqa: E731
     shown.add_row("precision", str(found.precision), ">= 0.98")
     shown.add_row("recall, manifest", str(found.manifest), ">= 0.97")
     shown.add_row("recall, silent", str(found.silent), ">= 0.97")
@@ -50,14 +49,18 @@ def goals(found: Figures) -> Table:
     rate = "" if found.per_thousand is None else f"{found.per_thousand:.2f}"
     shown.add_row("false events per 1 000 healthy steps", rate, "<= 0.1")
     shown.add_row("healthy runs with any", str(found.alarmed), "<= 1 %")
-    shown.add_row("onset error, abrupt, median / p90", pair(found.abrupt), "<= 1 / <= 5")
-    shown.add_row("onset error, drift, median / p90", pair(found.drift), "<= 20 / <= 50")
+    shown.add_row("onset error, abrupt, median / p90", _pair(found.abrupt), "<= 1 / <= 5")
+    shown.add_row("onset error, drift, median / p90", _pair(found.drift), "<= 20 / <= 50")
     shown.add_row("lead over the loss peak, median", "" if found.lead is None else f"{found.lead:g}", ">= 3")
     shown.add_row("first layer", str(found.layer), ">= 0.92")
     shown.add_row("root cause", str(found.cause), ">= 0.90")
     shown.add_row("root cause in the first three", str(found.cause_in_three), ">= 0.97")
     shown.add_row("fix validity", str(found.fixed), ">= 0.90")
     return shown
+
+
+def _pair(two: tuple[float, float] | None) -> str:
+    return "" if two is None else f"{two[0]:g} / {two[1]:g}"
 
 
 def peers(scores: Mapping[str, Sequence[Score] | str], windows: Callable[[str], int]) -> Table:

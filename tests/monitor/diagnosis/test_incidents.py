@@ -81,3 +81,22 @@ def test_two_spikes_far_apart_are_two_incidents():
     report = diagnose(only(train_loss=changed(changed(level(steps=500), 150, 1.5), 350, 1.5)))
     assert [incident.onset_step for incident in report.incidents] == [151, 351]
     assert report.to_text().startswith("this run: 2 incidents, the first at step 151")
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [
+        (finding("lr-schedule", 103, 103, cause="lr-too-high"), "lr-schedule"),
+        (finding("odd-input", 101, 101, "info", cause="bad-batch"), "odd-input"),
+        (finding("odd-input", 104, 104, "info", cause="bad-batch"), "loss-spike"),
+        (finding("odd-input", 100, 300, cause="data-change"), "loss-spike"),
+        (finding("dead-units", 130, 400, cause="dying-relu"), "dead-units"),
+        (finding("dead-units", 130, 400, "info", cause="dying-relu"), "loss-spike"),
+        (finding("vanishing-gradient", 130, 400, cause="gradient-cut-off"), "loss-spike"),
+        (finding("overfitting", 100, 400, cause="overfitting"), "loss-spike"),
+    ],
+    ids=["rate", "batch", "batch-later", "same-cause", "dead", "few-dead", "cut-off-later", "no-explanation"],
+)
+def test_what_came_from_outside_or_has_a_place_explains_a_loss_that_says_no_more(other: Finding, expected: str):
+    spike = Finding("loss", 101, 110, 200, Severity.CRITICAL, id="loss-spike", causes=(Cause("data-change", 0.9),))
+    assert explaining([spike, other]).id == expected

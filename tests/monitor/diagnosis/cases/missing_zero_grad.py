@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from monitor.diagnosis.view import Signals
+from monitor.diagnosis.view import Mark, Signals
 from tests.monitor.diagnosis.cases.drawn import AT, STEPS, Case, level, only
 
 EVERY = 10
@@ -24,7 +24,20 @@ def ramp(start: int, per_step: float) -> np.ndarray:
     return 0.5 * (1 + per_step * np.maximum(0, np.arange(STEPS) - start))
 
 
+def seen(text: str) -> Signals:
+    """Cosines that say nothing, and a warning of the monitor."""
+    warning = Mark("warning", AT + 1, {"text": text})
+    return Signals.from_arrays({"train_loss": level()}, events=[warning])
+
+
 FIRES = (
+    Case(
+        "the monitor saw backward add to them",
+        lambda: seen("gradients were not zeroed: when backward began, those of the step before were still there"),
+        "warning",
+        onset=AT,
+        words="were not zeroed",
+    ),
     Case("from the middle on", lambda: run(agreeing(AT), ramp(AT, 0.1)), "warning", words="add up"),
     Case("from the start", lambda: run(agreeing(0), ramp(0, 0.5)), "warning", onset=11, words="add up"),
 )

@@ -13,7 +13,20 @@ def resumed(**series: np.ndarray) -> Signals:
     return Signals.from_arrays(series, events=[Mark("resume", AT)])
 
 
+def restored(optimizer: str, *changed_on_purpose: str) -> Signals:
+    """A loss that goes on, and what the trainer found when it held its state against the checkpoint."""
+    fields = {"parts": {"weights": "exact", "optimizer": optimizer}, "changed": list(changed_on_purpose)}
+    return Signals.from_arrays({"train_loss": level()}, events=[Mark("resume", AT), Mark("fidelity", AT, fields)])
+
+
 FIRES = (
+    Case(
+        "an optimizer that starts from nothing, and the loss goes on",
+        lambda: restored("differs from the checkpoint", "steps"),
+        "warning",
+        onset=AT + 1,
+        words="the state of optimizer",
+    ),
     Case(
         "loss 8 % higher, learnt again in 40 steps",
         lambda: resumed(train_loss=changed(level(sd=0.01), slice(AT, AT + 40), 1.08), lr=constant_lr()),
@@ -35,6 +48,8 @@ FIRES = (
 )
 
 NEAR_MISSES = (
+    Case("all state restored", lambda: restored("exact")),
+    Case("another optimizer on purpose", lambda: restored("differs from the checkpoint", "optimizer.kind")),
     Case("no resume", lambda: only(train_loss=changed(level(), slice(AT, None), 1.5))),
     Case("everything goes on", lambda: resumed(train_loss=level(), grad_norm_preclip=norms(), lr=constant_lr())),
     Case("2 % higher", lambda: resumed(train_loss=changed(level(sd=0.005), slice(AT, None), 1.02))),

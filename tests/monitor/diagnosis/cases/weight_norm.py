@@ -28,9 +28,16 @@ def growing(final: float) -> np.ndarray:
     return 20 + (final - 20) * np.sqrt(np.arange(1, STEPS + 1) / STEPS)
 
 
+def turned(pace: float) -> Signals:
+    """Weights that grow by a tenth in a hundred steps, and from AT on by the share ``pace`` a step."""
+    t = np.arange(STEPS)
+    return only(weight_norm=5 * np.exp(np.cumsum(np.where(t < AT, 0.001, pace))))
+
+
 FIRES = (
     Case("2 % less each step", lambda: measured(-0.02), "warning", words="shrank"),
     Case("2 % more each step", lambda: measured(0.02), "warning", words="grew"),
+    Case("grows and then loses an eighth in 100 steps", lambda: turned(-0.0014), "warning", onset=None, words="shrank"),
     Case("one layer grows", lambda: measured(0.06, layer=5), "warning", onset=None, words="grew"),
 )
 
@@ -56,6 +63,8 @@ def in_a_burst(fastest: float, at: int, width: int) -> Signals:
 
 
 NEAR_MISSES = (
+    Case("grows and then loses a tenth in 200 steps", lambda: turned(-0.0005)),
+    Case("grows and then stands", lambda: turned(0.0)),
     Case("doubles in a hundred steps and settles", lambda: in_a_burst(0.009, 70, 35)),
     Case("grows by two thirds in a hundred steps and settles", lambda: in_a_burst(0.0058, 95, 60)),
     Case("grows faster and faster in a warm-up", in_warmup),

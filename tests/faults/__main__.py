@@ -35,7 +35,7 @@ from tests.faults import report
 from tests.faults.cases import Case
 from tests.faults.harness import Forge, job_of
 from tests.faults.metrics import confusion, figures
-from tests.faults.scoring import Score, departure, events, judge, truth_of
+from tests.faults.scoring import Score, events, judged, truth_of
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = os.environ.get("GRADIOMETER_PEERS", sys.executable)
@@ -78,7 +78,7 @@ class Bench:
                 held = (twin, [self.forge.run(job_of(case, other, healthy=True)) for other in self.spread])
             asked.append((case, seed, path, held))
         with multiprocessing.get_context("spawn").Pool(self.jobs) as pool:
-            return pool.map(_judged, asked, chunksize=2)
+            return pool.map(judged, asked, chunksize=2)
 
     def peers(self) -> dict[str, list[Score] | str]:
         """The other detectors on the scalars of every training."""
@@ -110,13 +110,6 @@ class Bench:
             for (case, seed, _), path in zip(patched, paths, strict=True)
         }
         return [replace(score, fixed=closed.get((score.case, score.seed))) for score in scores]
-
-
-def _judged(asked: tuple[Case, int, Path, tuple[Path, list[Path]] | None]) -> Score:
-    case, seed, path, held = asked
-    truth = truth_of(case, seed, 0)
-    silent = departure(path, held[0], held[1], truth.onset) if held and truth.onset is not None else None
-    return judge(case, seed, path, silent=silent)
 
 
 def _scalars(run: Signals) -> dict[str, list[float]]:

@@ -249,3 +249,10 @@ def _is_lost(signals: Signals, name: str, steps: np.ndarray) -> np.ndarray:
     """bool[len(steps)]: a row is there and its value is not finite."""
     series = signals[name]
     return np.isin(steps, series.step[~np.isfinite(series.value)])
+
+
+def judged(asked: tuple[Case, int, Path, tuple[Path, list[Path]] | None]) -> Score:
+    """:func:`judge` of (case, seed, run, twin and healthy runs) in another process, which has to find it by name."""
+    case, seed, path, held = asked
+    silent = departure(path, held[0], held[1], onset_of(case, seed)) if held else None
+    return judge(case, seed, path, silent=silent)

@@ -25,6 +25,7 @@ class CharMLP(nn.Module):
         self.token = nn.Embedding(vocabulary, EMBEDDING)
         widths = [config.context * EMBEDDING] + [config.d_model] * config.n_layer
         self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
+        self.activations = nn.ModuleList(nn.ReLU() for _ in self.layers)  # modules, so that dead units can be counted
         self.norm = nn.LayerNorm(config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(config.d_model, vocabulary)
@@ -38,8 +39,8 @@ class CharMLP(nn.Module):
         embedded = self.token(tokens) if shift is None else self.token(tokens) + shift
         x = F.pad(embedded, (0, 0, self.context - 1, 0))  # [B, context - 1 + T, E]
         x = x.unfold(1, self.context, 1).flatten(2)  # [B, T, E * context]
-        for layer in self.layers:
-            x = self.dropout(F.relu(layer(x)))
+        for layer, activation in zip(self.layers, self.activations, strict=True):
+            x = self.dropout(activation(layer(x)))
         return self.head(self.norm(x))
 
 

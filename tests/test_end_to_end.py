@@ -127,7 +127,7 @@ def test_killed_training_is_readable_shown_as_crashed_and_resumed(tmp_path: Path
             **TINY,
             "steps": 100_000,
             "name": "killed",
-            "checkpoint": {"every_steps": 200},
+            "checkpoint": {"every_steps": 200, "keep_best": False},
             "monitor": {"landscape_every": None},
         }
     )

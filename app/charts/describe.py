@@ -121,8 +121,3 @@ class Mark:
     """For an incident that lasts: the last step it was seen."""
     key: str = ""
     """For an incident: what the address calls it."""
-
-
-def empty_signal(name: str) -> Signal:
-    """A signal that was never measured."""
-    return Signal(name, np.empty(0, np.int64), np.empty(0, np.float64))

@@ -1,9 +1,9 @@
 """How many operations a second a GPU can do at most, where its maker says so.
 
-Dense matrix products (no sparsity), one device, from NVIDIA's data sheets and architecture papers: V100 (2020), A100
-(2021), H100 (2023), H200 (2024), B200 (HGX, 2024), T4, L4, L40S, A10, A30, A40, RTX 3090 and 4090 (GA102 and AD102
-papers, fp32 accumulation). Sheets that give figures with sparsity only are halved. A device that is not here has no
-known peak: ``attach(peak_flops=...)`` tells it.
+Dense matrix products (no sparsity), one device, after NVIDIA's data sheets and architecture papers; where a sheet gives
+figures with sparsity only they are halved. V100, A100 and H100 were compared with published figures; the others were
+written down from memory and wait for a comparison with their sheets. A device that is not here has no known peak:
+``attach(peak_flops=...)`` tells it, and takes the place of a figure from here.
 """
 
 from __future__ import annotations

@@ -20,7 +20,6 @@ LARGEST_SCALARS = 1 << 20
 """A larger record holds images, graphs or histograms and is passed over unread; our judgement."""
 _FORMATS = {1: "f", 2: "d", 3: "i", 9: "q", 22: "I", 23: "Q"}
 """DataType -> struct code, of the types that a scalar may have: float, double, int32, int64, uint32, uint64."""
-_PLUGIN_SCALARS = b"scalars"
 
 
 def is_events(head: bytes) -> bool:

@@ -33,7 +33,6 @@ CHUNK_VALUES = 1 << 22
 """Values that are reduced at once while a level file is written."""
 
 _STATS = ("min", "max", "last")
-_NO_COLUMN = ("step", "time")
 
 
 def level_file(run_dir: Path, stream: str, attempt: int, rank: int) -> Path:

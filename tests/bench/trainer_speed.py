@@ -233,8 +233,9 @@ def main(quick: bool | None = None) -> None:
     title = f"trainer's default GPT, {threads} thread(s), {rounds} rounds of {steps} steps"
     print(table(title, lines))
     for kind in ("unmonitored", "trainer"):
-        print(f"  last loss, {KINDS[kind]} {found.median(kind, 'loss'):.4f}, "
-              f"bare loop {found.median(kind, 'bare_loss'):.4f}")  # fmt: skip
+        bare = found.median(kind, "bare_loss")
+        reached = f"bare loop {bare:.4f}" if math.isfinite(bare) else "the bare loop's last step was not reached"
+        print(f"  last loss, {KINDS[kind]} {found.median(kind, 'loss'):.4f}, {reached}")
     shares = {KINDS[kind]: found.median(kind, "cpu") for kind in ("unmonitored", "trainer")}
     more = {"threads": threads, "steps": steps, "quick": quick, "cpus": os.cpu_count(), "rounds": dict(found.found)}
     charts = [bars("Training speed beside the bare loop", {"bare loop": 1.0, **shares}, "of its tokens", "trainer")]

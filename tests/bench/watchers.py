@@ -131,7 +131,7 @@ def lightning(subject: Subject, folder: Path) -> Method:
     method = Method()
 
     def norms(step: int, loss: Tensor) -> None:
-        found = grad_norm(subject.model, 2)  # type: ignore[arg-type]
+        found = grad_norm(subject.model, 2)
         method.seen[step] = [float(value) for value in found.values()][:-1]
 
     method.after_backward = norms

@@ -12,7 +12,7 @@ from trainer.tasks.digits import DigitsTask
 def forget_optimizer(onset: int, resumed: bool) -> None:
     """The line ``optimizer.load_state_dict`` is missing where a training goes on."""
     if resumed:
-        checkpoint.load_optimizer = lambda *given, **named: None  # type: ignore[assignment]
+        checkpoint.load_optimizer = lambda *given, **named: None
 
 
 class _FrozenBackbone(DigitsTask):

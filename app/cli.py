@@ -351,6 +351,32 @@ def resume(
 
 
 @cli.command()
+def rewind(
+    run: RunArgument,
+    to: Annotated[
+        int, typer.Option("--to", min=0, metavar="STEP", help="The checkpoint's step; 0 with --as-child: anew.")
+    ],
+    runs: RunsFolder = Path("runs"),
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field.")] = None,
+    skip_batches: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Leave out the next N batches of the data after STEP.")
+    ] = 0,
+    as_child: Annotated[
+        bool, typer.Option("--as-child", help="As a run of its own; this one is only read and may go on.")
+    ] = False,
+) -> None:
+    """Go on from an earlier checkpoint with changes, in the background: a new attempt of the run, or a child of it.
+
+    A child holds the checkpoint by hard links and does not need its parent any more. Without changes it is the parent's
+    training again, bit for bit; what its first steps came to is in its log and on its page.
+    """
+    from app.fixes import rewound
+
+    path = or_exit(lambda: run_path(run, runs))
+    print(or_exit(lambda: rewound(path, to, set_ or [], skip_batches, as_child=as_child)))
+
+
+@cli.command()
 def replay(
     run: RunArgument,
     step: Annotated[int, typer.Option("--step", metavar="N", help="The step whose loss is in question.")],

@@ -129,9 +129,15 @@ class Run:
 
     @property
     def parent(self) -> dict[str, Any] | None:
-        """``{"run", "attempt", "step"}`` of the run this one was forked from."""
+        """``{"run", "attempt", "step"}`` of the run this one was forked from, with its ``changes`` where known."""
         parent = self._run.get("parent")
         return parent if isinstance(parent, dict) else None
+
+    @property
+    def forked_after(self) -> int | None:
+        """The parent's last step that this run has behind it, 0 for none; None when it was not forked."""
+        step = (self.parent or {}).get("step")
+        return step if type(step) is int and 0 <= step < fmt.MAX_STEP else None
 
     @property
     def meta(self) -> dict[str, Any]:

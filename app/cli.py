@@ -372,7 +372,7 @@ def rewind(
     """
     from app.fixes import rewound
 
-    path = or_exit(lambda: run_path(run, runs))
+    path = or_exit(lambda: _run_path(run, runs))
     print(or_exit(lambda: rewound(path, to, set_ or [], skip_batches, as_child=as_child)))
 
 

@@ -14,9 +14,14 @@ _HERE = Path(__file__).parent
 _HTML = '<div class="gm-grid"></div>'
 
 
-@st.cache_resource(max_entries=1)
-def _source(changed: tuple[int, int]) -> tuple[str, str]:
-    return (_HERE / "live_grid.js").read_text(encoding="utf-8"), (_HERE / "live_grid.css").read_text(encoding="utf-8")
+def source_of(*files: Path) -> tuple[str, ...]:
+    """The text of a component's files, read again only when one has changed."""
+    return _source(files, tuple(file.stat().st_mtime_ns for file in files))
+
+
+@st.cache_resource(max_entries=4)
+def _source(files: tuple[Path, ...], changed: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple(file.read_text(encoding="utf-8") for file in files)
 
 
 def live_grid(
@@ -50,8 +55,7 @@ def live_grid(
     Returns:
         The component's result, with ``range``, ``layer`` and ``incident``.
     """
-    files = (_HERE / "live_grid.js", _HERE / "live_grid.css")
-    js, css = _source(tuple(file.stat().st_mtime_ns for file in files))  # type: ignore[arg-type]
+    js, css = source_of(_HERE / "live_grid.js", _HERE / "live_grid.css")
     component = st.components.v2.component("gradiometer_live_grid", html=_HTML, css=css, js=js, isolate_styles=False)
     base = str(st.get_option("server.baseUrlPath") or "").strip("/")
     return component(

@@ -27,7 +27,7 @@ from app.charts.ranks import rank_charts
 from app.charts.smooth import MOST
 from app.charts.story import landscape_charts, story_charts, story_marks, system_charts
 from app.compare import comparing
-from app.data import DIAGNOSES, READERS, find_run, incidents_of
+from app.data import DIAGNOSES, READERS, find_run, incidents_of, list_version
 from app.facts import LIVE_WORDS
 from app.tidy import TIDY
 from monitor.errors import RunError
@@ -65,6 +65,14 @@ def get_frame(request: Request) -> Response:
     if message is None:
         return Response(status_code=204, headers=headers)
     return Response(message, media_type="application/octet-stream", headers=headers)
+
+
+def get_runs(request: Request) -> Response:
+    """The version of the list of runs; 204 when it is still ``have``."""
+    version, headers = list_version(), {"Cache-Control": "no-store"}
+    if request.query_params.get("have") == version:
+        return Response(status_code=204, headers=headers)
+    return JSONResponse({"version": version}, headers=headers)
 
 
 def answer(path: Path, query: Mapping[str, str], window: frame.Window) -> bytes | None:
@@ -189,6 +197,7 @@ def get_health(request: Request) -> Response:
 
 routes = [
     Route("/api/frame", get_frame, methods=["GET"]),
+    Route("/api/runs", get_runs, methods=["GET"]),
     Route("/api/health", get_health, methods=["GET"]),
     Route("/assets/plotly.min.js", get_plotly, methods=["GET"]),
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
@@ -55,6 +56,12 @@ def health_badge(made: Made[dict[str, Any]]) -> str:
         return badge("✕ diagnosis failed" if made.error else "… checking", "gray")
     label, key = health_words(made.value["verdict"], incidents_of(made))
     return badge(label, HEALTH[key][2])
+
+
+def severity_badge(event: Mapping[str, Any]) -> str:
+    """``▲ critical`` as markdown for a badge."""
+    severity = str(event["severity"])
+    return badge(f"{HEALTH[severity][0]} {severity}", HEALTH[severity][2])
 
 
 def state_badge(state: RunState) -> str:

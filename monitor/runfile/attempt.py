@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from monitor.errors import RunError
 from monitor.runfile import format as fmt
 from monitor.runfile.compacted import compact_file, covered_segments, load_compact
+from monitor.runfile.landscapes import samples_of
 from monitor.runfile.records import Attempt, Event, LandscapeSample
 from monitor.runfile.rows import Rows
 from monitor.runfile.segments import Tail, poll_lines, poll_rows, poll_tables, tails
 from monitor.runfile.store import AttemptRecords, numbered
-from monitor.runfile.tables import Growing, LayerTable, ScalarTable, frozen
+from monitor.runfile.tables import Growing, LayerTable, ScalarTable
 
 MAX_RANKS = 65_536
 MAX_EVENTS = 1_000_000
@@ -135,7 +135,7 @@ class RankData:
             if table.num_rows > room:
                 tail = self._tails["landscape"]
                 report(tail.path, tail.offset, f"more than {MAX_SAMPLES} landscape samples; left out")
-            self.landscape.extend(_landscape_samples(table.slice(0, room), self.attempt))
+            self.landscape.extend(samples_of(table.slice(0, room), self.attempt))
         tail = self._tails["events"]
         for offset, line in poll_lines(tail, final, report):
             changed = True
@@ -297,23 +297,3 @@ def _int_or_none(value: Any) -> int | None:
 
 def _dict_or_empty(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
-
-
-def _landscape_samples(table: pa.Table, attempt: int) -> Iterator[LandscapeSample]:
-    columns = {name: table.column(name) for name in fmt.landscape_schema().names}
-    for row in range(table.num_rows):
-        cell = {name: column[row].as_py() for name, column in columns.items()}
-        coords, loss = (np.array(cell[name] or [], np.float64) for name in ("coords", "loss"))
-        if len(coords) != len(loss) or not 0 <= cell["step"] < fmt.MAX_STEP:
-            continue
-        yield LandscapeSample(
-            step=cell["step"],
-            time=cell["time"],
-            kind=cell["kind"] or "",
-            direction=cell["direction"] or "",
-            radius=np.nan if cell["radius"] is None else cell["radius"],
-            coords=frozen(coords),
-            loss=frozen(loss),
-            baseline=np.nan if cell["baseline"] is None else cell["baseline"],
-            attempt=attempt,
-        )

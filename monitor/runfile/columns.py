@@ -128,7 +128,9 @@ def _bitmap(present: np.ndarray | None) -> pa.Buffer | None:
 
 def landscape_batch(rows: Sequence[RowLike], names: Sequence[str], schema: pa.Schema) -> tuple[pa.RecordBatch, int]:
     """One batch of landscape samples."""
-    kinds, directions, radii, coords, losses, baselines = zip(*(row.values for row in rows), strict=True)
+    kinds, directions, radii, coords, losses, baselines, coords_y, details = zip(
+        *(row.values for row in rows), strict=True
+    )
     columns = [
         _steps(rows),
         _times(rows),
@@ -138,6 +140,8 @@ def landscape_batch(rows: Sequence[RowLike], names: Sequence[str], schema: pa.Sc
         _lists(coords),
         _lists(losses),
         number_array(np.array(baselines, np.float64)),
+        _lists(coords_y),
+        _texts(details),
     ]
     return pa.record_batch(columns, schema=schema), 0
 

@@ -39,6 +39,7 @@ COMMIT_FILE = "COMMIT.json"
 ATTEMPTS_DIR = "attempts"
 CHECKPOINTS_DIR = "checkpoints"
 AFTERWARDS_DIR = "afterwards"
+LANDSCAPE_DIR = "landscape"
 SEAL_SUFFIX = ".seal"
 
 DENSE_STREAMS = {"layers": "dense", "modules": "dense_modules"}
@@ -47,6 +48,8 @@ STREAMS = ("scalars", "layers", "modules", "system", "landscape", *DENSE_STREAMS
 """Streams kept as Arrow IPC; ``events`` is kept as JSON lines."""
 MATRIX_STREAMS = (*DENSE_STREAMS, *DENSE_STREAMS.values())
 """Those with a column per statistic and a list entry per layer or module."""
+LATER_LANDSCAPE = ("coords_y", "detail")
+"""Columns of landscape that the first runs of this version are without."""
 EXTREMES = ("min", "max", "nan", "posinf", "neginf")
 """``<statistic>.<one of these>`` tells of the steps that were left out before a row, and of the row itself."""
 OUTCOMES = ("finished", "stopped", "crashed")
@@ -66,6 +69,10 @@ MAX_COLUMNS = 4096
 MAX_LAYERS = 100_000
 MAX_MESSAGE_METADATA = 64 << 20
 MAX_MESSAGE_BODY = 1 << 30
+MAX_LANDSCAPE_POINTS = 1 << 20
+"""Of one sample; a plane of 1024 x 1024."""
+MAX_DETAIL_BYTES = 256 << 10
+"""Of what is told of one landscape sample in JSON."""
 
 _RUN_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LINE_SUM = re.compile(rb', "crc32": "(.{8})"\}\Z', re.DOTALL)
@@ -157,8 +164,11 @@ def layers_schema(stats: Sequence[str], layers: Sequence[Mapping[str, Any]], kin
     return pa.schema([_STEP, _TIME, *columns], metadata=_metadata(kind, layers=list(layers)))
 
 
-def landscape_schema() -> pa.Schema:
-    """One row per sample of the loss landscape; ``coords`` and ``loss`` are lists of equal length."""
+def landscape_schema(**more: Any) -> pa.Schema:
+    """One row per sample of the loss landscape: ``loss[i]`` at ``coords[i]``, or ``(coords[i], coords_y[i])``.
+
+    ``coords_y`` is empty where there is one coordinate only; ``detail`` is a JSON object. Both may be missing.
+    """
     return pa.schema(
         [
             _STEP,
@@ -169,8 +179,10 @@ def landscape_schema() -> pa.Schema:
             pa.field("coords", pa.list_(pa.float64())),
             pa.field("loss", pa.list_(pa.float64())),
             pa.field("baseline", pa.float64()),
+            pa.field("coords_y", pa.list_(pa.float64())),
+            pa.field("detail", pa.string()),
         ],
-        metadata=_metadata("landscape"),
+        metadata=_metadata("landscape", **more),
     )
 
 

@@ -14,6 +14,7 @@ from monitor.errors import RunError
 from monitor.runfile import format as fmt
 from monitor.runfile.afterwards import Afterwards
 from monitor.runfile.attempt import AttemptData, JsonFile, RankData
+from monitor.runfile.landscapes import LandscapeFiles
 from monitor.runfile.lineage import Piece, current_line, superseded_pieces
 from monitor.runfile.records import Attempt as Attempt
 from monitor.runfile.records import Checkpoint as Checkpoint
@@ -74,6 +75,7 @@ class Run:
         check_version(self._run, self.path)
         self._meta = JsonFile(self.path / fmt.META_FILE)
         self._afterwards = Afterwards(self.path)
+        self._landscapes = LandscapeFiles(self.path)
         self._attempts: dict[int, AttemptData] = {}
         self._described: tuple[Attempt, ...] = ()
         self._line: tuple[Piece, ...] = ()
@@ -222,6 +224,7 @@ class Run:
         self._polls += 1
         changed = self._meta.refresh()
         changed |= self._afterwards.refresh(self._problem)
+        changed |= self._landscapes.refresh(self._problem)
         changed |= self._find_attempts()
         latest = max(self._attempts, default=-1)
         for number, data in self._attempts.items():
@@ -477,8 +480,19 @@ class Run:
                 return piece.attempt
         return None
 
-    def landscape(self) -> list[LandscapeSample]:
-        """Landscape samples of the current line, by step."""
+    def landscape(self, kind: str | None = None) -> list[LandscapeSample]:
+        """Landscape samples of the current line, by step; of one ``kind`` when it is given.
+
+        Those that were made afterwards, from a checkpoint, have a ``name`` and come after those that the training took
+        at the same step.
+        """
+        if "landscape" not in self._cache:
+            found = self._landscape_of_training()
+            found.extend(one for one in self._landscapes.samples if self.attempt_of(one.step) == one.attempt)
+            self._cache["landscape"] = sorted(found, key=lambda sample: sample.step)
+        return [sample for sample in self._cache["landscape"] if kind is None or sample.kind == kind]
+
+    def _landscape_of_training(self) -> list[LandscapeSample]:
         found: list[LandscapeSample] = []
         for piece in self._line:
             for rank in self._attempts[piece.attempt].ranks.values():
@@ -487,7 +501,7 @@ class Run:
                     for sample in rank.landscape
                     if sample.step > piece.after and (piece.upto is None or sample.step <= piece.upto)
                 )
-        return sorted(found, key=lambda sample: sample.step)
+        return found
 
     def system(self, *, attempt: int | None = None, rank: int = 0) -> pd.DataFrame:
         """Machine samples of all attempts, or of one: column ``time`` (unix seconds) and one per measure.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+MOST_CELLS = 1 << 22
+"""Of a plane's grid: points of a hostile file may all have other coordinates."""
 ENDED = ("finished", "stopped", "crashed", "lost")
 """Words of a run that will not go on by itself."""
 
@@ -61,6 +64,36 @@ class LandscapeSample:
     baseline: float
     """Loss at the undisturbed weights."""
     attempt: int = 0
+    coords_y: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """float64[n] in a plane, where ``coords`` is the first coordinate; empty elsewhere."""
+    detail_json: str = ""
+    """What else is told of it, as written."""
+    name: str = ""
+    """Of its file when it was made after the training, from a checkpoint; empty for one of the training itself."""
+
+    @property
+    def detail(self) -> dict[str, Any]:
+        """What else is told of it; see FORMAT.md, "Landscape samples". Empty when that is no JSON object."""
+        try:
+            value = json.loads(self.detail_json)
+        except (ValueError, RecursionError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def grid(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """A plane as x float64[N], y float64[M], loss float64[M, N], and bool[M, N]: which points have been taken.
+
+        Where none has been taken ``loss`` is NaN, as it may be where one has. Raises ValueError for what is no plane.
+        """
+        if len(self.coords_y) != len(self.coords):
+            raise ValueError(f"a sample of kind {self.kind!r} has no second coordinate")
+        x, column = np.unique(self.coords, return_inverse=True)
+        y, row = np.unique(self.coords_y, return_inverse=True)
+        if len(x) * len(y) > MOST_CELLS:
+            raise ValueError(f"{len(self.coords)} points that lie on no grid")
+        loss, known = np.full((len(y), len(x)), np.nan), np.zeros((len(y), len(x)), bool)
+        loss[row, column], known[row, column] = self.loss, True
+        return x, y, loss, known
 
 
 @dataclass(frozen=True, slots=True)

@@ -318,8 +318,12 @@ def check_schema(schema: pa.Schema, stream: str) -> str | None:
     if len(set(schema.names)) != len(schema.names):
         return "two columns have the same name"
     if stream == "landscape":
-        missing = [field.name for field in fmt.landscape_schema() if not _has(schema, field)]
-        return f"column {missing[0]!r} is missing or of another type" if missing else None
+        wrong = [
+            field.name
+            for field in fmt.landscape_schema()
+            if not _has(schema, field) and (field.name in schema.names or field.name not in fmt.LATER_LANDSCAPE)
+        ]
+        return f"column {wrong[0]!r} is missing or of another type" if wrong else None
     fixed = [fmt.scalars_schema([]).field("time")] if stream == "system" else list(fmt.scalars_schema([]))
     for column in fixed:
         if not _has(schema, column):

@@ -340,10 +340,16 @@ class RankWriter:
         coords: Any,
         loss: Any,
         baseline: float,
+        coords_y: Any = (),
+        detail: Mapping[str, Any] | None = None,
     ) -> None:
-        """Queue one landscape sample: ``loss[i]`` at ``coords[i]``; several samples may share a step."""
-        coords, loss = np.array(coords, np.float64).ravel(), np.array(loss, np.float64).ravel()
-        values = (kind, direction, float(radius), coords, loss, float(baseline))
+        """Queue one landscape sample: ``loss[i]`` at ``coords[i]``; several samples may share a step.
+
+        ``coords_y`` is the second coordinate of a plane's points; ``detail`` is kept as JSON. See FORMAT.md.
+        """
+        coords, loss, coords_y = (np.array(numbers, np.float64).ravel() for numbers in (coords, loss, coords_y))
+        told = fmt.dump_json(detail) if detail else ""
+        values = (kind, direction, float(radius), coords, loss, float(baseline), coords_y, told)
         self._put_row("landscape", Row(int(step), float(time), values))
 
     def event(self, kind: str, step: int | None = None, **fields: Any) -> None:

@@ -15,7 +15,9 @@ import pytest
 
 import monitor.runfile
 from monitor.runfile.compact import compact_run
+from monitor.runfile.landscapes import write_landscape
 from monitor.runfile.reader import open_run
+from monitor.runfile.records import LandscapeSample
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run, write_exit
 from tests.monitor.runfile.conftest import LAYERS, SHAPES, START
 
@@ -65,6 +67,10 @@ def written(run_dir: Path) -> Path:
     with_rewind.close()
     begin_attempt(run_dir, parent=1, resume_step=60)  # died before its first step
     RankWriter(run_dir, 2).close()
+    points = np.array([-1.0, 0, 1]), np.array([0.0, 0, 2])
+    plane = LandscapeSample(40, START, "plane", "pca", 1.0, points[0], np.array([1, math.nan, 3]), 1.0, 0, points[1],
+                            '{"unit": "l2"}')  # fmt: skip
+    write_landscape(run_dir, "00000040-plane-0a1b2c3d", [plane])
     return run_dir
 
 
@@ -89,6 +95,15 @@ def test_layers_read_by_the_specification_equal_ours(written: Path, spec: dict[s
             measured = [name for name, there in zip(ours.names, ours.present[row], strict=True) if there]
             assert measured == list(cells), step
             np.testing.assert_array_equal(ours.value[row][ours.present[row]], list(cells.values()))
+
+
+def test_surfaces_read_by_the_specification_equal_ours(written: Path, spec: dict[str, Any]) -> None:
+    (ours,) = open_run(written).landscape("plane")
+    path = written / "landscape" / f"{ours.name}.arrows"
+    ((kind, detail, losses),) = spec["surface"](path)
+    assert (kind, detail, spec["damaged"](path)) == (ours.kind, ours.detail, [])
+    points = zip(ours.coords.tolist(), ours.coords_y.tolist(), strict=True)
+    np.testing.assert_array_equal([losses[point] for point in points], ours.loss)
 
 
 def test_modules_read_by_the_specification_equal_ours(written: Path, spec: dict[str, Any]) -> None:

@@ -344,12 +344,16 @@ class Run:
 
     def superseded(self, name: str) -> list[Signal]:
         """What attempts recorded of ``name`` that a later attempt has taken over, one signal per stretch."""
+        return [signal for _, signal in self.superseded_by_attempt(name)]
+
+    def superseded_by_attempt(self, name: str) -> list[tuple[int, Signal]]:
+        """As :meth:`superseded`, each stretch with the number of the attempt that recorded it."""
         last_steps = {attempt.number: attempt.last_step for attempt in self.attempts if attempt.last_step is not None}
-        found: list[Signal] = []
+        found: list[tuple[int, Signal]] = []
         for piece in superseded_pieces(self._line, last_steps):
             step, value = self._piece(name, piece, 0)
             if len(step):
-                found.append(Signal(name, step, value, unit_of(name)))
+                found.append((piece.attempt, Signal(name, step, value, unit_of(name))))
         return found
 
     def layers(self, stat: str, *, attempt: int | None = None, rank: int = 0) -> LayerMatrix:

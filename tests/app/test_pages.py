@@ -228,7 +228,7 @@ def test_hostile_names_are_escaped_in_the_title(tmp_path, monkeypatch, open_page
 
 def test_the_selector_names_statistics_of_layers_and_modules_and_the_address_keeps_one(runs: Runs, open_page: Open):
     page = open_page("run", run=runs.measured)
-    (selector,) = page.selectbox
+    selector = page.selectbox(key="stat")
     assert selector.options == [
         "Gradients: Gradient norm before clipping",
         "Activations: Mean of the output",
@@ -237,7 +237,7 @@ def test_the_selector_names_statistics_of_layers_and_modules_and_the_address_kee
     assert mounted(page)["stat"] == "grad_norm_preclip"
     page.selectbox(key="stat").set_value("modules.activation_mean").run()
     assert mounted(page)["stat"] == "modules.activation_mean"
-    assert "Measured by default: the first 10 steps, every 50" in words(page).replace("\\", "")
+    assert "Measured by default: the first 10 steps, every 50" in page.selectbox(key="stat").help.replace("\\", "")
     label = selector.options[1]
     assert mounted(open_page("run", run=runs.measured, stat=label))["stat"] == "modules.activation_mean"
     assert mounted(open_page("run", run=runs.measured, stat="no such"))["stat"] == "grad_norm_preclip"

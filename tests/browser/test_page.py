@@ -151,7 +151,7 @@ def test_a_click_on_the_heatmap_shows_the_layers_curve(tab: Tab, app: App):
 def test_a_statistic_of_modules_is_chosen_drawn_and_kept_in_the_address(tab: Tab, app: App):
     tab.open_run(app.ids["measured"])
     tab.charts()
-    tab.page.get_by_label("The heatmap shows").click()
+    tab.page.get_by_role("combobox", name="The heatmap shows").click()
     tab.page.get_by_role("option", name="Activations: Mean of the output").click()
     title = (
         "() => document.querySelector('[data-id=heat] .gm-title')?.textContent === 'Mean of the output, module by step'"

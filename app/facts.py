@@ -14,7 +14,7 @@ from monitor.runfile.reader import Run
 from monitor.runfile.store import RunState
 from monitor.signals import Signal
 
-LIVE_WORDS = frozenset({"starting", "running"})
+LIVE_WORDS = frozenset({"starting", "running", "paused"})
 RECENT_STEPS = 50
 """Steps that the speed shown and the time left are taken from (our judgement)."""
 

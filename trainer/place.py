@@ -17,10 +17,10 @@ from monitor.runfile.reader import Run, open_run
 from monitor.runfile.store import run_state
 from monitor.runfile.writer import begin_attempt, create_run, is_anonymous, write_exit
 from trainer.commit import Checkpoint, newest_complete, remove_leftovers
-from trainer.config import TrainConfig, differences, from_record, require_left, require_named
+from trainer.config import TrainConfig, differences, from_record, require_named
 
 RUNS_VARIABLE = "GRADIOMETER_RUNS"
-NO_MATTER = ("name", "stop_after", "log_every_s", "monitor.", "evaluation.", "checkpoint.", "parallel.timeout_s")
+NO_MATTER = ("name", "log_every_s", "monitor.", "evaluation.", "checkpoint.", "parallel.timeout_s")
 """Beginnings of configuration fields that change nothing about the steps of a training."""
 LIBRARIES = ("torch", "numpy", "pyarrow", "safetensors", "pydantic")
 
@@ -65,31 +65,9 @@ def new_run(config: TrainConfig, runs_dir: Path) -> Place:
     return Place(run_dir, attempt=_begin(run_dir, config))
 
 
-def first_attempt(config: TrainConfig, run_dir: Path, attempt: int, say: Callable[[str], None]) -> Place:
-    """The first attempt of a run that a launcher has made: from the seed, or from the checkpoint it was forked with.
-
-    Raises:
-        RunError: it was forked from a step whose checkpoint is not there, or is damaged.
-    """
-    run = open_run(run_dir)
-    step = run.forked_after
-    if not step:
-        return Place(run_dir, attempt=_begin(run_dir, config, number=attempt))
-    found = newest_complete(run_dir / "checkpoints", say, at_step=step)
-    if found is None:
-        raise RunError(
-            f"run {run.id} was forked after step {step}, and there is no complete checkpoint of that step in "
-            f"{run_dir / 'checkpoints'}. Fork it again from its parent."
-        )
-    number = _begin(run_dir, config, number=attempt, resume_step=found.step)
-    return Place(run_dir, number, found.path, found.step, _changed_in_fork(run))
-
-
-def _changed_in_fork(run: Run) -> tuple[str, ...]:
-    """The fields that matter to a step and differ from those of the run that ``run`` was forked from."""
-    changes = (run.parent or {}).get("changes")
-    names = [str(name) for name in changes] if isinstance(changes, dict) else []
-    return tuple(name for name in names if not name.startswith(NO_MATTER))
+def first_attempt(config: TrainConfig, run_dir: Path, attempt: int) -> Place:
+    """The first attempt of a run that a launcher has made."""
+    return Place(run_dir, attempt=_begin(run_dir, config, number=attempt))
 
 
 def resumed_run(
@@ -107,9 +85,9 @@ def resumed_run(
         ConfigError: an override is refused.
     """
     run = open_run(run_dir)
-    config, changes = config_of_run(run, overrides)
+    config, changes = config_of_run(run, overrides, at_step)
     state = run_state(run.path)
-    if attempt is None and state.word in ("running", "starting"):
+    if attempt is None and state.word in ("running", "paused", "starting"):
         raise RunError(f"run {run.id} is {state.word} ({state.reason}). Stop it first, or wait until it has ended.")
     checkpoints = run.path / "checkpoints"
     remove_leftovers(checkpoints)
@@ -120,9 +98,13 @@ def resumed_run(
             f"run {run.id} has no complete checkpoint{at} in {checkpoints}, so there is nothing to resume from. "
             "Start it anew."
         )
-    require_left(config, found.step, run.id)
+    if found.step >= config.steps:
+        raise RunError(
+            f"run {run.id} has a checkpoint at step {found.step} and {config.steps} steps in all, so nothing is left "
+            f"to train. Give more steps to go on: --set steps={2 * found.step}."
+        )
     number = _begin(run.path, config, number=attempt, parent=found.attempt, resume_step=found.step, overrides=changes)
-    return config, Place(run.path, number, found.path, found.step, _changed(run, found.attempt, config))
+    return config, Place(run.path, number, found.path, found.step, _changed(run, found, config))
 
 
 def restarted_run(runs_dir: Path | None, run_dir: Path | None) -> Path | None:
@@ -200,15 +182,17 @@ def _newest_job(run_dir: Path) -> str | None:
     return None
 
 
-def _changed(run: Run, attempt: int, config: TrainConfig) -> tuple[str, ...]:
-    """The fields that matter to a step and differ between ``config`` and that of ``attempt``."""
-    overrides = next((one.overrides for one in run.attempts if one.number == attempt), None)
+def _changed(run: Run, found: Checkpoint, config: TrainConfig) -> tuple[str, ...]:
+    """The fields that matter to a step and differ between ``config`` and what was in force at checkpoint ``found``."""
+    overrides = next((one.overrides_at(found.step) for one in run.attempts if one.number == found.attempt), None)
     then = from_record(run.config or {}, source=str(run.path / "run.json"), changed=overrides)
     return tuple(name for name in differences(then, config) if not name.startswith(NO_MATTER))
 
 
-def config_of_run(run: Run, overrides: Sequence[str]) -> tuple[TrainConfig, dict[str, Any]]:
+def config_of_run(run: Run, overrides: Sequence[str], at_step: int | None = None) -> tuple[TrainConfig, dict[str, Any]]:
     """The configuration of the newest attempt, changed by ``overrides``; and all that then differs from run.json.
+
+    What was changed while that attempt ran counts; who goes back to ``at_step`` goes back before what came later.
 
     Raises:
         RunError: the run has no configuration of this trainer.
@@ -218,7 +202,7 @@ def config_of_run(run: Run, overrides: Sequence[str]) -> tuple[TrainConfig, dict
         raise RunError(
             f"run {run.id} was not made by this trainer (run.json has no config), so it cannot be resumed by it."
         )
-    earlier = dict(run.attempts[-1].overrides or {}) if run.attempts else {}
+    earlier = run.attempts[-1].overrides_at(at_step) if run.attempts else {}
     source = str(run.path / "run.json")
     config = from_record(run.config, overrides, source=source, changed=earlier)
     require_named(config, overrides, run.id)

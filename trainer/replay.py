@@ -187,6 +187,7 @@ def replay(
     """
     run = open_run(run_dir)
     attempt = _attempt_of(run, step)
+    attempt = replace(attempt, overrides=attempt.overrides_at(step - 1))  # as it was when the step was made
     config = _config(run, attempt, overrides)
     older, later = _checkpoints(run, attempt, step)
     if rerun:
@@ -487,6 +488,8 @@ def _require_rerun(attempt: Attempt, place: Checkpoint, step: int) -> None:
         why = f"{attempt.world_size} processes made them, and one adds up in another order"
     elif place.step < attempt.resume_step:
         why = f"the last checkpoint, {place.step}, is from before the resume after step {attempt.resume_step}"
+    elif changed := [after for after, _ in attempt.changes if place.step < after < step]:
+        why = f"the configuration was changed after step {changed[0]}, while it was training"
     elif step - place.step > MOST_RERUN:
         why = f"the last checkpoint, {place.step}, is more than {MOST_RERUN} steps earlier"
     if why:

@@ -28,6 +28,7 @@ STATES: dict[str, tuple[str, str]] = {
     # word: sign, badge colour
     "starting": ("◌", "blue"),
     "running": ("▶", "blue"),
+    "paused": ("Ⅱ", "blue"),
     "finished": ("■", "green"),
     "stopped": ("■", "gray"),
     "crashed": ("✕", "red"),

@@ -12,6 +12,7 @@ import numpy as np
 from monitor.errors import RunError
 from monitor.runfile import format as fmt
 from monitor.runfile.compacted import compact_file, covered_segments, load_compact
+from monitor.runfile.control import CHANGES_FILE, changes_in
 from monitor.runfile.landscapes import samples_of
 from monitor.runfile.records import Attempt, Event, LandscapeSample
 from monitor.runfile.rows import Rows
@@ -208,6 +209,7 @@ class AttemptData:
         self._exit = JsonFile(self._folder / fmt.EXIT_FILE)
         self._supervisor = JsonFile(self._folder / fmt.SUPERVISOR_FILE)
         self._supervisor_exit = JsonFile(self._folder / fmt.SUPERVISOR_EXIT_FILE)
+        self._changes = JsonFile(self._folder / CHANGES_FILE)
 
     def refresh(self, superseded: bool, complain: Complain) -> bool:
         """Read what was added; True if there was anything.
@@ -217,7 +219,7 @@ class AttemptData:
         """
         changed = False
         # Asked before the segments are read: what was written before the end must not be missed.
-        for file in (self._record, self._exit, self._supervisor, self._supervisor_exit):
+        for file in self._files():
             changed |= file.refresh()
         ended = self._exit.value is not None or self._supervisor_exit.value is not None
         changed |= self._find_ranks(complain)
@@ -234,10 +236,12 @@ class AttemptData:
             self.ranks[number] = RankData(self._run_dir, self.number, number, complain)
         return bool(new)
 
+    def _files(self) -> tuple[JsonFile, ...]:
+        return self._record, self._exit, self._supervisor, self._supervisor_exit, self._changes
+
     def problems(self) -> list[str]:
         """Why small files cannot be used as they are now."""
-        files = [self._record, self._exit, self._supervisor, self._supervisor_exit]
-        files += [rank.heartbeat for rank in self.ranks.values()]
+        files = [*self._files(), *(rank.heartbeat for rank in self.ranks.values())]
         return [file.problem for file in files if file.problem is not None]
 
     def records(self, run_created: float | None) -> AttemptRecords:
@@ -287,6 +291,7 @@ class AttemptData:
             host=record.get("host") if isinstance(record.get("host"), str) else None,
             environment=_dict_or_empty(record.get("environment")),
             git=record.get("git") if isinstance(record.get("git"), dict) else None,
+            changes=tuple((step, values) for step, values, _ in changes_in(self._changes.value)),
         )
 
 

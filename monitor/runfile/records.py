@@ -33,6 +33,16 @@ class Attempt:
     host: str | None
     environment: dict[str, Any]
     git: dict[str, Any] | None
+    changes: tuple[tuple[int, dict[str, Any]], ...] = ()
+    """What was changed while it ran: the last step before the change, and configuration values by dotted name."""
+
+    def overrides_at(self, step: int | None = None) -> dict[str, Any]:
+        """``overrides`` with the changes that were in force when ``step`` had ended; None: at its end."""
+        made = {**self.overrides}
+        for after_step, values in self.changes:
+            if step is None or after_step <= step:
+                made |= values
+        return made
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +121,8 @@ class RunState:
     """How a run stands, computed from what lies in its directory and from the process table."""
 
     word: str
-    """starting, running, finished, stopped, crashed, stale (alive but without progress), lost (silent, cannot tell)."""
+    """starting, running, paused, finished, stopped, crashed, stale (alive but without progress), lost (silent, cannot
+    tell)."""
     reason: str
     """One sentence for the tooltip."""
     updated: float | None

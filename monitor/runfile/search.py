@@ -39,7 +39,7 @@ MAX_QUERY = 1000
 """Characters; a query may come with an address."""
 MAX_TERMS = 40
 
-STATES = ("starting", "running", "finished", "stopped", "crashed", "stale", "lost")
+STATES = ("starting", "running", "paused", "finished", "stopped", "crashed", "stale", "lost")
 
 T = TypeVar("T")
 Config = Callable[[RunSummary], Mapping[str, Any]]

@@ -96,6 +96,9 @@ def _progress(state: Any, heartbeat: Mapping[str, Any], step: int | None, now: f
     phase = heartbeat.get("state")
     if phase in ("eval", "checkpoint"):
         patience *= SLOW_PHASE_FACTOR
+    heard = _number(heartbeat, "time")
+    if phase == "paused" and heard is not None and now - heard <= patience:
+        return state("paused", f"Paused after step {step}, on request.")
     waiting = now - (_number(heartbeat, "step_at") or _number(heartbeat, "time") or now)
     if waiting > patience:
         return state("stale", f"Step {step} ended {_duration(waiting)} ago; a step usually takes {usual:.3g} s.")
@@ -426,7 +429,7 @@ def summary_of(run_dir: Path, documents: RunDocuments, now: float) -> RunSummary
         planned_steps=_planned(latest),
         last_loss=last[-1] if last else None,
         best_loss=min(best) if best else None,
-        duration_s=_total_duration(records, now if state.word in ("running", "stale") else None),
+        duration_s=_total_duration(records, now if state.word in ("running", "paused", "stale") else None),
         task=_text(run.get("task")),
         device=_text(environment.get("device")) if isinstance(environment, dict) else None,
         tags=tags_of(meta),

@@ -247,7 +247,7 @@ def _state(records: _Records, supervised: bool) -> tuple[JobState, str]:
 def _seen_from_afar(run_dir: Path, host: Any) -> tuple[JobState, str]:
     """Of a run on another host we see the run directory only: its heartbeat."""
     seen = run_state(run_dir)
-    active = seen.word in ("starting", "running")
+    active = seen.word in ("starting", "running", "paused")
     return (
         JobState.RUNNING if active else JobState.LOST,
         f"on host {host}, whose processes cannot be seen from here: {seen.reason}",

@@ -15,6 +15,7 @@ import pytest
 
 import monitor.runfile
 from monitor.runfile.compact import compact_run
+from monitor.runfile.control import Inbox, ask, asked, record_change
 from monitor.runfile.landscapes import write_landscape
 from monitor.runfile.reader import open_run
 from monitor.runfile.records import LandscapeSample
@@ -241,3 +242,29 @@ def test_every_file_of_a_run_is_in_the_specification(name: str, request: pytest.
         assert any(re.sub(r"\d{4,}", "", word) == stem for word in tree.replace("/", " ").split()) or stem == "0000/", (
             path
         )
+
+
+def test_requests_and_changes_read_by_the_specification_are_ours(run_dir: Path, spec: dict[str, Any]) -> None:
+    writer = RankWriter(run_dir, 0)
+    writer.heartbeat(step=4, requests=["set_lr", "pause"])
+    writer.close()
+    inbox = Inbox(run_dir, 0, ("set_lr", "pause"), lambda **fields: None, lambda: 4)
+    ask(run_dir, "set_lr", factor=0.5)
+    inbox.look()
+    inbox.answer(*inbox.take(), "done", 5, "halved")
+    ask(run_dir, "pause")
+    record_change(run_dir, 0, 5, {"optimizer.lr": 5e-4}, "000000")
+    record_change(run_dir, 0, 9, {"clip.max_norm": None}, "000001")
+    folder = run_dir / "attempts" / "0000"
+    theirs, ours = spec["requests"](folder), asked(run_dir, 0)
+    assert [(name, (receipt or {}).get("state")) for name, (_, receipt) in theirs.items()] == [
+        ("000000", "done"), ("000001", None),
+    ]  # fmt: skip
+    for one, (request, receipt) in zip(ours, theirs.values(), strict=True):
+        assert one.request is not None and one.receipt == receipt
+        assert (one.request.do, one.request.created, one.request.pid) == (
+            request["do"], request["created"], request["by"]["pid"],
+        )  # fmt: skip
+    (attempt,) = open_run(run_dir).attempts
+    for step in (0, 4, 5, 8, 9):
+        assert spec["overrides_after"](folder, step) == attempt.overrides_at(step)

@@ -53,6 +53,7 @@ from monitor.hook.local_gradients import why_absent
 from monitor.hook.probe import Probe
 from monitor.hook.ranks import agree, environment, rank_and_world, stages, together
 from monitor.runfile import format as fmt
+from monitor.runfile.control import KINDS
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run
 
 
@@ -82,6 +83,7 @@ def attach(
     on_sigterm: bool = True,
     split_layers: bool = False,
     on_critical: Literal["warn"] | Callable[[Told], None] | None = None,
+    requests: Sequence[str] = (),
 ) -> Monitor:
     """Measure the training of ``model`` by ``optimizer`` into a run.
 
@@ -123,18 +125,23 @@ def attach(
             A critical finding is warned of (``"warn"``), or your function is called with it, in the loop's thread at
             the end of a step: ``{"id", "severity", "text", "onset_step", "config_patch", ...}``. Save a checkpoint
             there, or raise to leave the loop. On rank 0 only: to stop, all ranks have to agree. None: nobody asks.
+        requests: what the loop does when the page or ``gradiometer control`` asks for it: some of ``checkpoint``,
+            ``stop``, ``pause``, ``continue``, ``set_lr``, ``set_clip``. It takes them from ``mon.requests()`` and
+            answers with ``mon.answer``. Recording the next steps in full needs no line of yours.
 
     Raises:
         RunError: the run cannot be made, found or written. Every rank raises it.
         TypeError: ``model`` or ``optimizer`` is something else.
-        ValueError: ``detail`` or ``on_critical`` is not one of its words, or ``peak_flops`` is no positive number. Once
-            attached, nothing of the monitor raises.
+        ValueError: ``detail``, ``on_critical`` or one of ``requests`` is not one of its words, or ``peak_flops`` is no
+            positive number. Once attached, nothing of the monitor raises.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"attach needs a torch.nn.Module, not {type(model).__name__}: attach(model, optimizer)")
     optimizers = _optimizers(optimizer)
     detail = checked(detail)
     answer = _answer(on_critical)
+    if strange := [str(kind) for kind in requests if kind not in KINDS]:
+        raise ValueError(f"requests names {', '.join(strange)}; accepted: {', '.join(KINDS)}")
     if peak_flops is not None and not (math.isfinite(peak_flops) and peak_flops > 0):
         raise ValueError(
             f"peak_flops is {peak_flops!r}; a positive number of operations per second is accepted: 312e12"
@@ -172,6 +179,7 @@ def attach(
         rank=rank, world_size=world_size, scaler=scaler, planned_steps=planned_steps, tokens_per_step=tokens_per_step,
         start_step=start_step, start_tokens=start_tokens, landscape_every=landscape_every, budget=budget,
         probes=probes, on_sigterm=on_sigterm, split_layers=split_layers, on_critical=answer,
+        requests=requests,
     )  # fmt: skip
     sentence = stages(model, world_size, split_layers=split_layers)
     if sentence is not None:

@@ -14,22 +14,31 @@ from monitor.guard import contained
 from monitor.hook.findings import Findings
 from monitor.hook.rows import Rows
 from monitor.hook.system import SystemSampler
+from monitor.runfile.control import Inbox
 
 WAKE_S = 0.25
 SYSTEM_S = 2.0
 BEAT_S = 0.5
+LOOK_S = 1.0
+"""Between two looks for requests: one listing of a small folder, which over a network file system is a round trip."""
 
 
 class Background:
     """Runs until ``stop``; a daemon, so that it never keeps a process alive."""
 
     def __init__(
-        self, rows: Rows, sampler: SystemSampler, beat: Callable[[], None], findings: Findings | None = None
+        self,
+        rows: Rows,
+        sampler: SystemSampler,
+        beat: Callable[[], None],
+        findings: Findings | None = None,
+        inbox: Inbox | None = None,
     ) -> None:
         self._rows = rows
         self._sampler = sampler
         self._beat = beat
         self._findings = findings
+        self._inbox = inbox
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="gradiometer-monitor", daemon=True)
         self._thread.start()
@@ -40,7 +49,7 @@ class Background:
             self._thread.join(timeout=5.0)
 
     def _run(self) -> None:
-        next_sample = next_beat = time.monotonic()
+        next_sample = next_beat = next_look = time.monotonic()
         while not self._stop.wait(WAKE_S):
             now = time.monotonic()
             self._rows.tend()
@@ -50,6 +59,10 @@ class Background:
             if now >= next_beat:
                 self._beat()
                 next_beat = now + BEAT_S
+            if self._inbox is not None and now >= next_look:
+                with contained("requests to the training"):
+                    self._inbox.look()
+                next_look = now + LOOK_S
             if now >= next_sample:
                 with contained("samples of the machine"):
                     self._sampler.sample()

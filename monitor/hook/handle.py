@@ -33,9 +33,10 @@ from monitor.hook.probe import Decoded, Probe, Probes, Reading
 from monitor.hook.recorder import FlightRecorder
 from monitor.hook.rows import MOST_WAITING, Arriving, Row, Rows
 from monitor.hook.system import SystemSampler
-from monitor.hook.timing import PARTS, StepClock, as_signals
+from monitor.hook.timing import PARTS, PAUSED, StepClock, as_signals
 from monitor.hook.transfer import HostRead
 from monitor.hook.values import as_value, batch_number, split_values
+from monitor.runfile.control import DENSE_STEPS, KINDS, Inbox, Request
 from monitor.runfile.writer import RankWriter, write_exit
 
 LR_JUMP = 2.0
@@ -77,6 +78,7 @@ class Monitor:
         background: bool = True,
         on_sigterm: bool = False,
         on_critical: Callable[[Told], None] | None = None,
+        requests: Sequence[str] = (),
     ) -> None:
         self.run_dir = run_dir
         self.attempt = attempt
@@ -130,7 +132,14 @@ class Monitor:
             step_begins=self._step_begins, tell=self._warn_in_run,
         )  # fmt: skip
         sampler = SystemSampler(writer, event=self.event)
-        self._background = Background(self._rows, sampler, self._beat, findings) if background else None
+        self._requests = frozenset(requests)
+        self._inbox: Inbox | None = None
+        if rank == 0:
+            with contained("requests to the training"):
+                answers = self._requests | {_DENSE}
+                self._inbox = Inbox(run_dir, attempt, answers, self._request_ended, lambda: self.step_number, wall)
+                writer.heartbeat(requests=[kind for kind in KINDS if kind in answers])
+        self._background = Background(self._rows, sampler, self._beat, findings, self._inbox) if background else None
         atexit.register(self._close_at_exit)
         if on_sigterm:
             with contained("the last steps before SIGTERM"):
@@ -164,6 +173,10 @@ class Monitor:
             self._end_step(facts, loss, tokens, samples, batch_id)
         while self._news:
             self._answer(self._news.popleft())
+        if self._inbox is not None and self._inbox.waiting and _DENSE not in self._requests:
+            with contained("requests to the training"):
+                for request in self._inbox.take({_DENSE}):
+                    self.answer(request, self.record_dense(int(request.values["steps"] or DENSE_STEPS)))
 
     def log(self, values: dict[str, Any]) -> None:
         """Record values of the step in progress; right after ``mon.step()``, of the step that just ended.
@@ -201,9 +214,46 @@ class Monitor:
             step = fields.pop("step", self.step_number)
             self._writer.event(str(kind), step, **fields)
 
+    def requests(self) -> list[Request]:
+        """What people have asked of this training since the last call, from the page or the command line.
+
+        Only the kinds that ``attach(requests=...)`` named, and on rank 0 only: where several ranks have to act, tell
+        them. Each is to be answered: ``mon.answer(request, "saved to ...")``. Call it between two steps; it reads no
+        file and costs nothing while there is none.
+        """
+        if self._inbox is None or not self._inbox.waiting or not self._loop.live:
+            return []
+        with contained("requests to the training"):
+            return self._inbox.take(self._requests)
+        return []
+
+    def answer(self, request: Request, text: str, *, failed: bool = False, **fields: Any) -> None:
+        """Say what came of a request: it becomes its receipt, and an event of the run at the last step.
+
+        Args:
+            text: in words, such as ``saved to checkpoints/00000100``.
+            failed: it could not be done; ``text`` says why.
+            fields: kept with both.
+        """
+        if self._inbox is not None:
+            with contained("requests to the training"):
+                self._inbox.answer(request, "failed" if failed else "done", self.step_number, text, **fields)
+
+    def _request_ended(self, *, step: int, **fields: Any) -> None:
+        with contained("requests to the training"):  # not self.event: also while the monitor closes
+            self._writer.event("request", step, **fields)
+
+    def record_dense(self, steps: int = DENSE_STEPS) -> str:
+        """Measure each of the next ``steps`` steps in full, and keep their rows; what was done, in words."""
+        with contained("steps in full"):
+            self._recorder.freeze("asked for")
+            self._probes.arm(steps)
+        return f"steps {self.step_number + 1} to {self.step_number + steps} are measured in full"
+
     @contextlib.contextmanager
     def phase(self, name: str, *, recorded: bool = True) -> Iterator[None]:
-        """Time that is not training: ``eval``, ``checkpoint``, or a name of your own (counted as ``other``).
+        """Time that is not training: ``eval``, ``checkpoint``, ``paused`` (which no step's time includes), or a name of
+        your own (counted as ``other``).
 
         Forward passes inside do not begin a step, and ``mon.log`` still reaches the step before.
 
@@ -213,10 +263,10 @@ class Monitor:
         if not self._loop.live:
             yield
             return
-        state, self._state = self._state, name if name in ("eval", "checkpoint") else self._state
+        state, self._state = self._state, name if name in _PHASES else self._state
         began = time.perf_counter()
         try:
-            with self._loop.aside(name if name in PARTS else "other"):
+            with self._loop.aside(name if name in PARTS or name == PAUSED else "other"):
                 yield
         finally:
             self._state = state
@@ -368,6 +418,9 @@ class Monitor:
         self._beat("closing")
         if self._background is not None:
             self._background.stop()
+        if self._inbox is not None:
+            with contained("requests to the training"):
+                self._inbox.close(f"the training ended ({outcome}) before it came to this")
         with contained("the end of the run"):
             self._writer.close()
             if self.rank == 0 or outcome != "finished":
@@ -542,6 +595,10 @@ class Monitor:
         self.__exit__(type(error) if error else None, error, None)
 
 
+_PHASES = ("eval", "checkpoint", PAUSED)
+"""Phases that the heartbeat tells of."""
+_DENSE = "record_dense"
+"""What every loop can be asked for: the monitor does it itself."""
 _LR_NAMES = ("lr", *(f"lr/{group}" for group in range(1, 1000)))
 """One per parameter group over all optimizers. A loop with more groups than these has the first thousand recorded."""
 _SCALE_AFTER = "\0scale after"

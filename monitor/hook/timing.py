@@ -1,7 +1,7 @@
 """Where the wall time of a step goes.
 
 The clock is always in exactly one part, so the parts of a step add up to its wall time: in integer nanoseconds
-exactly, in seconds to the rounding of a float.
+exactly, in seconds to the rounding of a float. A pause that somebody asked for is no part of a step.
 
 On CUDA these are host times: kernels run later than the call that started them, so the part in which the host waits
 for the device (usually ``loss.item()`` or the clip) carries their time. What the device did is in ``device_time.py``.
@@ -18,6 +18,9 @@ GAP = "gap"
 """Time between two events whose meaning only the next event tells: before a forward pass it was waiting for data,
 before anything else it was the loop's own code (``other``)."""
 
+PAUSED = "paused"
+"""Time in which the training waits because somebody asked it to: part of no step."""
+
 _ALWAYS = ("data_wait", "forward", "backward", "optimizer", "monitor", "other")
 
 
@@ -33,7 +36,7 @@ class StepClock:
     def __init__(self, now_ns: Callable[[], int] = time.perf_counter_ns) -> None:
         self._now = now_ns
         self.part = GAP
-        self._spent = dict.fromkeys((*PARTS, GAP), 0)
+        self._spent = dict.fromkeys((*PARTS, GAP, PAUSED), 0)
         self._since = now_ns()
 
     def switch(self, part: str) -> str:
@@ -54,8 +57,8 @@ class StepClock:
         self._spent[GAP] = 0
 
     def elapsed_ns(self) -> int:
-        """Since the step began, at the end of the one before."""
-        return sum(self._spent.values()) + self._now() - self._since
+        """Since the step began, at the end of the one before; without pauses."""
+        return sum(self._spent.values()) - self._spent[PAUSED] + self._now() - self._since
 
     def restart(self) -> None:
         """Forget everything and begin a step now."""
@@ -69,7 +72,7 @@ class StepClock:
         self.settle("other")
         spent = self._spent
         self._spent = dict.fromkeys(spent, 0)
-        del spent[GAP]
+        del spent[GAP], spent[PAUSED]
         return spent
 
 

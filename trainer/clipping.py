@@ -71,6 +71,10 @@ class Clipping:
         grads = [nothing if parameter.grad is None else parameter.grad for parameter in self._parameters]
         return torch.stack(torch._foreach_norm(grads)).float()
 
+    def change(self, config: ClipConfig) -> None:
+        """Go on with other limits of the same kind."""
+        self._config = config
+
     @property
     def learns(self) -> bool:
         """Whether there is anything to remember."""

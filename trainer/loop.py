@@ -11,7 +11,8 @@
         evaluate                      every evaluation.every_steps, and after the last step; ends training early when
                                       early_stopping.patience evaluations bring no progress
         checkpoint                    every checkpoint.every_steps, at a new lowest held-out loss, after the last step,
-                                      and when asked to stop; written while the next steps run
+                                      and when asked to; written while the next steps run
+        requests        of people: pause, another learning rate, ... (requests.py)
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 
 import monitor
 from monitor.errors import RunError
+from monitor.runfile.control import KINDS
 from monitor.runfile.reader import open_run
 from trainer import checkpoint, fidelity
 from trainer.adversarial import attacked
@@ -47,6 +49,7 @@ from trainer.parallel.failures import named_failures
 from trainer.place import Place, rewound_run
 from trainer.precision import Precision, build_precision
 from trainer.progress import Display, Silent, build_display
+from trainer.requests import Requests
 from trainer.schedules import lr_multiplier
 from trainer.stop import StopFlag, reason
 from trainer.tasks import IGNORED, Batch, EpochSampler, Task, build_model, build_task
@@ -163,9 +166,12 @@ def run(
     saver = checkpoint.Saver(
         place.checkpoints, session.config.checkpoint, attempt=place.attempt, parallel=session.parallel
     )
+    requests = Requests(place, session.parallel, mon, display.say)
+    ended: Outcome | None = None
     try:
-        outcome = _steps(session, place, parts, saver, mon, display, stop, critical)
+        outcome = _steps(session, place, parts, saver, mon, display, stop, critical, requests)
         saver.wait()
+        ended = outcome
     except Exception as error:
         saver.join()  # without the others, who may be gone; a person who insists (KeyboardInterrupt) does not wait
         if is_out_of_memory(error) and session.layout.alone:
@@ -173,10 +179,11 @@ def run(
                 raise out_of_memory(session, error) from error
         raise
     finally:
-        lost = tell_saves(saver, mon, display)
-    if lost == session.state.step:
-        return replace(outcome, reason=f"{outcome.reason}, but its checkpoint could not be written")
-    return outcome
+        lost = tell_saves(saver, mon, display, requests)
+        if ended is not None and lost == session.state.step:
+            ended = replace(ended, reason=f"{ended.reason}, but its checkpoint could not be written")
+        requests.close(f"{ended.word} after step {ended.step}: {ended.reason}" if ended else None)
+    return ended
 
 
 def _steps(
@@ -188,13 +195,17 @@ def _steps(
     display: Display,
     stop: StopFlag,
     critical: Critical,
+    requests: Requests,
 ) -> Outcome:
     config, state, parallel = session.config, session.state, session.parallel
     saved_at = state.step
-    judged_at = min(state.step + fidelity.FIRST_STEPS, config.last_step) if place.checkpoint else None
-    while state.step < config.last_step:
-        # Every rank leaves here, at the same step. A signal comes before a finding, which rank 0 alone knows of.
-        asked, found = divmod(parallel.highest(2 * stop.number + critical.pending), 2)
+    judged_at = min(state.step + fidelity.FIRST_STEPS, config.steps) if place.checkpoint else None
+    while state.step < config.steps:
+        # Every rank leaves here, at the same step. A signal comes before a finding and a request, which rank 0 alone
+        # knows of; requests wait for a first step.
+        requested = int(state.step > place.start_step and requests.pending)
+        asked, rank0 = divmod(parallel.highest(4 * stop.number + 2 * critical.pending + requested), 4)
+        found, requested = divmod(rank0, 2)
         if asked:
             if state.step == place.start_step:
                 return Outcome("stopped", state.step, f"{reason(asked)}, before the first step", asked)
@@ -206,8 +217,17 @@ def _steps(
             if outcome is not None:
                 return outcome
             saved_at = state.step
+        if requested:
+            session, saved_at, why = answer_requests(session, saver, requests, critical, saved_at, mon)
+            config = session.config
+            if why is not None:
+                return Outcome("stopped", state.step, why)
+        if requests.paused:
+            requests.rest()
+            tell_saves(saver, mon, display, requests)
+            continue
         training_step(session, mon, display)
-        last = state.step == config.last_step
+        last = state.step == config.steps
         best, early = False, None
         if last or _due(config.evaluation.every_steps, state.step):
             val_loss = evaluate(session, mon, display)
@@ -216,13 +236,11 @@ def _steps(
         if last or best or early or _due(config.checkpoint.every_steps, state.step):
             save(session, saver, mon)
             saved_at = state.step
-        tell_saves(saver, mon, display)
+        tell_saves(saver, mon, display, requests)
         if state.step == judged_at:
             judge_resume(session, place, parts, mon, display)
         if early and not last:
             return stop_early(session, place, saver, early, mon, display)
-    if config.last_step < config.steps:
-        return Outcome("stopped", state.step, f"stop_after = {config.stop_after} of {config.steps} steps")
     return Outcome("finished", state.step, f"all {config.steps} steps")
 
 
@@ -235,7 +253,6 @@ def training_step(session: Session, mon: Any, display: Display) -> None:
     lr = faults.lr(config.optimizer.lr * lr_multiplier(config.schedule, step, config.steps))
     set_lr(optimizer, lr)
 
-    _skip_batches(session, mon)
     batch_id = state.sampler.drawn
     _tell_length(session, mon, display)
     micro_batches = [faults.batch(batch) for batch in next_micro_batches(session)]
@@ -368,6 +385,33 @@ def answer_critical(
     return Outcome("stopped", state.step, why)
 
 
+def answer_requests(
+    session: Session, saver: checkpoint.Saver, requests: Requests, critical: Critical, saved_at: int, mon: Any
+) -> tuple[Session, int, str | None]:
+    """Do what people have asked for, on every rank: the session as it goes on, the step of the last checkpoint, and why
+    the attempt ends, None when it goes on."""
+    state = session.state
+    for request in requests.take():
+        if request.do in ("checkpoint", "stop") and state.step != saved_at:
+            save(session, saver, mon)
+            saved_at = state.step
+        if request.do == "stop":
+            return session, saved_at, requests.stop(request)
+        if request.do == "checkpoint":
+            requests.wait_for_checkpoint(request, state.step)
+        elif request.do == "pause":
+            requests.pause(request)
+        elif request.do == "continue":
+            requests.go_on(request)
+        elif request.do == "record_dense":
+            requests.record_dense(request)
+        else:
+            session = replace(session, config=requests.changed(request, session.config, state.step))
+            state.clipping.change(session.config.clip)
+            critical.change(session.config)
+    return session, saved_at, None
+
+
 def save(session: Session, saver: checkpoint.Saver, mon: Any, after_finding: str | None = None) -> None:
     """Begin the checkpoint of the present step."""
     with mon.phase("checkpoint"):
@@ -375,7 +419,7 @@ def save(session: Session, saver: checkpoint.Saver, mon: Any, after_finding: str
         saver.save(session.state, after_finding)
 
 
-def tell_saves(saver: checkpoint.Saver, mon: Any, display: Display) -> int | None:
+def tell_saves(saver: checkpoint.Saver, mon: Any, display: Display, requests: Requests) -> int | None:
     """Record what has become of checkpoints; gives back the step of the last one that could not be written, if any."""
     lost = None
     for saved in saver.reports():
@@ -388,6 +432,7 @@ def tell_saves(saver: checkpoint.Saver, mon: Any, display: Display) -> int | Non
             lost = saved.step
             mon.event("checkpoint_failed", step=saved.step, text=saved.problem)
             display.say(f"step {saved.step}  the checkpoint could not be written, training goes on: {saved.problem}")
+        requests.saved(saved.step, saved.problem)
     return lost
 
 
@@ -482,6 +527,7 @@ def attach(session: Session, place: Place, critical: Critical, display: Display)
         start_step=state.step,
         start_tokens=state.tokens,
         on_critical=note if config.monitor.on_critical else None,
+        requests=tuple(KINDS),
     )
 
 
@@ -555,19 +601,6 @@ def _loss_on(session: Session, batch: Batch) -> Any:
 def sequence_length(config: TrainConfig, step: int) -> int | None:
     """Tokens that training sequences are cut to at ``step``; None without a curriculum."""
     return None if config.curriculum.kind is None else length_at(config.curriculum, config.task.seq_len, step)
-
-
-def _skip_batches(session: Session, mon: Any) -> None:
-    """Leave out what ``skip`` says, before the step that follows ``skip.after_step``.
-
-    At the beginning of that step and not at a resume: a checkpoint of ``after_step`` has the batches still ahead, one
-    of any later step has them behind, so that a training resumed from either goes on the same.
-    """
-    skip, state = session.config.skip, session.state
-    if not skip.batches or state.step != skip.after_step:
-        return
-    state.sampler.skip(skip.batches * session.config.batch_size)
-    mon.event("note", text=f"{skip.batches} batches of the data are left out", step=state.step + 1)
 
 
 def _tell_length(session: Session, mon: Any, display: Display) -> None:

@@ -48,6 +48,10 @@ class Critical:
         """The monitor has found something; called between two steps."""
         self._findings.append(finding)
 
+    def change(self, config: TrainConfig) -> None:
+        """The configuration was changed while training; a remedy is one of what it is now."""
+        self._config = config
+
     @property
     def pending(self) -> bool:
         """Whether the loop has something to do at the end of this step."""

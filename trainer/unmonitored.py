@@ -11,6 +11,7 @@ from torch import nn
 
 from monitor.hook.ranks import is_sharded
 from monitor.hook.sharded import ShardedNorms, scale_pieces
+from monitor.runfile.control import Request
 
 
 class Unmonitored:
@@ -43,6 +44,13 @@ class Unmonitored:
     def landscape_sample(self, loss_fn: Callable[[], torch.Tensor]) -> None: ...
 
     def sync(self) -> None: ...
+    def record_dense(self, steps: int) -> str:
+        return ""
+
+    def requests(self) -> list[Request]:
+        return []  # without a heartbeat nobody can know that the training is there to be asked
+
+    def answer(self, request: Request, text: str, *, failed: bool = False, **fields: Any) -> None: ...
 
     def phase(self, name: str, *, recorded: bool = True) -> AbstractContextManager[None]:
         return nullcontext()

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
+from app.terminal import AsJson, RunArgument, RunsFolder, fail, or_exit
 from app.text import plain
 from monitor.errors import GradiometerError, RunError
 
@@ -29,12 +30,9 @@ if TYPE_CHECKING:
     from monitor.runfile.store import RunSummary
 
 ROOT = Path(__file__).resolve().parents[1]
-Answer = TypeVar("Answer")
 
 TABLE_ROWS = 50
 """Runs that a table shows unless told otherwise; each is diagnosed."""
-UNREADABLE = 2
-"""Exit status for input that cannot be read or a command that cannot be carried out."""
 
 cli = typer.Typer(
     name="gradiometer",
@@ -66,15 +64,6 @@ class Device(StrEnum):
     AUTO = "auto"
     CPU = "cpu"
     CUDA = "cuda"
-
-
-RunsFolder = Annotated[
-    Path, typer.Option("--runs", envvar="GRADIOMETER_RUNS", help="Folder of the runs.", show_default="./runs")
-]
-RunArgument = Annotated[
-    str, typer.Argument(metavar="RUN", help="A run directory, or the id of a run in the runs folder.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 
 
 @cli.command(context_settings={"allow_extra_args": False})
@@ -136,9 +125,9 @@ def doctor(
 
     place = _run_path(path, runs)
     if is_foreign(place):
-        _tell_foreign(_or_exit(lambda: diagnose_foreign(place)), as_json, fail_on)
-    run = _or_exit(lambda: open_run(place))
-    report = _or_exit(lambda: diagnose(run))
+        _tell_foreign(or_exit(lambda: diagnose_foreign(place)), as_json, fail_on)
+    run = or_exit(lambda: open_run(place))
+    report = or_exit(lambda: diagnose(run))
     for problem in run.problems:
         print(f"not read: {plain(problem)}", file=sys.stderr)
     if as_json:
@@ -192,9 +181,9 @@ def report(
     asked = {"html": html, "md": md, "json": as_json}
     wanted = {kind: place for kind, place in asked.items() if place is not None} or {"md": "-"}
     if list(wanted.values()).count("-") > 1:
-        _fail("only one of --html, --md and --json can go to standard output; name a file for the others.")
+        fail("only one of --html, --md and --json can go to standard output; name a file for the others.")
     place = _run_path(path, runs)
-    contents = _or_exit(lambda: contents_of_log(place) if is_foreign(place) else [content_of_run(place)])
+    contents = or_exit(lambda: contents_of_log(place) if is_foreign(place) else [content_of_run(place)])
     render: dict[str, Callable[[], str]] = {
         "html": lambda: page.render(contents),
         "md": lambda: words.render(contents),
@@ -203,7 +192,7 @@ def report(
     for problem in dict.fromkeys(problem for one in contents for problem in one.problems):
         print(f"not read: {plain(problem)}", file=sys.stderr)
     for kind, file in wanted.items():
-        done = _or_exit(partial(put, render[kind](), file, force))
+        done = or_exit(partial(put, render[kind](), file, force))
         if done:
             print(done, file=sys.stderr)
 
@@ -226,7 +215,7 @@ def import_(
     from app.foreign import told
     from monitor.importers import import_path
 
-    for taken in _or_exit(lambda: import_path(source, runs)):
+    for taken in or_exit(lambda: import_path(source, runs)):
         print(told(taken))
         for run in taken.runs:
             print(f"  run: {run}")
@@ -245,7 +234,7 @@ def rules(
     if rule is None:
         Console().print(rule_table(RULES))
     else:
-        print(handbook(_or_exit(lambda: rule_named(rule, RULES))))
+        print(handbook(or_exit(lambda: rule_named(rule, RULES))))
 
 
 @cli.command()
@@ -263,8 +252,8 @@ def backtest(
     from monitor.diagnosis.rules import RULES
     from monitor.diagnosis.settings import rule_named
 
-    chosen, values = _or_exit(lambda: rule_named(rule, RULES)), _or_exit(lambda: parse_thresholds(set_ or []))
-    result = _or_exit(lambda: compare(runs_to_test(place), chosen, values))
+    chosen, values = or_exit(lambda: rule_named(rule, RULES)), or_exit(lambda: parse_thresholds(set_ or []))
+    result = or_exit(lambda: compare(runs_to_test(place), chosen, values))
     if as_json:
         print(json.dumps(backtest_json(result), indent=2, allow_nan=False))
         return
@@ -311,13 +300,13 @@ def list_(
     """List the runs of a folder, newest first, with their state and number of incidents."""
     if tree:
         if search or limit is not None:
-            _fail("--tree shows all runs; leave out --search and --limit.")
+            fail("--tree shows all runs; leave out --search and --limit.")
         _print_tree(runs, as_json)
         return
     from monitor.runfile.index import RunIndex
     from monitor.runfile.search import parse
 
-    query = _or_exit(lambda: parse(search))
+    query = or_exit(lambda: parse(search))
     index = RunIndex(runs)
     gc.disable()  # a list makes many objects and no cycles; looking for some takes a fifth of the command's time
     listed = index.read()
@@ -354,11 +343,37 @@ def resume(
 
     After its first steps it says whether the training is the same as before: bit for bit where they can be compared.
     """
-    path = _or_exit(lambda: _run_path(run, runs))
+    path = or_exit(lambda: _run_path(run, runs))
     words = [sys.executable, "-m", "trainer", "--resume", str(path)]
     for override in set_ or []:
         words += ["--set", override]
     os.execve(sys.executable, words, _environment())
+
+
+@cli.command()
+def rewind(
+    run: RunArgument,
+    to: Annotated[
+        int, typer.Option("--to", min=0, metavar="STEP", help="The checkpoint's step; 0 with --as-child: anew.")
+    ],
+    runs: RunsFolder = Path("runs"),
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a field.")] = None,
+    skip_batches: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Leave out the next N batches of the data after STEP.")
+    ] = 0,
+    as_child: Annotated[
+        bool, typer.Option("--as-child", help="As a run of its own; this one is only read and may go on.")
+    ] = False,
+) -> None:
+    """Go on from an earlier checkpoint with changes, in the background: a new attempt of the run, or a child of it.
+
+    A child holds the checkpoint by hard links and does not need its parent any more. Without changes it is the parent's
+    training again, bit for bit; what its first steps came to is in its log and on its page.
+    """
+    from app.fixes import rewound
+
+    path = or_exit(lambda: _run_path(run, runs))
+    print(or_exit(lambda: rewound(path, to, set_ or [], skip_batches, as_child=as_child)))
 
 
 @cli.command()
@@ -380,7 +395,7 @@ def replay(
 
     The verdict is added to the run, and the doctor weighs causes with it.
     """
-    path = _or_exit(lambda: _run_path(run, runs))
+    path = or_exit(lambda: _run_path(run, runs))
     words = [sys.executable, "-m", "trainer.replay", str(path), "--step", str(step), "--others", str(others)]
     words += ["--rerun"] if rerun else []
     words += ["--task", task] if task else []
@@ -395,7 +410,7 @@ def stop(run: RunArgument, runs: RunsFolder = Path("runs")) -> None:
     """Ask a running training to write a checkpoint and stop."""
     from trainer.launch import stop as stop_run
 
-    result = _or_exit(lambda: stop_run(_run_path(run, runs)))
+    result = or_exit(lambda: stop_run(_run_path(run, runs)))
     print(result.message)
 
 
@@ -428,15 +443,15 @@ def control(
     """
     from app import cli_control
 
-    path = _or_exit(lambda: _run_path(run, runs))
+    path = or_exit(lambda: _run_path(run, runs))
     if what is None:
-        found = _or_exit(lambda: cli_control.listed(path))
+        found = or_exit(lambda: cli_control.listed(path))
         if as_json:
             print(cli_control.as_json(found))
         else:
             print("\n".join(map(cli_control.line, found)) or f"nothing has been asked of run {path.name}.")
         return
-    one = _or_exit(lambda: cli_control.request(path, what, value, wait))
+    one = or_exit(lambda: cli_control.request(path, what, value, wait))
     print(cli_control.as_json([one]) if as_json else cli_control.line(one))
     raise typer.Exit(cli_control.status_of(one))
 
@@ -452,8 +467,8 @@ def compact(
     """Merge the segments of an ended run into one file per stream: the same numbers, faster to open."""
     from monitor.runfile.compact import compact_run
 
-    path = _or_exit(lambda: _run_path(run, runs))
-    merged = _or_exit(lambda: compact_run(path, remove=remove))
+    path = or_exit(lambda: _run_path(run, runs))
+    merged = or_exit(lambda: compact_run(path, remove=remove))
     for one in merged:
         print(
             f"attempt {one.attempt} rank {one.rank} {one.stream}: {one.segments} segments, {one.rows} rows, "
@@ -475,9 +490,9 @@ def export(
     """Write a run as tables for other tools: scalars, layer statistics, system samples, events."""
     from monitor.runfile.export import export_run
 
-    path = _or_exit(lambda: _run_path(run, runs))
+    path = or_exit(lambda: _run_path(run, runs))
     folder = out if out is not None else Path(f"{path.resolve().name}-{to.value}")
-    for file in _or_exit(lambda: export_run(path, folder, to.value)):
+    for file in or_exit(lambda: export_run(path, folder, to.value)):
         print(file)
 
 
@@ -493,8 +508,8 @@ def trash(
     from monitor.runfile.trash import list_trash, trash_run
 
     if run is not None:
-        name = _or_exit(lambda: _run_id(run, runs))
-        place = _or_exit(lambda: trash_run(runs, name))
+        name = or_exit(lambda: _run_id(run, runs))
+        place = or_exit(lambda: trash_run(runs, name))
         print(f"{name} is in the trash ({place}). Take it back with: gradiometer restore {name} --runs {runs}")
         return
     thrown = list_trash(runs)
@@ -513,7 +528,7 @@ def restore(run: RunArgument, runs: RunsFolder = Path("runs")) -> None:
     """Take a run back out of the trash."""
     from monitor.runfile.trash import restore_run
 
-    print(_or_exit(lambda: restore_run(runs, _run_id(run, runs))))
+    print(or_exit(lambda: restore_run(runs, _run_id(run, runs))))
 
 
 @cli.command()
@@ -526,12 +541,12 @@ def delete(
     from monitor.runfile.trash import delete_run, empty_trash
 
     if (run is None) != everything:
-        _fail("give either one run that is in the trash, or --all for everything in it.")
+        fail("give either one run that is in the trash, or --all for everything in it.")
     if run is None:
-        gone = _or_exit(lambda: empty_trash(runs))
+        gone = or_exit(lambda: empty_trash(runs))
     else:
-        gone = [_or_exit(lambda: _run_id(run, runs))]
-        _or_exit(lambda: delete_run(runs, gone[0]))
+        gone = [or_exit(lambda: _run_id(run, runs))]
+        or_exit(lambda: delete_run(runs, gone[0]))
     print("\n".join(f"{name} is deleted." for name in gone) or f"no run of {runs.resolve()} is in the trash.")
 
 
@@ -664,19 +679,6 @@ def _run_id(run: str, runs: Path) -> str:
     if path.parent.resolve() not in (runs.resolve(), runs.resolve() / ".trash"):
         raise RunError(f"{run} is not in the runs folder {runs.resolve()}. Name its folder: --runs {path.parent}")
     return path.name
-
-
-def _or_exit(action: Callable[[], Answer]) -> Answer:
-    """What ``action`` gives back; a mistake of the user's ends the command with its message and exit status 2."""
-    try:
-        return action()
-    except GradiometerError as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    print(f"gradiometer: {message}", file=sys.stderr)
-    raise typer.Exit(UNREADABLE)
 
 
 def main() -> None:

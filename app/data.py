@@ -94,6 +94,7 @@ class Listing:
         self._rows: list[Listed] = []
         self._notes: list[str] = []
         self._good_until = float("-inf")
+        self._changes = 0
 
     def rows(self) -> list[Listed]:
         """Every run of every folder: one's own first, then the samples, newest first in each."""
@@ -103,14 +104,26 @@ class Listing:
                 began = self._clock()
                 self._indexes = {folder.path: self._indexes.get(folder.path) or RunIndex(folder.path) for folder in key}
                 lists = [(folder, self._indexes[folder.path].read()) for folder in key]
-                self._rows = [Listed(summary, folder.sample) for folder, found in lists for summary in found.rows]
-                self._notes = [note for _, found in lists for note in found.notes]
+                rows = [Listed(summary, folder.sample) for folder, found in lists for summary in found.rows]
+                notes = [note for _, found in lists for note in found.notes]
+                self._changes += (rows, notes) != (self._rows, self._notes)
+                self._rows, self._notes = rows, notes
                 self._key, self._good_until = key, self._clock() + max(0.5, 5 * (self._clock() - began))
             return self._rows
 
     def notes(self) -> list[str]:
         """What the last reading has to say beside the rows."""
         return self._notes
+
+    def forget(self) -> None:
+        """Read again at the next question: something was changed from here."""
+        with self._lock:
+            self._good_until = float("-inf")
+
+    def version(self) -> str:
+        """Another word whenever the rows are other ones."""
+        self.rows()
+        return str(self._changes)
 
     def config_of(self, summary: RunSummary) -> Mapping[str, Any]:
         """The configuration of a listed run, flat."""
@@ -237,6 +250,8 @@ class Background(Generic[T]):
         self._guard = threading.Lock()
         self._queue: queue.SimpleQueue[tuple[Path, object, _Work[T]]] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self.finished = 0
+        """How many results have been made."""
 
     def of(self, path: Path, token: object, wait: float = 0.0) -> Made[T]:
         """What is known about ``path``; starts the work when ``token`` is not the one of the latest result.
@@ -279,6 +294,7 @@ class Background(Generic[T]):
             except Exception as failed:  # said on the page, where it belongs; it must not take the page with it
                 work.error = f"{type(failed).__name__}: {failed}"
             work.token, work.took = token, self._clock() - began
+            self.finished += 1
             work.done.set()
 
 
@@ -324,6 +340,11 @@ class Overview:
 
     spark: Made[Spark]
     report: Made[Report]
+
+
+def list_version() -> str:
+    """Another word whenever the list of runs, or what is known of one beyond the list, is another."""
+    return f"{LISTING.version()}-{SPARKS.finished}-{LIST_DIAGNOSES.finished}"
 
 
 def overview(summary: RunSummary) -> Overview:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from app.charts.describe import Chart, Mark, Trace
+from app.charts.describe import Axis, Chart, Mark, Trace
 from app.charts.smooth import smoothed
 from app.heatmap import colour_scale, picture_of, quantise, rows_within, told_until
 from monitor.runfile.zoom import LongSignal, Zoomed, zoom_rows
@@ -92,6 +92,10 @@ def chart_version(chart: Chart, window: Window, marks: Sequence[Mark]) -> str:
     Signals only grow, and a late value makes its signal longer: the length within the window and its ends are enough.
     """
     parts: list[object] = [chart.id, chart.title, chart.unit, chart.log, chart.x_title, window]
+    if chart.kind == "profile":
+        return _digest(
+            parts + [(trace.name, trace.role, _read(trace.signal).value.tobytes()) for trace in chart.traces]
+        )
     low, high = _bounds(chart, window)
     for trace in chart.traces:
         inside = trace.signal.step[slice(*rows_within(trace.signal.step, *_steps(trace, chart, window)))]
@@ -110,7 +114,7 @@ def chart_version(chart: Chart, window: Window, marks: Sequence[Mark]) -> str:
             matrix.stat,
             matrix.names,
             len(matrix.step[at]),
-            *_ends(matrix.step[at]),
+            *_places(chart.axis, _ends(matrix.step[at])),
             *colour_scale(matrix, chart.scale, chart.limit),
         ]
     if chart.kind == "events":
@@ -122,7 +126,14 @@ def _ends(step: np.ndarray) -> tuple[int, int]:
     return (int(step[0]), int(step[-1])) if len(step) else (0, 0)
 
 
+def _places(axis: Axis | None, steps: Sequence[float]) -> list[float]:
+    """Where ``steps`` stand on the x axis."""
+    return axis.of(np.array(steps)).tolist() if axis else [float(step) for step in steps]
+
+
 def _bounds(chart: Chart, window: Window) -> tuple[int | None, int | None]:
+    if chart.axis:
+        return chart.axis.steps(window.start, window.stop)
     low = None if window.start is None else math.floor(window.start * chart.x_per_unit)
     high = None if window.stop is None else math.ceil(window.stop * chart.x_per_unit)
     return low, high
@@ -140,20 +151,21 @@ def _x_of(trace: Trace, chart: Chart, step: np.ndarray) -> np.ndarray:
 # ---- the message --------------------------------------------------------------------------------------------------
 
 
-def extent(charts: Sequence[Chart], marks: Sequence[Mark] = ()) -> tuple[float, float] | None:
+def extent(charts: Sequence[Chart], marks: Sequence[Mark] = (), axis: Axis | None = None) -> tuple[float, float] | None:
     """First and last x of everything that is shown, marks included; None when there are no points yet."""
     ends: list[float] = []
     for chart in charts:
+        if chart.kind == "profile":
+            continue
         for trace in chart.traces:
             if len(trace.signal):
                 ends += _x_of(trace, chart, np.array(_ends(trace.signal.step))).tolist()
         if chart.kind == "heat" and chart.matrix is not None and len(step := chart.matrix().step):
-            ends += _ends(step)
-    return (min(*ends, *_mark_steps(marks)), max(*ends, *_mark_steps(marks))) if ends else None
-
-
-def _mark_steps(marks: Sequence[Mark]) -> list[float]:
-    return [float(mark.step) for mark in marks]
+            ends += _places(chart.axis, _ends(step))
+    ends = [end for end in ends if math.isfinite(end)]
+    if ends:
+        ends += _places(axis, [mark.step for mark in marks])
+    return (min(ends), max(ends)) if ends else None
 
 
 def build(
@@ -164,6 +176,7 @@ def build(
     have: dict[str, str] | None = None,
     want: set[str] | None = None,
     status: dict[str, Any] | None = None,
+    axis: Axis | None = None,
 ) -> bytes | None:
     """The message for ``window``; None when the browser has it all.
 
@@ -172,11 +185,12 @@ def build(
         have: chart id (and ``layout``, ``marks``, ``status``) to the version that the browser has.
         want: ids of the charts in sight; None for all that are not folded away.
         status: words for the head of the grid; sent when they changed.
+        axis: what the steps of ``marks`` are turned into; None leaves them.
     """
     have = have or {}
-    span = extent(charts, marks)
+    span = extent(charts, marks, axis)
     layout = [_slot(chart) for chart in charts]
-    shown_marks = thin_marks(marks, window, span)
+    shown_marks = thin_marks(marks, window, span, axis)
     pieces = {"layout": layout, "marks": shown_marks, "status": status, "extent": span}
     header: dict[str, Any] = {"charts": [], "versions": {}}
     for name, value in pieces.items():
@@ -186,7 +200,7 @@ def build(
             header["versions"][name] = version
     blob = Blob()
     for chart in charts:
-        if bool(chart.section) if want is None else chart.id not in want:
+        if (bool(chart.section) and not chart.open) if want is None else chart.id not in want:
             continue
         version = chart_version(chart, window, marks)
         if have.get(chart.id) != version:
@@ -209,6 +223,7 @@ def _slot(chart: Chart) -> dict[str, Any]:
         "x_title": chart.x_title,
         "x_kind": chart.x_kind,
         "section": chart.section,
+        "open": chart.open,
     }
 
 
@@ -220,6 +235,10 @@ def _body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
             return _parts_body(chart, window, blob)
         case "events":
             return {"traces": []}
+        case "profile":
+            whole = Window(max(1, len(chart.names)))
+            traces = [_trace_body(trace, chart, whole, blob) for trace in chart.traces]
+            return {"traces": traces, "names": list(chart.names)}
         case _:
             return {"traces": [_trace_body(trace, chart, window, blob) for trace in chart.traces]}
 
@@ -362,7 +381,8 @@ def _parts_body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
     edges = np.linspace(inside.step[0], inside.step[-1] + 1, columns + 1)
     steps = np.diff(np.searchsorted(inside.step, np.ceil(edges).astype(np.int64)))
     filled = steps > 0
-    centre = ((edges[:-1] + edges[1:] - 1) / 2)[filled] / chart.x_per_unit
+    centre = ((edges[:-1] + edges[1:] - 1) / 2)[filled]
+    centre = chart.axis.of(centre) if chart.axis else centre / chart.x_per_unit
     for part in parts:
         taken = _read(part.signal).between(low, high)
         mean = _sums(taken, edges)[filled] / steps[filled]
@@ -399,7 +419,7 @@ def _heat_body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
     cells = quantise(seen.value, seen.nonfinite, seen.present, bottom, top, chart.scale)
     body: dict[str, Any] = {
         "names": list(seen.names),
-        "edges": blob.add(seen.edges.astype(np.float64)),
+        "edges": blob.add(chart.axis.edges(seen.edges) if chart.axis else seen.edges.astype(np.float64)),
         "cells": blob.add(cells.ravel()),
         "scale": [bottom, top],
         "scale_kind": chart.scale,
@@ -411,6 +431,8 @@ def _heat_body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
     }
     if seen.at is not None:
         body["at"] = blob.add(seen.at.astype(np.float64))
+    if chart.axis:  # a cell is named by its steps
+        body["step_edges"] = blob.add(seen.edges.astype(np.float64))
     return body
 
 
@@ -420,25 +442,33 @@ _MOST_LINES = 60
 """Evaluations and checkpoints are lines across the stack only while there are fewer in sight (our judgement)."""
 
 
-def thin_marks(marks: Sequence[Mark], window: Window, span: tuple[float, float] | None) -> list[dict[str, Any]]:
+def thin_marks(
+    marks: Sequence[Mark], window: Window, span: tuple[float, float] | None, axis: Axis | None = None
+) -> list[dict[str, Any]]:
     """The marks in sight, at most one per kind and pixel column, with how many it stands for and if it is a line."""
     start = window.start if window.start is not None else (span[0] if span else 0)
     stop = window.stop if window.stop is not None else (span[1] if span else 0)
-    inside = [mark for mark in marks if mark.step <= stop and (mark.last_step or mark.step) >= start]
-    frequent = {
-        kind: sum(mark.kind == kind for mark in inside) > _MOST_LINES for kind in {mark.kind for mark in inside}
-    }
+    at = zip(
+        _places(axis, [mark.step for mark in marks]),
+        _places(axis, [mark.step if mark.last_step is None else mark.last_step for mark in marks]),
+        marks,
+        strict=True,
+    )
+    inside = [(x, last, mark) for x, last, mark in at if x <= stop and last >= start]
+    kinds = [mark.kind for _, _, mark in inside]
+    frequent = {kind: kinds.count(kind) > _MOST_LINES for kind in set(kinds)}
     width = max(1e-9, (stop - start) / window.buckets)
     shown: dict[tuple[object, ...], dict[str, Any]] = {}
-    for mark in inside:
+    for x, last, mark in inside:
         alone = mark.kind in ("incident", "crash", "resume")
-        place = (mark.kind, mark.key, mark.step) if alone else (mark.kind, int((mark.step - start) / width))
+        place = (mark.kind, mark.key, mark.step) if alone else (mark.kind, int((x - start) / width))
         if place in shown:
             shown[place]["count"] += 1
             continue
         shown[place] = {
             "step": mark.step,
-            "last": mark.last_step,
+            "x": x,
+            "last": None if mark.last_step is None else last,
             "kind": mark.kind,
             "text": mark.text,
             "severity": mark.severity,

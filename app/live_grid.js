@@ -86,7 +86,7 @@ function newState(root) {
   root.replaceChildren(bar, charts);
   const S = {
     root, status, cursor, spanText: span, resetButton: reset, pauseButton: pause, charts,
-    slots: new Map(), versions: {}, extent: null, marks: [], state: null, range: null, layer: null, stat: null,
+    slots: new Map(), versions: {}, extent: null, marks: [], state: null, range: null, layer: null, at: null, pins: [], stat: null,
     timer: 0, reportTimer: 0, resizeTimer: 0, soonTimer: 0, busy: false, again: false, paused: false, updated: 0, failed: false, theme: '',
     bar: 0, given: -1, stopped: false, drawnOnce: false, open: new Set(),
   };
@@ -154,6 +154,8 @@ function address(S) {
   if (S.range) { query.set('x0', S.range[0]); query.set('x1', S.range[1]); }
   if (S.stat) query.set('stat', S.stat);
   if (S.layer) query.set('layer', S.layer);
+  if (S.layer && S.at !== null) query.set('at', S.at);
+  if (S.pins.length) query.set('pins', S.pins.join(','));
   const have = Object.entries(S.versions).map(([name, version]) => `${name}:${version}`);
   if (have.length) query.set('have', have.join(','));
   if (S.drawnOnce) query.set('want', [...S.slots.values()].filter((slot) => slot.visible).map((slot) => slot.id).join(','));
@@ -249,7 +251,7 @@ function apply(S, header, body) {
 }
 
 function readChart(chart, body) {
-  if (chart.cells) return { ...chart, edges: arrayAt(body, chart.edges), cells: arrayAt(body, chart.cells), at: chart.at && arrayAt(body, chart.at) };
+  if (chart.cells) return { ...chart, edges: arrayAt(body, chart.edges), cells: arrayAt(body, chart.cells), at: chart.at && arrayAt(body, chart.at), steps: chart.step_edges ? arrayAt(body, chart.step_edges) : arrayAt(body, chart.edges) };
   return {
     ...chart,
     traces: chart.traces.map((trace) => ({
@@ -279,8 +281,9 @@ function layOut(S, layout) {
     let slot = S.slots.get(spec.id);
     if (!slot) { slot = newSlot(S, spec); S.slots.set(spec.id, slot); S.again ||= S.drawnOnce; }   // its data at once
     setHead(slot, spec);
-    if (spec.section && spec.section !== previous?.__slot?.spec.section) previous = putAfter(S, previous, sectionHead(S, spec.section));
+    if (spec.section && spec.section !== previous?.__slot?.spec.section) previous = putAfter(S, previous, sectionHead(S, spec, layout));
     slot.node.hidden = Boolean(spec.section) && !S.open.has(spec.section);
+    slot.pinButton.setAttribute('aria-pressed', String(S.pins.includes(spec.id)));
     previous = putAfter(S, previous, slot.node);
   }
   layout.forEach((spec, index) => {
@@ -297,22 +300,32 @@ function putAfter(S, previous, node) {
 }
 
 // Charts of a folded section have no place in the page: they are not in sight, so nothing is asked or drawn for them.
-function sectionHead(S, name) {
-  for (const node of S.charts.querySelectorAll('.gm-section')) if (node.__section === name) return node;
-  const node = element('button', 'gm-section');
-  const arrow = element('span', 'gm-arrow');
-  arrow.setAttribute('aria-hidden', 'true');
-  node.append(arrow, element('span', '', name));
-  node.type = 'button';
-  node.__section = name;
-  node.setAttribute('aria-expanded', 'false');
-  node.onclick = () => {
-    const open = !S.open.has(name);
-    if (open) S.open.add(name); else S.open.delete(name);
-    node.setAttribute('aria-expanded', String(open));
-    for (const slot of S.slots.values()) if (slot.spec.section === name) { slot.node.hidden = !open; slot.dirty = true; }
-  };
+function sectionHead(S, spec, layout) {
+  const name = spec.section;
+  let node = [...S.charts.querySelectorAll('.gm-section')].find((one) => one.__section === name);
+  if (!node) {
+    node = element('button', 'gm-section');
+    const arrow = element('span', 'gm-arrow');
+    arrow.setAttribute('aria-hidden', 'true');
+    const count = element('span', 'gm-count');
+    count.setAttribute('aria-hidden', 'true');
+    node.append(arrow, element('span', '', name), count);
+    node.type = 'button';
+    node.__section = name;
+    node.onclick = () => unfold(S, node, !S.open.has(name));
+  }
+  // Open from the start, or opened by a search; what a person folds stays folded until then.
+  if (node.__open !== spec.open) { node.__open = spec.open; if (spec.open) S.open.add(name); else S.open.delete(name); }
+  node.setAttribute('aria-expanded', String(S.open.has(name)));
+  node.querySelector('.gm-count').textContent = formatCount(layout.filter((one) => one.section === name).length);
   return node;
+}
+
+function unfold(S, node, open) {
+  const name = node.__section;
+  if (open) S.open.add(name); else S.open.delete(name);
+  node.setAttribute('aria-expanded', String(open));
+  for (const slot of S.slots.values()) if (slot.spec.section === name) { slot.node.hidden = !open; slot.dirty = true; }
 }
 
 const EMPTY = {
@@ -342,12 +355,12 @@ function newSlot(S, spec) {
   const wrap = element('div', 'gm-plot');
   wrap.append(plot, cross, tip);
   node.append(head, wrap);
-  const slot = { id: spec.id, spec, node, plot, wrap, cross, tip, title, unit, legend, note, tools, visible: !spec.section, dirty: false, drawn: false, data: null, log: null, own: 0 };
+  const slot = { id: spec.id, spec, node, plot, wrap, cross, tip, title, unit, legend, note, tools, visible: !spec.section || spec.open, dirty: false, drawn: false, data: null, log: null, own: 0 };
   node.__slot = slot;
   S.seen.observe(node);
   wrap.addEventListener('mousemove', (event) => hover(S, slot, event));
   wrap.addEventListener('mouseleave', () => hover(S, null, null));
-  if (spec.kind === 'heat') wrap.addEventListener('pointerdown', (event) => pressed(S, slot, event), true);
+  if (spec.kind === 'heat' || spec.kind === 'profile') wrap.addEventListener('pointerdown', (event) => pressed(S, slot, event), true);
   if (spec.kind === 'lines') {
     const button = element('button', '', 'log');
     button.type = 'button';
@@ -356,7 +369,19 @@ function newSlot(S, spec) {
     slot.logButton = button;
     tools.append(button);
   }
+  slot.pinButton = element('button', '', 'pin');
+  slot.pinButton.type = 'button';
+  slot.pinButton.title = 'Show this chart before the others';
+  slot.pinButton.hidden = S.data.view !== 'story' || spec.kind === 'events';
+  slot.pinButton.onclick = () => pin(S, slot.id);
+  tools.append(slot.pinButton);
   return slot;
+}
+
+function pin(S, id) {
+  S.pins = S.pins.includes(id) ? S.pins.filter((other) => other !== id) : [...S.pins, id];
+  S.api.setStateValue('pins', S.pins);
+  tick(S);
 }
 
 const isLog = (slot) => (slot.log === null ? slot.spec.log || exploded(slot) : slot.log);
@@ -435,6 +460,7 @@ function xText(S, x) {
 
 function xWord(S, several) {
   if (S.data.view === 'system') return several ? 'seconds ' : 'second ';
+  if (S.data.view === 'layers') return '';
   const axis = S.data.query?.axis;
   if (axis === 'tokens') return 'tokens ';
   return axis && axis !== 'step' ? '' : several ? 'steps ' : 'step ';
@@ -446,7 +472,7 @@ function draw(S, slot) {
   const T = theme(S);
   S.theme = T.key;
   slot.dirty = false;
-  const drawer = { heat: heatFigure, events: eventsFigure, parts: partsFigure }[slot.spec.kind] || linesFigure;
+  const drawer = { heat: heatFigure, events: eventsFigure, parts: partsFigure, profile: profileFigure }[slot.spec.kind] || linesFigure;
   const { traces, layout } = drawer(S, T, slot);
   layout.shapes.push(...markShapes(S, T, slot));
   slot.own += 1;
@@ -474,6 +500,22 @@ function linesFigure(S, T, slot) {
   traces.push(...nonfiniteTraces(T, slot, layout), ...incidentTraces(T, slot, log));
   setLegend(S, T, slot);
   setNote(slot, log);
+  return { traces, layout };
+}
+
+// The layers of one step side by side: a place per layer, an axis of its own that is neither zoomed nor linked.
+function profileFigure(S, T, slot) {
+  const { traces, layout } = linesFigure(S, T, slot);
+  const { names } = slot.data, room = Math.max(1, Math.floor((S.root.clientWidth - margins(S).l - 14) / 14));
+  const every = Math.ceil(names.length / room), shown = names.map((_, i) => i).filter((i) => i % every === 0);
+  layout.height = slot.spec.height + 92;
+  layout.margin.b = 108;
+  Object.assign(layout.xaxis, {
+    range: [-0.5, Math.max(0, names.length - 1) + 0.5], fixedrange: true, tickmode: 'array', tickvals: shown, tickangle: -60, showgrid: names.length <= room,
+    ticktext: shown.map((i) => plotlyText(shorten(names[i], 20))), tickfont: { size: 10, color: T.muted }, title: undefined,
+  });
+  layout.dragmode = false;
+  for (const trace of traces) if (trace.hoverinfo === 'skip') { trace.mode = 'lines+markers'; trace.marker = { ...trace.marker, size: 4 }; }
   return { traces, layout };
 }
 
@@ -519,7 +561,7 @@ function logAxis(slot) {
   return { ...axis, tickmode: 'array', tickvals: ticks, ticktext: ticks.map((v) => (v >= 1e5 || v < 1e-4 ? v.toExponential(0).replace('e+', 'e').replace('-', '−') : String(v))) };
 }
 
-const OPACITY = { faded: 0.45, raw: 0.28, parent: 0.75 };
+const OPACITY = { faded: 0.45, raw: 0.45, parent: 0.75 };
 const DASHES = { limit: 'dash', faded: 'dot', parent: 'dot' };
 
 function lineTrace(T, trace) {
@@ -529,7 +571,7 @@ function lineTrace(T, trace) {
     type: 'scatter', name: plotlyText(trace.name), x: trace.x, y: trace.y, connectgaps: false, hoverinfo: 'skip',
     mode: ['limit', 'faded', 'parent'].includes(trace.role) ? 'lines' : trace.role === 'points' || few ? 'lines+markers' : 'lines',
     opacity: OPACITY[trace.role] || 1,
-    line: { color: colour, width: trace.role === 'points' ? 1 : 1.4, dash: DASHES[trace.role] || 'solid', simplify: false },
+    line: { color: colour, width: trace.role === 'points' || trace.role === 'raw' ? 1 : trace.every ? 1.9 : 1.4, dash: DASHES[trace.role] || 'solid', simplify: false },
     marker: { color: colour, size: trace.role === 'points' ? 5 : 3.5 },
   };
 }
@@ -648,7 +690,7 @@ function eventsFigure(S, T, slot) {
   const traces = Object.entries(MARKS).map(([kind, look]) => {
     const marks = S.marks.filter((mark) => mark.kind === kind);
     return {
-      type: 'scatter', mode: 'markers', name: look.word, x: marks.map((mark) => mark.step), y: marks.map(() => look.level), hoverinfo: 'text',
+      type: 'scatter', mode: 'markers', name: look.word, x: marks.map((mark) => mark.x), y: marks.map(() => look.level), hoverinfo: 'text',
       text: marks.map((mark) => `step ${formatCount(mark.step)}: ${plotlyText(mark.text)}${mark.count > 1 ? `, and ${mark.count - 1} more here` : ''}`),
       customdata: marks.map((mark) => mark.key), marker: { symbol: look.symbol, size: SERIOUS.has(kind) ? 11 : 8, color: marks.map((mark) => markColour(T, mark)) },
     };
@@ -669,16 +711,16 @@ function eventsFigure(S, T, slot) {
 
 function markShapes(S, T, slot) {
   const shapes = [];
-  if (S.data.view === 'system') return shapes;
+  if (S.data.view === 'system' || slot.spec.kind === 'profile') return shapes;
   for (const mark of S.marks) {
     const serious = SERIOUS.has(mark.kind);
     if (!mark.line || (slot.spec.kind === 'events' && !serious)) continue;
     const colour = markColour(T, mark);
-    if (serious && mark.last !== null && mark.last > mark.step) {
-      shapes.push({ type: 'rect', xref: 'x', yref: 'paper', x0: mark.step, x1: mark.last, y0: 0, y1: 1, line: { width: 0 }, fillcolor: colour, opacity: 0.05, layer: 'below' });
+    if (serious && mark.last !== null && mark.last > mark.x) {
+      shapes.push({ type: 'rect', xref: 'x', yref: 'paper', x0: mark.x, x1: mark.last, y0: 0, y1: 1, line: { width: 0 }, fillcolor: colour, opacity: 0.05, layer: 'below' });
     }
     shapes.push({
-      type: 'line', xref: 'x', yref: 'paper', x0: mark.step, x1: mark.step, y0: 0, y1: 1, layer: serious ? 'above' : 'below',
+      type: 'line', xref: 'x', yref: 'paper', x0: mark.x, x1: mark.x, y0: 0, y1: 1, layer: serious ? 'above' : 'below',
       opacity: serious || mark.kind === 'resume' ? 0.9 : mark.kind === 'eval' ? 0.22 : 0.4,
       line: { color: colour, width: serious ? 1.3 : 1, dash: mark.kind === 'resume' ? 'dash' : serious ? 'solid' : 'dot' },
     });
@@ -708,7 +750,7 @@ function setLegend(S, T, slot) {
     const chip = element('span', 'gm-chip');
     const key = element('span', 'gm-key gm-dash');
     key.style.color = T.muted;
-    chip.append(key, element('span', 'gm-name', 'superseded by a later attempt'));
+    chip.append(key, element('span', 'gm-name', S.data.query?.attempt ? 'the run as it stands' : 'superseded by a later attempt'));
     nodes.push(chip);
   }
   slot.legend.replaceChildren(...nodes);
@@ -804,17 +846,20 @@ function hover(S, slot, event) {
   const at = slot && slot.drawn ? place(slot, event) : null;
   cancelAnimationFrame(S.frame);
   S.frame = requestAnimationFrame(() => {
-    S.cursor.textContent = at ? `${xWord(S, false)}${xText(S, at.x)}` : '';
+    const own = slot?.spec.kind === 'profile';
+    S.cursor.textContent = !at ? '' : own ? slot.data.names[Math.round(at.x)] || '' : `${xWord(S, false)}${xText(S, at.x)}`;
     for (const other of S.slots.values()) {
-      other.cross.style.display = at && other.drawn ? 'block' : 'none';
+      const shares = at && (other === slot || (!own && other.spec.kind !== 'profile'));
+      other.cross.style.display = shares && other.drawn ? 'block' : 'none';
       if (at) other.cross.style.left = `${at.left}px`;
       for (const { value, trace, raw } of other.chips || []) {
-        const text = chipText(S, { trace, raw }, at);
+        const text = chipText(S, { trace, raw }, shares ? at : null);
         if (value.textContent !== text) value.textContent = text;
       }
       if (other !== slot || !at || !at.inside) other.tip.style.display = 'none';
     }
     if (at && at.inside && slot.spec.kind === 'heat') heatTip(S, slot, at);
+    if (at && at.inside && own) profileTip(S, slot, at);
   });
 }
 
@@ -835,7 +880,7 @@ function valueAt(trace, x) {
 }
 
 function cellAt(slot, at) {
-  const { names, edges, cells, at: steps } = slot.data;
+  const { names, edges, cells, at: steps, steps: bounds } = slot.data;
   const columns = edges.length - 1;
   const row = Math.round(slot.plot._fullLayout.yaxis.p2d(at.py));
   let column = -1;
@@ -843,7 +888,7 @@ function cellAt(slot, at) {
   if (row < 0 || row >= names.length || column < 0) return null;
   const code = cells[row * columns + column], only = steps ? steps[column] : -1;
   if (only >= 0) return { name: names[row], first: only, last: only, code };
-  return { name: names[row], first: Math.ceil(edges[column]), last: Math.max(Math.ceil(edges[column]), Math.ceil(edges[column + 1]) - 1), code };
+  return { name: names[row], first: Math.ceil(bounds[column]), last: Math.max(Math.ceil(bounds[column]), Math.ceil(bounds[column + 1]) - 1), code };
 }
 
 function heatTip(S, slot, at) {
@@ -852,7 +897,26 @@ function heatTip(S, slot, at) {
   const clipped = slot.data.scale_kind !== 'linear';
   const value = { [HEAT.zero]: 'zero', [HEAT.absent]: 'not measured', [HEAT.nonfinite]: 'non-finite' }[cell.code] || `${clipped && cell.code === 0 ? 'at most' : clipped && cell.code === HEAT.steps ? 'at least' : 'about'} ${formatNumber(Number(onScale(slot.data, cell.code / HEAT.steps).toPrecision(2)))}`;
   const steps = cell.last > cell.first ? `steps ${formatCount(cell.first)} to ${formatCount(cell.last)}` : `step ${formatCount(cell.first)}`;
-  slot.tip.textContent = `${cell.name}, ${steps}: ${value}`;
+  showTip(slot, at, `${cell.name}, ${steps}: ${value}`);
+}
+
+function profileTip(S, slot, at) {
+  const place = Math.round(at.x), name = slot.data.names[place];
+  if (name === undefined) { slot.tip.style.display = 'none'; return; }
+  const said = slot.data.traces.map((trace) => `${trace.name} ${formatNumber(valueOf(trace, place))}`);
+  showTip(slot, at, `${name}: ${said.join(', ')}`);
+}
+
+// The value at one place of a profile, non-finite ones included; undefined where none was measured.
+function valueOf(trace, place) {
+  const kind = trace.marks ? trace.marks.kind[trace.marks.x.indexOf(place)] : undefined;
+  if (kind !== undefined) return NONFINITE[kind].word;
+  const at = trace.x.indexOf(place);
+  return at < 0 ? undefined : trace.y[at];
+}
+
+function showTip(slot, at, words) {
+  slot.tip.textContent = words;
   slot.tip.style.display = 'block';
   const right = at.left > slot.wrap.clientWidth / 2;
   slot.tip.style.left = right ? '' : `${at.left + 14}px`;
@@ -866,12 +930,21 @@ function pressed(S, slot, down) {
   document.addEventListener('pointerup', (up) => {
     if (Math.hypot(up.clientX - down.clientX, up.clientY - down.clientY) > 4 || !slot.drawn) return;
     const at = place(slot, up);
-    const cell = at && at.inside ? cellAt(slot, at) : null;
-    if (!cell) return;
-    S.layer = S.layer === cell.name ? null : cell.name;
-    S.api.setStateValue('layer', S.layer || '');
-    tick(S);
+    if (!at || !at.inside) return;
+    if (slot.spec.kind === 'profile') { choose(S, slot.data.names[Math.round(at.x)], S.at); return; }
+    const cell = cellAt(slot, at);
+    if (cell) choose(S, cell.name, cell.last > cell.first ? `${cell.first}-${cell.last}` : String(cell.first));
   }, { once: true, capture: true });
+}
+
+// The layer whose curve is shown, and the step whose profile is; the same once more chooses none.
+function choose(S, layer, at) {
+  if (!layer) return;
+  const again = S.layer === layer && S.at === at;
+  S.layer = again ? null : layer;
+  S.at = again ? null : at;
+  S.api.setStateValue('cell', { layer: S.layer, at: S.at });
+  tick(S);
 }
 
 function clicked(S, slot, event) {
@@ -908,6 +981,10 @@ export default function (component) {
   S.stat = S.data.stat;
   // Only what changed: a script run that began before a click must not undo it.
   if (S.layerGiven !== S.data.layer) { S.layerGiven = S.data.layer; S.layer = S.data.layer; }
+  if (S.atGiven !== S.data.at) { S.atGiven = S.data.at; S.at = S.data.at; }
+  if (S.pinsGiven !== S.data.pins.join()) { S.pinsGiven = S.data.pins.join(); S.pins = S.data.pins; }
+  if (S.asked && S.asked !== JSON.stringify(S.data.query)) S.versions = {};    // another look: nothing of it is here
+  S.asked = JSON.stringify(S.data.query);
   tick(S);
   // The clean-up may be called before a mere update; only a node that has left the page is given up.
   return () => setTimeout(() => { if (!root.isConnected) finish(S); }, 0);

@@ -14,9 +14,14 @@ _HERE = Path(__file__).parent
 _HTML = '<div class="gm-grid"></div>'
 
 
-@st.cache_resource(max_entries=1)
-def _source(changed: tuple[int, int]) -> tuple[str, str]:
-    return (_HERE / "live_grid.js").read_text(encoding="utf-8"), (_HERE / "live_grid.css").read_text(encoding="utf-8")
+def source_of(*files: Path) -> tuple[str, ...]:
+    """The text of a component's files, read again only when one has changed."""
+    return _source(files, tuple(file.stat().st_mtime_ns for file in files))
+
+
+@st.cache_resource(max_entries=4)
+def _source(files: tuple[Path, ...], changed: tuple[int, ...]) -> tuple[str, ...]:
+    return tuple(file.read_text(encoding="utf-8") for file in files)
 
 
 def live_grid(
@@ -28,10 +33,13 @@ def live_grid(
     span_given: int = 0,
     stat: str | None = None,
     layer: str | None = None,
+    at: str | None = None,
+    pins: Sequence[str] = (),
     query: Mapping[str, str] | None = None,
     every_s: float = 2.0,
     on_range_change: Callable[[], None] = lambda: None,
-    on_layer_change: Callable[[], None] = lambda: None,
+    on_cell_change: Callable[[], None] = lambda: None,
+    on_pins_change: Callable[[], None] = lambda: None,
     on_incident_change: Callable[[], None] = lambda: None,
 ) -> Any:
     """Mount the live charts of one view of a run, or of several runs over each other.
@@ -40,18 +48,21 @@ def live_grid(
         run_id: several for ``compare``.
         view: ``story``, ``landscape``, ``system``, ``ranks`` or ``compare``.
         query: more for the question that the charts ask, by name.
+        layer, at: the layer, and the steps (``400-420``), whose curve and profile are shown.
+        pins: ids of the charts that come first.
         span: the zoomed range to start with, in units of the x axis.
         span_given: a number to raise when ``span`` is to replace the range that the person has zoomed to since.
         every_s: seconds between questions while the run is live.
         on_range_change: called after a zoom; the result's ``range`` is ``[x0, x1]``, or ``[]`` when it was reset.
-        on_layer_change: called after a click on the heatmap; ``layer`` is the layer's name, or empty.
+        on_cell_change: called after a click on the heatmap or on a profile over depth; ``cell`` has the ``layer`` and
+            the steps ``at`` which it was, both None when nothing is chosen any more.
+        on_pins_change: called after a chart was pinned or no longer is; ``pins`` are the charts' ids.
         on_incident_change: called after a click on an incident; ``incident`` is its key.
 
     Returns:
-        The component's result, with ``range``, ``layer`` and ``incident``.
+        The component's result, with ``range``, ``cell``, ``pins`` and ``incident``.
     """
-    files = (_HERE / "live_grid.js", _HERE / "live_grid.css")
-    js, css = _source(tuple(file.stat().st_mtime_ns for file in files))  # type: ignore[arg-type]
+    js, css = source_of(_HERE / "live_grid.js", _HERE / "live_grid.css")
     component = st.components.v2.component("gradiometer_live_grid", html=_HTML, css=css, js=js, isolate_styles=False)
     base = str(st.get_option("server.baseUrlPath") or "").strip("/")
     return component(
@@ -64,11 +75,14 @@ def live_grid(
             "span_given": span_given,
             "stat": stat,
             "layer": layer,
+            "at": at,
+            "pins": list(pins),
             "every": every_s,
             "base": f"/{base}" if base else "",
             "plotly": plotly_version(),
         },
         on_range_change=on_range_change,
-        on_layer_change=on_layer_change,
+        on_cell_change=on_cell_change,
+        on_pins_change=on_pins_change,
         on_incident_change=on_incident_change,
     )

@@ -21,13 +21,16 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import frame
-from app.charts.compare import AXES, compare_charts
+from app.charts.axes import AXES
+from app.charts.compare import compare_charts
 from app.charts.describe import Chart, Mark
+from app.charts.look import look_of, looked_at
+from app.charts.metric_search import checked_pattern
 from app.charts.ranks import rank_charts
 from app.charts.smooth import MOST
 from app.charts.story import landscape_charts, story_charts, story_marks, system_charts
 from app.compare import comparing
-from app.data import DIAGNOSES, READERS, find_run, incidents_of
+from app.data import DIAGNOSES, READERS, find_run, incidents_of, list_version
 from app.facts import LIVE_WORDS
 from app.tidy import TIDY
 from monitor.errors import RunError
@@ -67,6 +70,14 @@ def get_frame(request: Request) -> Response:
     return Response(message, media_type="application/octet-stream", headers=headers)
 
 
+def get_runs(request: Request) -> Response:
+    """The version of the list of runs; 204 when it is still ``have``."""
+    version, headers = list_version(), {"Cache-Control": "no-store"}
+    if request.query_params.get("have") == version:
+        return Response(status_code=204, headers=headers)
+    return JSONResponse({"version": version}, headers=headers)
+
+
 def answer(path: Path, query: Mapping[str, str], window: frame.Window) -> bytes | None:
     """The message of ``frame.build`` for the run at ``path``."""
     with READERS.reading(path) as run:
@@ -76,6 +87,7 @@ def answer(path: Path, query: Mapping[str, str], window: frame.Window) -> bytes 
             charts,
             window,
             marks=marks,
+            axis=next((chart.axis for chart in charts if chart.axis), None),
             have=_have(query.get("have", "")),
             want=_want(query.get("want")),
             status=_status(run),
@@ -123,9 +135,46 @@ def _view(run: Run, path: Path, query: Mapping[str, str]) -> tuple[list[Chart], 
     if view == "landscape":
         return landscape_charts(run), marks
     if view == "story":
-        charts = story_charts(run, stat=query.get("stat"), layer=query.get("layer"))
+        charts = story(run, query)
         return charts if marks else [chart for chart in charts if chart.kind != "events"], marks
     raise ValueError(f"unknown view {view!r}; accepted: story, landscape, system, ranks, compare")
+
+
+def story(run: Run, query: Mapping[str, str]) -> list[Chart]:
+    """The charts of the story as an address asks for them.
+
+    Raises:
+        ValueError: as ``look_of``.
+    """
+    look = look_of(query)
+    own = checked_pattern(look.pattern).search if look.pattern else None
+    charts = story_charts(
+        run,
+        stat=query.get("stat"),
+        layer=query.get("layer"),
+        at=stretch_of(query.get("at")),
+        attempt=look.attempt if look.attempt in {known.number for known in run.attempts} else None,
+        own=own,
+    )
+    return looked_at(charts, run, look)
+
+
+_STRETCH = re.compile(r"(\d{1,15})(?:-(\d{1,15}))?", re.ASCII)
+
+
+def stretch_of(text: str | None) -> tuple[int, int] | None:
+    """``400-420``, or one step, as first and last step; None for nothing.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if not text:
+        return None
+    found = _STRETCH.fullmatch(text)
+    if found is None:
+        raise ValueError(f"at is {text[:40]!r}; a step, or two with a hyphen between, is accepted")
+    first = int(found[1])
+    return first, max(first, int(found[2] or first))
 
 
 def _status(run: Run) -> dict[str, object]:
@@ -189,6 +238,7 @@ def get_health(request: Request) -> Response:
 
 routes = [
     Route("/api/frame", get_frame, methods=["GET"]),
+    Route("/api/runs", get_runs, methods=["GET"]),
     Route("/api/health", get_health, methods=["GET"]),
     Route("/assets/plotly.min.js", get_plotly, methods=["GET"]),
 ]

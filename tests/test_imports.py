@@ -37,7 +37,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "monitor": ("monitor",),
     "trainer.config": ("monitor.errors", "trainer.config", "trainer.schedules"),
-    "trainer.launch": ("monitor.errors", "monitor.runfile", "trainer.config", "trainer.schedules", "trainer.launch"),
+    "trainer.commit": ("monitor.errors",),
+    "trainer.launch": (
+        "monitor.errors",
+        "monitor.runfile",
+        "trainer.commit",
+        "trainer.config",
+        "trainer.schedules",
+        "trainer.launch",
+    ),
     "trainer": ("monitor", "trainer"),
     "app": (
         "monitor.signals",
@@ -52,7 +60,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
 }
 
 TORCH_ROOMS = ("monitor.hook", "monitor.landscape", "monitor.integrations", "trainer")
-TORCH_FREE = ("trainer.config", "trainer.launch", "trainer.schedules", "trainer.stop")
+TORCH_FREE = ("trainer.commit", "trainer.config", "trainer.launch", "trainer.schedules", "trainer.stop")
 """What of the trainer the page uses, or must be ready before torch is."""
 
 WITHOUT_TORCH = (

@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace, words: list[str], stop: StopFlag) -> int:
                 options.resume, _overrides(options), tell, attempt=options.attempt, at_step=options.at_step
             )
         elif options.run_dir:
-            place = first_attempt(config, options.run_dir, options.attempt or 0)
+            place = first_attempt(config, options.run_dir, options.attempt or 0, tell)
         else:
             place = new_run(config, options.runs)
         tell(f"run {place.run_dir.name} in {place.run_dir.parent}")

@@ -6,6 +6,7 @@ the folder is renamed to its step. A folder without a COMMIT.json, or one that d
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -13,8 +14,10 @@ import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from monitor.errors import RunError
 
 COMMIT = "COMMIT.json"
 MODEL = "model.safetensors"
@@ -66,6 +69,54 @@ def newest_before(checkpoints: Path, step: int, *, attempt: int, start_step: int
         if on_line and checkpoint.step < step and checkpoint.after_finding is None and not _damage(checkpoint.path):
             return checkpoint
     return None
+
+
+def usable_at(checkpoints: Path, step: int) -> Checkpoint | str:
+    """The complete checkpoint of ``step``; a string says why there is none."""
+    said: list[str] = []
+    found = [one for one in _committed(checkpoints, said.append) if one.step == step]
+    if not found:
+        return next((words for words in said if words.startswith(f"checkpoint {step:08d} ")), "there is no such folder")
+    return _damage(found[0].path) or found[0]
+
+
+def adopt(found: Checkpoint, checkpoints: Path, *, run: str) -> Checkpoint:
+    """Make ``found``, of another run, the first checkpoint of the run whose folder of checkpoints is ``checkpoints``.
+
+    Its files are hard links: a checkpoint is written once and never changed, so that both runs may hold it, and either
+    may delete it. Where the file system knows no links, or between two of them, it is copied. Of attempt 0 here,
+    before which nothing was saved; where it comes from is in its COMMIT.json.
+
+    Raises:
+        RunError: it is gone by now, or cannot be written here.
+    """
+    folder = temporary_folder(checkpoints, found.step, 0)
+    try:
+        record = json.loads((found.path / COMMIT).read_bytes()[:MAX_COMMIT_BYTES])
+        origin = {"run": run, "attempt": found.attempt, "step": found.step}
+        folder.mkdir(parents=True)
+        for name in record["files"]:
+            _link_or_copy(found.path / Path(name).name, folder / Path(name).name)
+        with (folder / COMMIT).open("x") as file:
+            json.dump({**record, "attempt": 0, "from": origin}, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(folder)
+        _put_in_place(folder, checkpoints / found.path.name)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise RunError(f"checkpoint {found.path} cannot be taken over: {type(error).__name__}: {error}.") from None
+    return replace(found, path=checkpoints / found.path.name, attempt=0)
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENOSPC):
+            raise
+        shutil.copyfile(source, target, follow_symlinks=False)
+        sync_file(target)
 
 
 def temporary_folder(checkpoints: Path, step: int, attempt: int) -> Path:

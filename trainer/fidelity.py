@@ -15,7 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from monitor.runfile.reader import Run
+from monitor.errors import RunError
+from monitor.runfile.format import check_run_id
+from monitor.runfile.reader import Run, open_run
 from monitor.signals import Signal
 
 FIRST_STEPS = 10
@@ -62,18 +64,27 @@ class Continuity:
 def follow_on(run: Run, attempt: int) -> list[Continuity]:
     """Loss and gradient norm of the first steps of ``attempt`` against the rows of the attempt that it goes on from.
 
-    Empty when the attempt goes on from none or has no rows yet.
+    Of a run that was forked from another one, which must be beside it: against those of the other run. Empty when the
+    attempt goes on from none or has no rows yet.
     """
     record = next((one for one in run.attempts if one.number == attempt), None)
-    if record is None or record.parent is None:
+    if record is None:
         return []
+    then, parent = run, record.parent
+    if parent is None:
+        if not run.forked_after or not isinstance(parent := (run.parent or {}).get("attempt"), int):
+            return []
+        try:
+            then = open_run(run.path.parent / check_run_id(str((run.parent or {}).get("run"))))
+        except RunError:  # it is elsewhere, or gone
+            return []
     found = []
     for name in WORDS:
         own = run.series(name, attempt=attempt)
         own = Signal(name, own.step[:FIRST_STEPS], own.value[:FIRST_STEPS])
         if len(own):
-            again = run.series(name, attempt=record.parent).between(record.resume_step + 1, None)
-            before = run.series(name).between(None, record.resume_step)
+            again = then.series(name, attempt=parent).between(record.resume_step + 1, None)
+            before = then.series(name).between(None, record.resume_step)
             found.append(_compare(name, own, again, before))
     return found
 

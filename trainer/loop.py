@@ -199,8 +199,8 @@ def _steps(
 ) -> Outcome:
     config, state, parallel = session.config, session.state, session.parallel
     saved_at = state.step
-    judged_at = min(state.step + fidelity.FIRST_STEPS, config.steps) if place.checkpoint else None
-    while state.step < config.steps:
+    judged_at = min(state.step + fidelity.FIRST_STEPS, config.last_step) if place.checkpoint else None
+    while state.step < config.last_step:
         # Every rank leaves here, at the same step. A signal comes before a finding and a request, which rank 0 alone
         # knows of; requests wait for a first step.
         requested = int(state.step > place.start_step and requests.pending)
@@ -227,7 +227,7 @@ def _steps(
             tell_saves(saver, mon, display, requests)
             continue
         training_step(session, mon, display)
-        last = state.step == config.steps
+        last = state.step == config.last_step
         best, early = False, None
         if last or _due(config.evaluation.every_steps, state.step):
             val_loss = evaluate(session, mon, display)
@@ -241,6 +241,8 @@ def _steps(
             judge_resume(session, place, parts, mon, display)
         if early and not last:
             return stop_early(session, place, saver, early, mon, display)
+    if config.last_step < config.steps:
+        return Outcome("stopped", state.step, f"stop_after = {config.stop_after} of {config.steps} steps")
     return Outcome("finished", state.step, f"all {config.steps} steps")
 
 
@@ -253,6 +255,7 @@ def training_step(session: Session, mon: Any, display: Display) -> None:
     lr = faults.lr(config.optimizer.lr * lr_multiplier(config.schedule, step, config.steps))
     set_lr(optimizer, lr)
 
+    _skip_batches(session, mon)
     batch_id = state.sampler.drawn
     _tell_length(session, mon, display)
     micro_batches = [faults.batch(batch) for batch in next_micro_batches(session)]
@@ -601,6 +604,19 @@ def _loss_on(session: Session, batch: Batch) -> Any:
 def sequence_length(config: TrainConfig, step: int) -> int | None:
     """Tokens that training sequences are cut to at ``step``; None without a curriculum."""
     return None if config.curriculum.kind is None else length_at(config.curriculum, config.task.seq_len, step)
+
+
+def _skip_batches(session: Session, mon: Any) -> None:
+    """Leave out what ``skip`` says, before the step that follows ``skip.after_step``.
+
+    At the beginning of that step and not at a resume: a checkpoint of ``after_step`` has the batches still ahead, one
+    of any later step has them behind, so that a training resumed from either goes on the same.
+    """
+    skip, state = session.config.skip, session.state
+    if not skip.batches or state.step != skip.after_step:
+        return
+    state.sampler.skip(skip.batches * session.config.batch_size)
+    mon.event("note", text=f"{skip.batches} batches of the data are left out", step=state.step + 1)
 
 
 def _tell_length(session: Session, mon: Any, display: Display) -> None:

@@ -17,10 +17,10 @@ from monitor.runfile.reader import Run, open_run
 from monitor.runfile.store import run_state
 from monitor.runfile.writer import begin_attempt, create_run, is_anonymous, write_exit
 from trainer.commit import Checkpoint, newest_complete, remove_leftovers
-from trainer.config import TrainConfig, differences, from_record, require_named
+from trainer.config import TrainConfig, differences, from_record, require_left, require_named
 
 RUNS_VARIABLE = "GRADIOMETER_RUNS"
-NO_MATTER = ("name", "log_every_s", "monitor.", "evaluation.", "checkpoint.", "parallel.timeout_s")
+NO_MATTER = ("name", "stop_after", "log_every_s", "monitor.", "evaluation.", "checkpoint.", "parallel.timeout_s")
 """Beginnings of configuration fields that change nothing about the steps of a training."""
 LIBRARIES = ("torch", "numpy", "pyarrow", "safetensors", "pydantic")
 
@@ -65,9 +65,31 @@ def new_run(config: TrainConfig, runs_dir: Path) -> Place:
     return Place(run_dir, attempt=_begin(run_dir, config))
 
 
-def first_attempt(config: TrainConfig, run_dir: Path, attempt: int) -> Place:
-    """The first attempt of a run that a launcher has made."""
-    return Place(run_dir, attempt=_begin(run_dir, config, number=attempt))
+def first_attempt(config: TrainConfig, run_dir: Path, attempt: int, say: Callable[[str], None]) -> Place:
+    """The first attempt of a run that a launcher has made: from the seed, or from the checkpoint it was forked with.
+
+    Raises:
+        RunError: it was forked from a step whose checkpoint is not there, or is damaged.
+    """
+    run = open_run(run_dir)
+    step = run.forked_after
+    if not step:
+        return Place(run_dir, attempt=_begin(run_dir, config, number=attempt))
+    found = newest_complete(run_dir / "checkpoints", say, at_step=step)
+    if found is None:
+        raise RunError(
+            f"run {run.id} was forked after step {step}, and there is no complete checkpoint of that step in "
+            f"{run_dir / 'checkpoints'}. Fork it again from its parent."
+        )
+    number = _begin(run_dir, config, number=attempt, resume_step=found.step)
+    return Place(run_dir, number, found.path, found.step, _changed_in_fork(run))
+
+
+def _changed_in_fork(run: Run) -> tuple[str, ...]:
+    """The fields that matter to a step and differ from those of the run that ``run`` was forked from."""
+    changes = (run.parent or {}).get("changes")
+    names = [str(name) for name in changes] if isinstance(changes, dict) else []
+    return tuple(name for name in names if not name.startswith(NO_MATTER))
 
 
 def resumed_run(
@@ -98,11 +120,7 @@ def resumed_run(
             f"run {run.id} has no complete checkpoint{at} in {checkpoints}, so there is nothing to resume from. "
             "Start it anew."
         )
-    if found.step >= config.steps:
-        raise RunError(
-            f"run {run.id} has a checkpoint at step {found.step} and {config.steps} steps in all, so nothing is left "
-            f"to train. Give more steps to go on: --set steps={2 * found.step}."
-        )
+    require_left(config, found.step, run.id)
     number = _begin(run.path, config, number=attempt, parent=found.attempt, resume_step=found.step, overrides=changes)
     return config, Place(run.path, number, found.path, found.step, _changed(run, found, config))
 

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from app import text
+from app.charts.axes import AXES, axis_along
 from app.charts.describe import Axis, Chart, Mark, Trace
 from app.charts.measures import LAYER_MEASURES
+from app.charts.metric_search import LONGEST_NAME, checked_pattern
 from app.charts.story import is_sparse
 from monitor.runfile.reader import Run
-from monitor.runfile.zoom import LONG_ROWS, LongSignal, drawn
+from monitor.runfile.zoom import LongSignal, drawn
 from monitor.signals import Signal, spec_of, unit_of
 
 MOST_CHARTS = 24
@@ -28,24 +30,6 @@ SHOWN = (
 )  # fmt: skip
 """What is shown of all metrics until some are searched for."""
 _FROM_ZERO = {"lr", "tokens_per_s", "step_time_s"}
-
-
-@dataclass(frozen=True, slots=True)
-class XAxis:
-    """One of the axes that runs can be laid along."""
-
-    title: str
-    kind: str = "number"
-    """As of a ``Chart``."""
-
-
-AXES: dict[str, XAxis] = {
-    "step": XAxis("optimizer step"),
-    "tokens": XAxis("tokens seen"),
-    "relative time": XAxis("time since the first step, pauses included", "seconds"),
-    "wall time": XAxis("local time", "clock"),
-}
-"""By the word that the address has for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,35 +51,6 @@ class Entry:
 
 # ---- which metrics ------------------------------------------------------------------------------------------------
 
-_LONGEST_PATTERN, _LONGEST_NAME, _MOST_REPEATS = 100, 100, 3
-_REPEATED_GROUP = re.compile(r"\)[*+{]")
-
-
-def checked_pattern(pattern: str) -> re.Pattern[str]:
-    """``pattern`` as a regular expression that cannot take long.
-
-    A search runs inside the server, and its pattern may come with an address from anywhere: repeats of repeats, which
-    can take for ever, are not accepted.
-
-    Raises:
-        ValueError: what is wrong with it, and what is accepted.
-    """
-    found = f"the search for metrics is {pattern[:_LONGEST_PATTERN]!r}"
-    if len(pattern) > _LONGEST_PATTERN:
-        raise ValueError(f"{found}, and longer; at most {_LONGEST_PATTERN} characters are accepted.")
-    plain = re.sub(r"\\.", "", pattern)
-    if _REPEATED_GROUP.search(plain) or len(re.findall(r"[*+{]", plain)) > _MOST_REPEATS:
-        raise ValueError(
-            f"{found}; at most {_MOST_REPEATS} repeats (*, + or {{) are accepted, none of them of a group. Write for "
-            "example loss|grad.*norm"
-        )
-    try:
-        return re.compile(pattern, re.IGNORECASE)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(
-            f"{found}, which is no regular expression ({error}). Write for example loss|grad.*norm"
-        ) from None
-
 
 def metrics_of(runs: Iterable[Run], pattern: str = "") -> list[str]:
     """The metrics that any of ``runs`` has: the usual ones without a pattern, else those it is found in, by name.
@@ -107,7 +62,7 @@ def metrics_of(runs: Iterable[Run], pattern: str = "") -> list[str]:
     if not pattern:
         return [name for name in SHOWN if name in names] or sorted(names)
     wanted = checked_pattern(pattern)
-    return sorted(name for name in names if wanted.search(name[:_LONGEST_NAME]))
+    return sorted(name for name in names if wanted.search(name[:LONGEST_NAME]))
 
 
 # ---- along which axis ---------------------------------------------------------------------------------------------
@@ -120,7 +75,7 @@ def axis_of(entry: Entry, kind: str) -> Axis | None:
     """
     if kind == "step":
         return None
-    axis = _axis(entry.run, kind)
+    axis = axis_along(entry.run, kind)
     if kind != "relative time" or not len(axis.x):
         return axis
     spent = 0.0
@@ -135,20 +90,8 @@ def parent_axis(entry: Entry, kind: str) -> Axis | None:
     """The same of the run that it was forked from."""
     if kind == "step" or entry.parent is None:
         return None
-    axis = _axis(entry.parent, kind)
+    axis = axis_along(entry.parent, kind)
     return Axis(axis.step, axis.x - axis.x[0]) if kind == "relative time" and len(axis.x) else axis
-
-
-def _axis(run: Run, kind: str) -> Axis:
-    signal = drawn(run, "tokens") if kind == "tokens" else run.times()
-    if isinstance(signal, LongSignal):
-        signal = signal.sampled(LONG_ROWS)
-    every = max(1, len(signal) // LONG_ROWS)
-    at = np.unique(np.append(np.arange(0, len(signal), every), max(0, len(signal) - 1))) if len(signal) else slice(0)
-    step, x = signal.step[at], signal.value[at]
-    finite = np.isfinite(x)
-    # A clock that was set back would let the curve run backwards.
-    return Axis(step[finite], np.maximum.accumulate(x[finite]) if finite.any() else x[finite])
 
 
 # ---- the charts ---------------------------------------------------------------------------------------------------

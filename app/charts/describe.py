@@ -28,6 +28,15 @@ class Axis:
             return np.full(len(step), np.nan)
         return np.interp(step, self.step, self.x)
 
+    def edges(self, step: np.ndarray) -> np.ndarray:
+        """float64[T]: as :meth:`of`, for bounds between steps: half a step beyond either end it goes on as before."""
+        if len(self.step) < 2:
+            return self.of(step)
+        slopes = np.diff(self.x)[[0, -1]] / np.diff(self.step)[[0, -1]]
+        at = np.concatenate(([self.step[0] - 1], self.step, [self.step[-1] + 1]))
+        x = np.concatenate(([self.x[0] - slopes[0]], self.x, [self.x[-1] + slopes[1]]))
+        return np.interp(step, at, x)
+
     def steps(self, start: float | None, stop: float | None) -> tuple[int | None, int | None]:
         """First and last step that lie in ``start..stop``, at most one too many at each end; None stays open.
 
@@ -72,6 +81,8 @@ class Trace:
     """Steps after which the moving average begins anew."""
     marks: tuple[Mark, ...] = ()
     """What is shown on the curve itself."""
+    attempt: int | None = None
+    """The attempt that it is of; None: the current line of attempts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +94,8 @@ class Chart:
     title: str
     unit: str = "1"
     kind: str = "lines"
-    """``lines``, ``parts`` (stacked shares of ``step_time_s``), ``heat`` (layers by steps), ``events``."""
+    """``lines``, ``parts`` (stacked shares of ``step_time_s``), ``heat`` (layers by steps), ``events``; ``profile``:
+    the layers of one step side by side, on an axis of their own."""
     traces: tuple[Trace, ...] = ()
     log: bool = False
     """Whether the value axis starts out logarithmic."""
@@ -101,6 +113,12 @@ class Chart:
     """For ``heat``: the end of its scale where it is known beforehand."""
     section: str = ""
     """Heading that the chart lies folded away under; charts of one section follow one another."""
+    open: bool = False
+    """Whether its section is unfolded to begin with."""
+    names: tuple[str, ...] = ()
+    """For ``profile``: the layers, by place on the axis."""
+    axis: Axis | None = None
+    """For ``heat`` and ``parts``, and for what lies across the chart: what the steps are turned into."""
     x_title: str = "optimizer step"
     x_kind: str = "number"
     """``number``; ``seconds`` since the beginning; ``clock``: seconds since 1970, shown as local time."""

@@ -13,8 +13,8 @@ import numpy as np
 
 from monitor.runfile.reader import Run
 from monitor.runfile.thinned import Extents
-from monitor.runfile.zoom import LongMatrix, long_matrix
-from monitor.signals import LAYER_CATALOGUE, MODULE_CATALOGUE, LayerMatrix, SignalSpec
+from monitor.runfile.zoom import LongMatrix, LongSignal, long_matrix
+from monitor.signals import LAYER_CATALOGUE, MODULE_CATALOGUE, LayerMatrix, Signal, SignalSpec
 
 MODULES_PREFIX = "modules."
 """What a statistic of modules has before its name where the address or a question names one."""
@@ -128,8 +128,11 @@ def chosen(run: Run, key: str | None) -> Choice | None:
     return next((choice for choice in there if choice.key == key), there[0] if there else None)
 
 
-def matrix_of(run: Run, choice: Choice) -> LayerMatrix | LongMatrix:
-    """The values of ``choice`` along the current line; of steps that a long run left out what its measure keeps."""
+def matrix_of(run: Run, choice: Choice, attempt: int | None = None) -> LayerMatrix | LongMatrix:
+    """The values of ``choice`` along the current line, or of one attempt; of steps left out what its measure keeps."""
+    if attempt is not None:
+        own = run.peaks(choice.stat, stream=choice.stream, attempt=attempt)
+        return _measured(own) if choice.stream == "modules" else own
     if choice.stream == "layers" and (long := long_matrix(run, choice.stat)):
         return long
     if choice.measure.keep != "largest":
@@ -139,6 +142,17 @@ def matrix_of(run: Run, choice: Choice) -> LayerMatrix | LongMatrix:
             return _measured(own) if choice.stream == "modules" else own
     matrix = run.peaks(choice.stat, stream=choice.stream)
     return _measured(matrix) if choice.stream == "modules" else matrix
+
+
+def layer_curve(matrix: LayerMatrix | LongMatrix, layer: str) -> Signal | LongSignal | None:
+    """One column of ``matrix`` as a signal, without the steps it was not measured at; None for an unknown layer."""
+    if isinstance(matrix, LongMatrix):
+        return matrix.curve(layer)
+    if layer not in matrix.names:
+        return None
+    column = matrix.names.index(layer)
+    measured = matrix.present[:, column]
+    return Signal(layer, matrix.step[measured], matrix.value[measured, column].astype(float), matrix.unit)
 
 
 def _measured(matrix: LayerMatrix) -> LayerMatrix:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from app.charts.describe import Chart, Mark, Trace
-from app.charts.measures import chosen, matrix_of
+from app.charts.measures import chosen, layer_curve, matrix_of
+from app.charts.profile import profile_chart, telling_row
 from app.incident import incident_key, onset_of
 from monitor.runfile.reader import Run
 from monitor.runfile.stability import DERIVED
-from monitor.runfile.zoom import LongMatrix, LongSignal, drawn
-from monitor.signals import CATALOGUE, TIME_PARTS, LayerMatrix, Signal, spec_of, unit_of
+from monitor.runfile.zoom import LongSignal, drawn
+from monitor.signals import CATALOGUE, TIME_PARTS, Signal, spec_of, unit_of
 
-OWN_VALUES_SHOWN = 48
-"""Most values of a user's own that get a chart of their own (our judgement; the search of the full page lifts it)."""
+OWN_VALUES_SHOWN = 200
+"""Most values of a user's own that get a chart each (our judgement); a search reaches those beyond."""
+OWN_VALUES_OPEN = 12
+"""Up to so many, the sections of a user's own values are unfolded to begin with (our judgement)."""
 
 MARKED_EVENTS = {
     "resume": "resumed",
@@ -40,13 +44,25 @@ MARKED_EVENTS = {
 """Event kinds that are marks, and the words for them."""
 
 
-def story_charts(run: Run, *, stat: str | None = None, layer: str | None = None) -> list[Chart]:
+def story_charts(
+    run: Run,
+    *,
+    stat: str | None = None,
+    layer: str | None = None,
+    at: tuple[int, int] | None = None,
+    attempt: int | None = None,
+    own: Callable[[str], object] | None = None,
+) -> list[Chart]:
     """The charts of ``run`` in reading order; a chart whose signals were never recorded is left out.
 
     Args:
         stat: which statistic of layers or modules the heatmap shows, by the key of its ``Choice``; the first there is
             for None and for an unknown one.
         layer: a layer or module to draw a curve for, beneath the heatmap.
+        at: first and last step of a stretch, in which the step of the profile over depth is sought that is drawn
+            beneath the curve (``profile.telling_row``).
+        attempt: the attempt that the heatmap is of; None: the run as it stands.
+        own: says of a name of a user's own whether it gets a chart; None: all do.
     """
     names = set(run.names)
     names |= {name for name, (source, _) in DERIVED.items() if source in names}
@@ -61,14 +77,14 @@ def story_charts(run: Run, *, stat: str | None = None, layer: str | None = None)
         _loss(run, names),
         _gradient_norm(run, names),
         _of_signals(run, names, "update_ratio"),
-        *_heat(run, stat, layer),
+        *_heat(run, stat, layer, at, attempt),
         _learning_rate(run, names),
         *_loss_scale(run, names),
         _of_signals(run, names, "grad_cosine"),
         _of_signals(run, names, "log_z"),
         _throughput(run, names),
         _parts(run, names),
-        *_own_values(run, names),
+        *_own_values(run, names, own),
         *(_of_signals(run, names, chart_id) for chart_id, look in _SIGNAL_CHARTS.items() if look.get("section")),
     ]
     return [chart for chart in charts if chart is not None]
@@ -81,7 +97,10 @@ def _traces(run: Run, wanted: list[tuple[str, str, int, str]], names: set[str]) 
         if name not in names:
             continue
         if role != "limit":
-            traces += [Trace(f"{label}, superseded", piece, colour, "faded") for piece in run.superseded(name)]
+            traces += [
+                Trace(f"{label}, superseded", piece, colour, "faded", attempt=attempt)
+                for attempt, piece in run.superseded_by_attempt(name)
+            ]
         traces.append(Trace(label, drawn(run, name), colour, role))
     return tuple(traces)
 
@@ -306,11 +325,13 @@ _SCALES = {"log": "logarithmic", "linear": "linear from zero", "signed": "linear
 THINNED_HELP = " Not every step of this long run is kept: a point stands for {keep} since the one before it."
 
 
-def _heat(run: Run, stat: str | None, layer: str | None) -> list[Chart]:
+def _heat(
+    run: Run, stat: str | None, layer: str | None, at: tuple[int, int] | None, attempt: int | None
+) -> list[Chart]:
     choice = chosen(run, stat)
     if choice is None:
         return []
-    measure, matrix = choice.measure, matrix_of(run, choice)
+    measure, matrix = choice.measure, matrix_of(run, choice, attempt)
     unit = choice.spec.unit if choice.spec else "1"
     explained = [choice.explained, HEAT_HELP.format(keep=_KEPT[measure.keep], scale=_SCALES[measure.scale])]
     if matrix.since is not None:
@@ -343,23 +364,14 @@ def _heat(run: Run, stat: str | None, layer: str | None) -> list[Chart]:
                 height=130,
             )
         )
+    if at is not None and (profile := profile_chart(choice, matrix, telling_row(matrix, measure.keep, at, layer))):
+        charts.append(profile)
     return charts
 
 
 def is_sparse(signal: Signal | LongSignal) -> bool:
     """Whether so few steps were measured that the points say more than the line between them."""
     return 0 < len(signal) < 200 and int(signal.step[-1] - signal.step[0]) >= 2 * len(signal)
-
-
-def layer_curve(matrix: LayerMatrix | LongMatrix, layer: str) -> Signal | LongSignal | None:
-    """One column of ``matrix`` as a signal, without the steps it was not measured at; None for an unknown layer."""
-    if isinstance(matrix, LongMatrix):
-        return matrix.curve(layer)
-    if layer not in matrix.names:
-        return None
-    column = matrix.names.index(layer)
-    measured = matrix.present[:, column]
-    return Signal(layer, matrix.step[measured], matrix.value[measured, column].astype(float), matrix.unit)
 
 
 _SHOWN_ELSEWHERE = {
@@ -390,8 +402,20 @@ _SHOWN_ELSEWHERE = {
 }
 
 
-def _own_values(run: Run, names: set[str]) -> list[Chart]:
-    own = sorted(name for name in names if name not in _SHOWN_ELSEWHERE and not re.fullmatch(r"lr/\d+", name))
+def own_names(names: Iterable[str]) -> list[str]:
+    """The names that no chart of ours shows: those without a slash, then section by section."""
+    own = [name for name in names if name not in _SHOWN_ELSEWHERE and not re.fullmatch(r"lr/\d+", name)]
+    return sorted(own, key=lambda name: (_section_of(name), name))
+
+
+def _section_of(name: str) -> str:
+    """``train/`` for ``train/accuracy``; nothing for a name without a slash."""
+    head, slash, _ = name.partition("/")
+    return f"{head}/" if slash and head else ""
+
+
+def _own_values(run: Run, names: set[str], wanted: Callable[[str], object] | None) -> list[Chart]:
+    own = [name for name in own_names(names) if wanted is None or wanted(name)]
     charts = []
     for index, name in enumerate(own[:OWN_VALUES_SHOWN]):
         sparse = len(drawn(run, name)) < 200
@@ -405,6 +429,8 @@ def _own_values(run: Run, names: set[str]) -> list[Chart]:
                 traces=traces,
                 height=130,
                 help=spec.meaning if spec else "",
+                section=_section_of(name),
+                open=len(own) <= OWN_VALUES_OPEN,
             )
         )
     return charts

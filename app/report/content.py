@@ -10,7 +10,8 @@ from typing import Any
 
 from app import text
 from app.charts.describe import Chart, Mark, Trace
-from app.charts.story import layer_curve, story_charts, story_marks
+from app.charts.measures import layer_curve
+from app.charts.story import story_charts, story_marks
 from app.facts import attempt_rows, facts_of
 from app.foreign import Read, read_foreign
 from app.incident import as_lines, incident_key, notes, onset_of, span_of

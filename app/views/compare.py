@@ -9,8 +9,8 @@ import pandas as pd
 import streamlit as st
 
 from app import data, text
-from app.charts.compare import AXES, MOST_CHARTS, checked_pattern, metrics_of
-from app.charts.smooth import MOST
+from app.charts.axes import AXES
+from app.charts.compare import MOST_CHARTS, metrics_of
 from app.compare import (
     MOST_KEYS,
     MOST_RUNS,
@@ -23,6 +23,7 @@ from app.compare import (
 )
 from app.live_grid import live_grid
 from app.views.common import HEALTH, STATES, bullets, health_words, keep_range, refused, zoomed
+from app.views.controls import axis_choice, metrics_choice, smoothing_choice
 from monitor.runfile import search
 
 ROWS_OFFERED = 500  # newest runs in the box to choose from; the search reaches all (our judgement)
@@ -135,50 +136,9 @@ def nothing_chosen() -> None:
 def controls() -> tuple[str, float, str, bool]:
     """Axis, smoothing, search for metrics, and whether all value axes are logarithmic."""
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
-        axis = st.segmented_control(
-            "Along",
-            list(AXES),
-            default="step",
-            required=True,
-            key="axis",
-            bind="query-params",
-            on_change=forget_range,
-        )
-        smoothing = st.slider(
-            "Smoothing",
-            0.0,
-            MOST,
-            0.0,
-            0.001,
-            format="%.3f",
-            key="smooth",
-            bind="query-params",
-            width=220,
-            help="The debiased moving average of TensorBoard, the same for the same number. What was recorded stays "
-            "visible behind it. It begins anew after a value that is not finite and after a restart.",
-        )
-        pattern = st.text_input(
-            "Metrics",
-            placeholder="regular expression, for example loss|grad.*norm",
-            key="metrics",
-            bind="query-params",
-            width=300,
-        )
+        axis, smoothing, pattern = axis_choice(list(AXES)), smoothing_choice(), metrics_choice()
         log = st.toggle("Logarithmic", key="log", bind="query-params")
-    try:
-        checked_pattern(pattern or "")
-    except ValueError as refusal:
-        st.warning(text.markdown(refusal, 600))
-        pattern = ""
-    return axis or "step", smoothing, pattern or "", log
-
-
-def forget_range() -> None:
-    """A range of steps is none of seconds."""
-    for name in ("x0", "x1"):
-        if name in st.query_params:
-            del st.query_params[name]
-    st.session_state["span_given"] = st.session_state.get("span_given", 0) + 1
+    return axis, smoothing, pattern, log
 
 
 # ---- what there is to see -----------------------------------------------------------------------------------------

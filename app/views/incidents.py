@@ -9,8 +9,8 @@ import pandas as pd
 import streamlit as st
 
 from app import text
+from app.charts.measures import layer_curve
 from app.charts.still import window_figure
-from app.charts.story import layer_curve
 from app.data import DIAGNOSES, READERS, incidents_of
 from app.facts import Facts
 from app.incident import (

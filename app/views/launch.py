@@ -29,6 +29,7 @@ SECTION_TITLES = {
     "parallel": "Processes",
     "evaluation": "Evaluation",
     "checkpoint": "Checkpoints",
+    "skip": "Batches left out",
     "monitor": "Monitor",
 }
 # What a person changes first; the others start closed. A comment, not a string beneath: Streamlit may print those.

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import streamlit as st
-from pandas.io.formats.style import Styler
 
-from app import control, data, text
+from app import control, curate, data, text
 from app.compare import MOST_RUNS
-from app.data import Listed, Overview, incidents_of
-from app.views.common import HEALTH, STATES, bullets, health_words, refused
+from app.data import Listed
+from app.run_table import run_table
+from app.views import run_rows
+from app.views.common import bullets, refused
+from app.views.run_rows import Seen
 from monitor.errors import GradiometerError
 from monitor.runfile import search
+from monitor.runfile.meta import MAX_NAME, MAX_NOTES, MAX_TAG
 from trainer.config import TrainConfig
 
 # Comments, not strings beneath: this file is run as a script, and Streamlit may print a bare string into the page.
-Seen = dict[Path, Overview]  # run directory to what is known about it
-# The newest, when the search asks for health; each costs a moment of a background process (our judgement).
+# The newest, when the search or the order asks for health; each costs a moment of a background process (our judgement).
 ROWS_DIAGNOSED = 400
 ROWS_SHOWN = 100  # rows on a page; only theirs are diagnosed and have a curve (our judgement)
-
-_COLOURS = {
-    "light": {"red": "#b3261e", "orange": "#8f5200", "green": "#1b7340", "blue": "#0b62a3", "gray": "#5a6572"},
-    "dark": {"red": "#ff8a80", "orange": "#f0b23e", "green": "#6fd39b", "blue": "#7cc0f0", "gray": "#a7b1bd"},
-}
+TAGS_OFFERED = 200
 
 
 def page() -> None:
@@ -51,7 +49,13 @@ def page() -> None:
         )
         with st.popover("How to search", type="tertiary"):
             st.code(f"{search.__doc__}\nhere also: health:critical, -sample", language=None, wrap_lines=True)
-    st.fragment(table, run_every=2.0)(words or "")
+        st.toggle(
+            "Differing configuration",
+            key="differ",
+            bind="query-params",
+            help="A column for each entry of the configuration that is not the same in all runs found.",
+        )
+    st.fragment(table)(words or "")
     st.caption(
         "Read from "
         + ", ".join(text.markdown(folder.path) for folder in own)
@@ -60,7 +64,7 @@ def page() -> None:
 
 
 def first_page() -> None:
-    """Another search begins at its newest run."""
+    """Another search or order begins at its first run."""
     st.session_state["page"] = 1
 
 
@@ -79,59 +83,132 @@ def start_button() -> None:
 
 
 def table(words: str) -> None:
-    """The rows that the search leaves, a page of them, brought up to date every two seconds."""
-    listed = data.listed_runs()
-    if not any(not row.sample for row in listed):
-        first_steps()
-    bullets(data.LISTING.notes())
-    try:
-        query = search.parse(words, more=("health",))
-    except search.QueryError as refusal:
-        st.warning(text.markdown(refusal, 1000))
-        return
-    if not listed:
-        return
-    rows = found(listed, query)
-    if not rows:
-        st.info(nothing_found(words, query, listed))
-        return
-    shown = rows_of_page(rows)
-    seen = data.overviews(row.summary for row in shown)
-    drawn_before = st.session_state.get("runs_drawn", [])
-    st.session_state["runs_drawn"] = [row.summary.id for row in shown]
-    compare_button(rows)
-    event = st.dataframe(
-        styled(shown, seen),
-        hide_index=True,
-        row_height=38,
-        height="content" if len(shown) <= 16 else 38 * 17,
-        column_config=columns(),
-        key="runs_table",
-        on_select=keep_ticked,
-        selection_mode=["single-cell", "multi-row"],
-        placeholder="–",
-        alt="List of runs",
-    )
-    # A click names a row of the table that was on the screen; since then a new run may have moved all of them.
-    chosen = [row for row, _ in event.selection.cells]
-    if chosen and chosen[0] < len(drawn_before):
+    """The rows that the search leaves, a page of them; asked for again by the table itself when something changed."""
+    if "run_to_open" in st.session_state:
         # Not from here: while a fragment's run is on its way, a new page now and then arrives before it and stays white
         # ("Bad delta path index" in the browser, Streamlit 1.67).
-        st.session_state["run_to_open"] = drawn_before[chosen[0]]
         st.rerun()
+    version = data.list_version()
+    listed = data.listed_runs()
+    above = st.container()  # always there, so that what comes and goes in it moves nothing below
+    rows = in_words(words, listed, above)
+    sort = st.query_params.get("sort", "")
+    sort = sort if run_rows.is_order(sort) else ""
+    if sort:
+        seen = seen_of_newest(rows) if sort.removeprefix("-") in run_rows.FROM_DIAGNOSIS else {}
+        rows = run_rows.ordered(rows, sort, seen)
+    with above:
+        undo_bar()
+        if rows:
+            actions_bar(listed)
+    shown = rows_of_page(rows) if rows else []
+    seen = data.overviews(row.summary for row in shown)
+    config, more = run_rows.config_columns(rows, shown) if st.session_state.get("differ") else ([], 0)
+    run_table(
+        [run_rows.cells(row, seen, config) for row in shown],
+        columns([key for key, _ in config]),
+        key="runs_table",
+        version=version,
+        pending=any(one.spark.pending or one.report.pending for one in seen.values()),
+        ticked=st.session_state.get("runs_ticked", []),
+        ticked_given=st.session_state.get("ticked_given", 0),
+        sort=sort,
+        on_ticked_change=keep_ticked,
+        on_sort_change=keep_sort,
+        on_opened_change=keep_opened,
+    )
+    if st.session_state.get("differ") and rows:
+        differing_caption(len(config), more, len(rows))
+
+
+def in_words(words: str, listed: list[Listed], place: Any) -> list[Listed]:
+    """The rows that the search leaves; why there are none is said in ``place``."""
+    with place:
+        if not any(not row.sample for row in listed):
+            first_steps(bool(listed))
+        bullets(data.LISTING.notes())
+        try:
+            query = search.parse(words, more=("health",))
+        except search.QueryError as refusal:
+            st.warning(text.markdown(refusal, 1000))
+            return []
+        rows = found(listed, query)
+        if listed and not rows:
+            st.info(nothing_found(words, query, listed))
+        return rows
+
+
+def columns(config: Sequence[str]) -> list[dict[str, Any]]:
+    """What the table shows, and whether it can be sorted by it."""
+    shown = [
+        {
+            "id": key,
+            "title": title,
+            "number": key in run_rows.NUMBERS,
+            "sortable": key not in ("curve", "tags", "notes"),
+            "later": key in run_rows.LATER,
+        }
+        for key, title in run_rows.TITLES.items()
+    ]
+    own = [
+        {"id": run_rows.CONFIG + key, "title": text.plain(key, 60), "number": False, "sortable": True, "later": False}
+        for key in config
+    ]
+    # Beside the results that they explain.
+    return [*shown[:8], *own, *shown[8:]]
+
+
+def differing_caption(shown: int, more: int, rows: int) -> None:
+    """What the configuration columns leave out."""
+    if not shown:
+        st.caption(
+            "The configurations of these runs do not differ." if rows > 1 else "One run has nothing to differ from."
+        )
+    elif more:
+        st.caption(f"{more} more entries differ; tick runs and compare them to see all.")
+
+
+# ---- what the table reports ----------------------------------------------------------------------------------------
 
 
 def keep_ticked() -> None:
-    """Remember the ticked runs by name: the rows beneath the ticks move when a new run comes."""
-    drawn = st.session_state.get("runs_drawn", [])
-    ticked = st.session_state["runs_table"].selection.rows
-    st.session_state["runs_ticked"] = [drawn[row] for row in ticked if row < len(drawn)]
+    """Remember the ticked runs by id."""
+    if ticked := st.session_state["runs_table"].get("ticked"):
+        st.session_state["runs_ticked"] = list(ticked["ids"])
 
 
-def compare_button(rows: list[Listed]) -> None:
-    """The way to the page that lays the ticked runs over each other."""
-    names = {row.summary.id: row.summary.name or row.summary.id for row in rows}
-    ticked = [run_id for run_id in st.session_state.get("runs_ticked", []) if run_id in names]
+def keep_sort() -> None:
+    """Write the order into the address."""
+    if sort := st.session_state["runs_table"].get("sort"):
+        st.query_params["sort"] = str(sort)
+    elif "sort" in st.query_params:
+        del st.query_params["sort"]
+    first_page()
+
+
+def keep_opened() -> None:
+    """The run whose row was clicked is opened by the next run of the whole page."""
+    if run_id := st.session_state["runs_table"].get("opened"):
+        st.session_state["run_to_open"] = str(run_id)
+
+
+def untick() -> None:
+    """Take all ticks off, also in the browser."""
+    st.session_state["runs_ticked"] = []
+    st.session_state["ticked_given"] = st.session_state.get("ticked_given", 0) + 1
+
+
+# ---- actions on the ticked runs ------------------------------------------------------------------------------------
+
+
+def actions_bar(listed: list[Listed]) -> None:
+    """Compare, tag, describe, delete: for the ticked runs, wherever in the list they are."""
+    by_id = {row.summary.id: row for row in listed}
+    ticked = [by_id[run_id] for run_id in st.session_state.get("runs_ticked", []) if run_id in by_id]
+    paths = [row.summary.path for row in ticked]
+    reasons = list(dict.fromkeys(filter(None, map(curate.refusal, paths))))
+    open_to = [row for row in ticked if curate.refusal(row.summary.path) is None]
+    why = text.markdown(reasons[0]) if reasons else "Tick runs at the left edge of the table."
     with st.container(horizontal=True, vertical_alignment="center"):
         # A link and not a button with switch_page: a link ends this fragment's own reruns at once. One that came while
         # the other page was being made would empty that.
@@ -141,23 +218,132 @@ def compare_button(rows: list[Listed]) -> None:
             icon=":material/stacked_line_chart:",
             disabled=not 2 <= len(ticked) <= MOST_RUNS,
             help=f"Tick 2 to {MOST_RUNS} runs at the left edge of the table.",
-            query_params={"run": ticked},
+            query_params={"run": [row.summary.id for row in ticked]},
+        )
+        with st.popover("Tag", icon=":material/label:", disabled=not open_to, help=None if open_to else why):
+            tag_form(open_to, listed)
+        with st.popover(
+            "Edit",
+            icon=":material/edit:",
+            disabled=len(open_to) != 1,
+            help=None if len(open_to) == 1 else "Tick one run.",
+        ):
+            if len(open_to) == 1:
+                edit_form(open_to[0])
+        st.button(
+            f"Delete {len(open_to)}" if len(open_to) > 1 else "Delete",
+            icon=":material/delete:",
+            disabled=not open_to,
+            help="To the trash; it can be undone." if open_to else why,
+            on_click=throw_away,
+            args=([row.summary.path for row in open_to],),
+            key="delete_runs",
         )
         if ticked:
-            st.caption(text.markdown(", ".join(names[run_id] for run_id in ticked), 300))
+            st.button("Untick all", type="tertiary", on_click=untick, key="untick")
+            st.caption(text.markdown(", ".join(row.summary.name or row.summary.id for row in ticked), 300))
+
+
+def tag_form(rows: list[Listed], listed: list[Listed]) -> None:
+    """Tags to put on and to take off."""
+    known = list(dict.fromkeys(tag for row in listed for tag in row.summary.tags))[:TAGS_OFFERED]
+    has = list(dict.fromkeys(tag for row in rows for tag in row.summary.tags))
+    with st.form("tag_form", border=False, clear_on_submit=True):
+        st.multiselect(
+            "Put on",
+            known,
+            accept_new_options=True,
+            key="tags_on",
+            placeholder="Choose or type a tag",
+            help=f"At most {MAX_TAG} characters each.",
+        )
+        st.multiselect("Take off", has, key="tags_off", placeholder="Choose tags", disabled=not has)
+        label = f"Tag {len(rows)} {'run' if len(rows) == 1 else 'runs'}"
+        st.form_submit_button(label, on_click=put_tags, args=([row.summary.path for row in rows],))
+
+
+def put_tags(paths: list[Path]) -> None:
+    """Do what the form of tags says."""
+    own = st.session_state
+    said("tagged", curate.tag(paths, own.get("tags_on") or [], own.get("tags_off") or []))
+
+
+def edit_form(row: Listed) -> None:
+    """Display name, tags and notes of one run."""
+    summary = row.summary
+    with st.form(f"edit_{summary.id}", border=False):
+        name, tags, notes = (f"edit_{what}_{summary.id}" for what in ("name", "tags", "notes"))
+        help_name = "Empty: the name that it was started with."
+        st.text_input("Name", summary.name, max_chars=MAX_NAME, key=name, help=help_name)
+        st.multiselect(
+            "Tags",
+            list(summary.tags),
+            list(summary.tags),
+            key=tags,
+            accept_new_options=True,
+            placeholder="Type a tag",
+        )
+        st.text_area("Notes", summary.notes or "", max_chars=MAX_NOTES, key=notes)
+        st.form_submit_button("Save", on_click=save, args=(summary.path, name, tags, notes))
+
+
+def save(path: Path, name: str, tags: str, notes: str) -> None:
+    """Write what the form of one run says."""
+    own = st.session_state
+    said("saved", curate.describe(path, name=own[name] or "", tags=own[tags] or [], notes=own[notes] or ""))
+
+
+def said(word: str, result: curate.Done, undo: tuple[Path, ...] = ()) -> None:
+    """Keep what came of a request for the next look at the list."""
+    count = f"{len(result.paths)} {'run' if len(result.paths) == 1 else 'runs'}"
+    st.session_state["runs_said"] = (f"{count} {word}." if result.paths else "", result.refused, undo)
+
+
+def throw_away(paths: list[Path]) -> None:
+    """Move the ticked runs into the trash."""
+    result = curate.throw_away(paths)
+    said("moved to the trash", result, result.paths)
+    untick()
+
+
+def take_back(paths: list[Path]) -> None:
+    """Undo a deletion."""
+    said("taken back", curate.take_back(paths))
+
+
+def undo_bar() -> None:
+    """What came of the last action, and the way back."""
+    words, refusals, paths = st.session_state.get("runs_said", ("", (), ()))
+    if refusals:
+        st.warning("\n".join(f"- {text.markdown(reason, 400)}" for reason in refusals[:5]))
+    if not words and not refusals:
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        if words:
+            st.markdown(words, width="content")
+        if paths:
+            st.button("Undo", on_click=take_back, args=(list(paths),), key="undo_delete", icon=":material/undo:")
+            st.caption("Until it is deleted for good with `gradiometer delete`.")
+        st.button("Dismiss", type="tertiary", on_click=st.session_state.pop, args=("runs_said", None), key="said_seen")
+
+
+# ---- what is found ------------------------------------------------------------------------------------------------
 
 
 def found(listed: list[Listed], query: search.Query) -> list[Listed]:
     """The rows that the query leaves. Health is known of the newest only."""
-    seen: Seen = {}
-    if query.asks_for("health"):
-        seen = data.overviews(row.summary for row in listed[:ROWS_DIAGNOSED])
+    seen = seen_of_newest(listed) if query.asks_for("health") else {}
 
     def more(row: Listed) -> dict[str, str]:
         own = {"words": "sample"} if row.sample else {}
-        return own | {"health": health(row, seen)[1].replace(" ", "-")} if seen else own
+        return own | {"health": run_rows.health_of(row, seen).replace(" ", "-")} if seen else own
 
     return query.select(listed, time.time(), data.LISTING.config_of, lambda row: row.summary, more)
+
+
+def seen_of_newest(rows: list[Listed]) -> Seen:
+    """What is known of the newest of ``rows``."""
+    return data.overviews(row.summary for row in rows[:ROWS_DIAGNOSED])
 
 
 def nothing_found(words: str, query: search.Query, listed: list[Listed]) -> str:
@@ -188,7 +374,7 @@ def rows_of_page(rows: list[Listed]) -> list[Listed]:
     return shown
 
 
-def first_steps() -> None:
+def first_steps(samples: bool) -> None:
     """What to do when there is no run of one's own yet."""
     with st.container(border=True):
         st.markdown("**No runs of your own yet.** Start one here with the button above, or in a terminal:")
@@ -198,115 +384,10 @@ def first_steps() -> None:
             'mon = monitor.attach(model, optimizer, run="runs")    # then, in the loop: mon.step(loss=loss)',
             language="python",
         )
-        st.caption("Below are runs that came with the repository.")
-
-
-def health(row: Listed, seen: Seen) -> tuple[str, str]:
-    """``(label, key of HEALTH)``."""
-    if row.summary.problem:
-        return f"{HEALTH['unreadable'][0]} {HEALTH['unreadable'][1]}", "unreadable"
-    known = seen.get(row.summary.path)
-    if known is None or known.report.value is None:
-        return ("✕ diagnosis failed", "unreadable") if known and known.report.error else health_words(None, [])
-    return health_words(known.report.value["verdict"], incidents_of(known.report))
-
-
-def state(row: Listed, now: float) -> str:
-    """``▶ running, 3 s ago``."""
-    current = row.summary.state
-    heard = (
-        f", {text.ago(current.updated, now)}"
-        if current.updated and current.word in ("running", "paused", "starting", "stale", "lost")
-        else ""
-    )
-    return f"{STATES.get(current.word, ('?', ''))[0]} {current.word}{heard}"
-
-
-def frame(rows: list[Listed], seen: Seen, now: float) -> pd.DataFrame:
-    """One row a run, as the table shows it."""
-    return pd.DataFrame(
-        {
-            "health": [health(row, seen)[0] for row in rows],
-            "state": [state(row, now) for row in rows],
-            "name": [text.plain(row.summary.name or row.summary.id, 120) for row in rows],
-            "loss_curve": [spark(row, seen) for row in rows],
-            "step": [progress(row) for row in rows],
-            "loss": [text.number(row.summary.last_loss) for row in rows],
-            "best": [text.number(row.summary.best_loss) for row in rows],
-            "duration": [text.duration(row.summary.duration_s) for row in rows],
-            "task": [text.plain(row.summary.task or "–", 40) for row in rows],
-            "device": [text.plain(row.summary.device or "–", 40) for row in rows],
-            "started": [started(row, now) for row in rows],
-            "notes": [notes(row, seen) for row in rows],
-        }
-    )
-
-
-def spark(row: Listed, seen: Seen) -> list[float]:
-    """The loss curve as far as it is known."""
-    known = seen.get(row.summary.path)
-    return list(known.spark.value.loss) if known and known.spark.value else []
-
-
-def progress(row: Listed) -> str:
-    """``512 of 1 200``."""
-    last, planned = row.summary.last_step, row.summary.planned_steps
-    return text.count(last) if not planned else f"{text.count(last or 0)} of {text.count(planned)}"
-
-
-def started(row: Listed, now: float) -> str:
-    """How long ago the run was made; the date when it is long ago."""
-    created = row.summary.created
-    if created is None:
-        return "–"
-    return (
-        text.ago(created, now) if now - created < 86_400 else time.strftime("%Y-%m-%d %H:%M", time.localtime(created))
-    )
-
-
-def notes(row: Listed, seen: Seen) -> str:
-    """Whether it is a sample, its tags, and what is wrong with it."""
-    parts = ["sample"] if row.sample else []
-    parts += [text.plain(tag, 40) for tag in row.summary.tags]
-    if row.summary.problem:
-        parts.append(text.plain(row.summary.problem, 200))
-    known = seen.get(row.summary.path)
-    if known and known.spark.value and known.spark.value.nonfinite:
-        parts.append(f"{text.count(known.spark.value.nonfinite)} non-finite losses")
-    return ", ".join(parts)
-
-
-def styled(rows: list[Listed], seen: Seen) -> Styler:
-    """The table with the health and state words coloured as their badges are on the run's page."""
-    table = frame(rows, seen, time.time())
-    palette = _COLOURS["dark" if st.context.theme.type == "dark" else "light"]
-    health_colours = [palette.get(HEALTH[health(row, seen)[1]][2], "") for row in rows]
-    state_colours = [palette.get(STATES.get(row.summary.state.word, ("", "gray"))[1], "") for row in rows]
-
-    def paint(column: pd.Series) -> list[str]:
-        colours = {"health": health_colours, "state": state_colours}.get(str(column.name))
-        return [f"color: {colour}; font-weight: 600" for colour in colours] if colours else [""] * len(column)
-
-    return table.style.apply(paint, axis=0)
-
-
-def columns() -> dict[str, Any]:
-    """Titles and widths."""
-    config = st.column_config
-    return {
-        "health": config.TextColumn("Health", width=118, help="What the diagnosis says; open the run to see why."),
-        "state": config.TextColumn("State", width=125),
-        "name": config.TextColumn("Name", width=170),
-        "loss_curve": config.LineChartColumn("Loss", width=110, help="Training loss; extremes are kept."),
-        "step": config.TextColumn("Step", width=128, alignment="right"),
-        "loss": config.TextColumn("Last loss", width=75, alignment="right"),
-        "best": config.TextColumn("Best loss", width=75, alignment="right"),
-        "duration": config.TextColumn("Duration", width=95, alignment="right"),
-        "task": config.TextColumn("Task", width=62),
-        "device": config.TextColumn("Device", width=62),
-        "started": config.TextColumn("Started", width=122),
-        "notes": config.TextColumn("Notes", width=140),
-    }
+        if samples:
+            st.caption(
+                "Below are runs that came with the repository: healthy ones and some that were broken on purpose."
+            )
 
 
 page()

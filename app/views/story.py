@@ -8,11 +8,14 @@ import streamlit as st
 
 from app import text
 from app.charts import measures
+from app.charts.axes import AXES
+from app.charts.look import MOST_PINS
 from app.data import DIAGNOSES, READERS, incidents_of
 from app.facts import Facts
 from app.incident import incident_key
 from app.live_grid import live_grid
 from app.views.common import keep_range, severity_badge, zoomed
+from app.views.controls import axis_choice, metrics_choice, smoothing_choice
 from app.views.incidents import open_incident, refresh_s
 
 
@@ -47,8 +50,14 @@ def stack(path: Path) -> None:
     """The live charts; a fragment of its own, so that a zoom does not run the rest of the page."""
     run_id = path.name
     with READERS.reading(path) as run:
-        there = measures.choices(run)
-    stat = heatmap_choice(there) if len(there) > 1 else None
+        there, names = measures.choices(run), set(run.names)
+        attempts = [attempt.number for attempt in run.attempts]
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
+        axis = axis_choice([axis for axis in AXES if axis != "tokens" or "tokens" in names])
+        query = {"axis": axis, "smooth": f"{smoothing_choice():g}", "metrics": metrics_choice()}
+        if len(attempts) > 1:
+            query["attempt"] = attempt_choice(attempts)
+        stat = heatmap_choice(there) if len(there) > 1 else None
     key = f"story-{run_id}"
     live_grid(
         run_id,
@@ -58,35 +67,63 @@ def stack(path: Path) -> None:
         span_given=st.session_state.get("span_given", 0),
         stat=stat,
         layer=st.query_params.get("layer"),
+        at=st.query_params.get("at"),
+        pins=pins_of(st.query_params.get("pins", "")),
+        query=query,
         on_range_change=lambda: keep_range(key),
-        on_layer_change=lambda: keep_layer(key),
+        on_cell_change=lambda: keep_cell(key),
+        on_pins_change=lambda: keep_pins(key),
         on_incident_change=lambda: open_incident(str(st.session_state[key].get("incident"))),
     )
     if st.session_state.get("section") == "Incidents":
         st.rerun()
 
 
+def attempt_choice(attempts: list[int]) -> str:
+    """The attempt whose curves are shown, by its number; empty for the run as it stands."""
+    whole = "as it stands"
+    chosen = st.selectbox(
+        "Attempt", [whole, *map(str, attempts)], key="attempt", bind="query-params", width=150,
+        help="The run as it stands, with what a later attempt took over in grey; or one attempt alone.",
+    )  # fmt: skip
+    return "" if chosen in (None, whole) else str(chosen)
+
+
 def heatmap_choice(there: list[measures.Choice]) -> str | None:
-    """What the heatmap is to show, by its key; beside the choice what that is and how often it is measured."""
+    """What the heatmap is to show, by its key; what that is and how often it is measured is said beside the choice."""
     by_key = {choice.key: choice for choice in there}
-    picked, explained = st.columns([2, 3], vertical_alignment="bottom")
-    with picked:
-        key = st.selectbox(
-            "The heatmap shows",
-            list(by_key),
-            format_func=lambda key: text.plain(by_key[key].label),
-            key="stat",
-            bind="query-params",
-        )
-    if key is not None:
-        explained.caption(text.markdown(by_key[key].explained, 400))
-    return key
+    chosen = by_key.get(str(st.session_state.get("stat")), there[0])
+    return st.selectbox(
+        "The heatmap shows",
+        list(by_key),
+        format_func=lambda key: text.plain(by_key[key].label),
+        key="stat",
+        bind="query-params",
+        width=330,
+        help=text.markdown(chosen.explained, 400) or None,
+    )
 
 
-def keep_layer(key: str) -> None:
-    """Write the chosen layer into the address."""
-    layer = st.session_state[key].get("layer")
-    if layer:
-        st.query_params["layer"] = str(layer)
-    elif "layer" in st.query_params:
-        del st.query_params["layer"]
+def pins_of(address: str) -> list[str]:
+    """The ids of the charts that the address pins."""
+    return [pin for pin in address.split(",") if pin][:MOST_PINS]
+
+
+def keep_pins(key: str) -> None:
+    """Write the pinned charts into the address."""
+    keep("pins", ",".join(map(str, st.session_state[key].get("pins") or [])))
+
+
+def keep_cell(key: str) -> None:
+    """Write the chosen layer and step into the address."""
+    cell = st.session_state[key].get("cell") or {}
+    for name in ("layer", "at"):
+        keep(name, str(cell.get(name) or ""))
+
+
+def keep(name: str, value: str) -> None:
+    """Write ``value`` into the address; an empty one out of it."""
+    if value:
+        st.query_params[name] = value
+    elif name in st.query_params:
+        del st.query_params[name]

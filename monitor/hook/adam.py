@@ -42,6 +42,7 @@ class AdamRms(Probe):
     name = "Adam's RMS of g²/v"
     every = 10
     first_steps = 10
+    over_ranks = True
 
     def __init__(self, table: LayerTable, leading: frozenset[int] = frozenset()) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ class AdamRms(Probe):
 
     def begin(self) -> None:
         watch = self.watch
-        self._whole = watch.armed or super().due(watch.step, watch.since_start)
+        self._whole = watch.dense(self) or super().due(watch.step, watch.since_start)
         self._norms = {}
 
     @torch.no_grad()
@@ -65,9 +66,10 @@ class AdamRms(Probe):
             return
         void = getattr(optimizer, "found_inf", None)
         taken = self._norms[id(optimizer)] = []
-        for owned in owned_by(optimizer, self._table, only=None if self._whole else self._leading):
+        only, sharded = None if self._whole else self._leading, self.watch.over_ranks is not None
+        for owned in owned_by(optimizer, self._table, only, sharded=sharded):
             moments = moments_of(optimizer, owned)
-            if moments is not None:
+            if moments is not None and owned.aligned:
                 norms = _rms_norms(moments)
                 norms.void = void
                 taken.append(norms)
@@ -77,14 +79,21 @@ class AdamRms(Probe):
         self._norms = {}
         if not norms:
             return None
-        sizes, layers = entries(self._table), len(self._table)
+        sizes, layers, ranks = entries(self._table), len(self._table), self.watch.over_ranks
 
         def decode(arrays: list[np.ndarray]) -> Decoded:
-            values, present = on_host(layers, norms, arrays)
+            if ranks is None:
+                values, present = on_host(layers, norms, arrays)
+            else:
+                squares, present = ranks.values(arrays[0])
+                values = np.sqrt(squares)
             if not present.any():
                 return Decoded()
             return Decoded(layers={"adam_rms": ((values / np.sqrt(sizes)).astype(np.float32), present)})
 
+        if ranks is not None:
+            ranks.add_norms("adam_rms", norms)
+            return Reading(ranks.tensors("adam_rms"), decode)
         return Reading([tensor for one in norms for tensor in one.tensors()], decode)
 
 
@@ -136,6 +145,7 @@ class AdamFloor(Probe):
     name = "Adam's v beside ε"
     every = 100
     first_steps = 1
+    over_ranks = True
 
     def __init__(self, table: LayerTable) -> None:
         super().__init__()
@@ -149,7 +159,7 @@ class AdamFloor(Probe):
     def after_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         if type(optimizer) not in FAMILY:
             return
-        for owned in owned_by(optimizer, self._table):
+        for owned in owned_by(optimizer, self._table, sharded=self.watch.over_ranks is not None):
             moments = moments_of(optimizer, owned)
             if moments is not None:
                 limit = FLOOR * owned.group["eps"]
@@ -163,15 +173,23 @@ class AdamFloor(Probe):
         counts, self._counts = self._counts, []
         if not counts:
             return None
-        sizes = entries(self._table)
+        sizes, ranks = entries(self._table), self.watch.over_ranks
 
         def decode(arrays: list[np.ndarray]) -> Decoded:
-            share, present = np.zeros(len(sizes)), np.zeros(len(sizes), bool)
-            for (rows, _), array in zip(counts, arrays, strict=True):
-                share[rows] = array / sizes[rows]
-                present[rows] = True
+            if ranks is None:
+                share, present = np.zeros(len(sizes)), np.zeros(len(sizes), bool)
+                for (rows, _), array in zip(counts, arrays, strict=True):
+                    share[rows] = array / sizes[rows]
+                    present[rows] = True
+            else:
+                below, present = ranks.values(arrays[0])
+                share = below / sizes
             return Decoded(layers={"adam_floor_share": (share.astype(np.float32), present)})
 
+        if ranks is not None:
+            for rows, below in counts:
+                ranks.add("adam_floor_share", rows, below)
+            return Reading(ranks.tensors("adam_floor_share"), decode)
         return Reading([count for _, count in counts], decode)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from monitor.hook.adam import AdamFloor, AdamRms, leading_rows
 from monitor.hook.checksum import Checksum
-from monitor.hook.communication import Communication
+from monitor.hook.communication import communication
 from monitor.hook.directions import Directions
 from monitor.hook.early_signs import EarlySigns
 from monitor.hook.gradient_values import GradientValues
@@ -63,7 +63,7 @@ def default_probes(
         AdamFloor(table),
         *module_probes(model, world_size),
         *([local] if local is not None else []),
-        *([Communication(ddp)] if ddp is not None else []),
+        *([communication(ddp)] if ddp is not None else []),
         NoiseScale(table, model, local),
         *([Checksum(table)] if world_size > 1 else []),
         EarlySigns(),

@@ -28,6 +28,11 @@ class Event(Protocol):
     def elapsed_time(self, end_event: Any) -> float: ...
 
 
+def timing_event() -> Event:
+    """A CUDA event that can be compared with others."""
+    return torch.cuda.Event(enable_timing=True)
+
+
 class DeviceClock:
     """Marks where phases begin on the device.
 
@@ -35,7 +40,7 @@ class DeviceClock:
         event: makes an event with timing; an argument so that tests can turn its clock by hand.
     """
 
-    def __init__(self, event: Callable[[], Event] = lambda: torch.cuda.Event(enable_timing=True)) -> None:
+    def __init__(self, event: Callable[[], Event] = timing_event) -> None:
         self._event = event
         self._marks: list[tuple[str | None, Event]] = []
         self.part: str | None = None

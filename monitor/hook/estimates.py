@@ -48,6 +48,8 @@ def estimated(optimizer: torch.optim.Optimizer, owned: Owned) -> str:
         grad = parameter.grad
         if grad is None or grad.layout != torch.strided or grad.dtype != parameter.dtype:
             return ""
+    if kind is torch.optim.SGD and not owned.aligned:
+        return ""
     lr = learning_rate(group)
     if kind is not torch.optim.SGD and not isinstance(lr, Tensor) and abs(lr * group["weight_decay"]) > MOST_DECAY:
         return ""

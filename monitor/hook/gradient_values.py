@@ -11,8 +11,11 @@ import torch
 from torch import Tensor
 
 from monitor.hook.layers import LayerTable
-from monitor.hook.passes import PLAIN, real
+from monitor.hook.over_ranks import OverRanks
+from monitor.hook.passes import PLAIN, entries, real
 from monitor.hook.probe import Decoded, Probe, Reading
+from monitor.hook.ranks import is_sharded
+from monitor.hook.sharded import is_partial
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,9 @@ class _Taken:
     stored: np.ndarray
     """Entries looked at: fewer in a sparse gradient, whose others are zero."""
     tensors: list[Tensor]
-    """[2, n] or [1, n] extremes, [n] entries that are not zero, [n] that are not finite if they are counted."""
+    """[2, n] or [1, n] extremes, [n] entries that are not zero, [n] that are finite if they are counted."""
+    empty: list[int]
+    """Rows of which this rank has no entry: a sharded layer's, or a sparse gradient's."""
 
 
 class GradientValues(Probe):
@@ -42,6 +47,7 @@ class GradientValues(Probe):
     name = "gradient values"
     every = 10
     first_steps = 10
+    over_ranks = True
 
     def __init__(
         self, table: LayerTable, optimizers: Sequence[torch.optim.Optimizer], count_nonfinite: bool = False
@@ -71,6 +77,8 @@ class GradientValues(Probe):
         self.begin()
         if not taken:
             return None
+        if self.watch.over_ranks is not None:
+            return self._added_up(self.watch.over_ranks, taken)
         scale = self.watch.loss_scale()
         names = ["grad_abs_max", "grad_zero_share", *(["grad_nonfinite_share"] if self._count_nonfinite else [])]
         layers = len(self._table)
@@ -93,6 +101,34 @@ class GradientValues(Probe):
         tensors = [tensor for one in taken for tensor in one.tensors]
         return Reading([*tensors, scale] if isinstance(scale, Tensor) else tensors, decode)
 
+    def _added_up(self, ranks: OverRanks, taken: list[_Taken]) -> Reading:
+        scale = self.watch.loss_scale()
+        names = ["grad_nonzero", "grad_nan", *(["grad_finite"] if self._count_nonfinite else [])]
+        for one in taken:
+            rows = one.rows.tolist()
+            extremes, filled, *rest = one.tensors
+            largest = extremes.double().abs().amax(dim=0)
+            ranks.add_largest(rows, largest.nan_to_num(nan=0.0, posinf=torch.inf))
+            for name, counts in zip(names, (filled, largest.isnan(), *rest), strict=True):
+                ranks.add(name, rows, counts)
+                ranks.add_nothing(name, one.empty)
+        entries_of = entries(self._table)
+
+        def decode(arrays: list[np.ndarray]) -> Decoded:
+            divisor = float(arrays[-1]) if isinstance(scale, Tensor) else scale
+            (filled, present), (nan, _), *rest = (ranks.values(array) for array in arrays[1 : 1 + len(names)])
+            if not present.any():
+                return Decoded()
+            largest = np.where(nan > 0, np.nan, ranks.own(arrays[0]) / divisor)
+            stats = {"grad_abs_max": largest, "grad_zero_share": 1 - filled / entries_of}
+            for finite, _ in rest:
+                stats["grad_nonfinite_share"] = 1 - finite / entries_of
+            values = {name: (row.astype(np.float32), present) for name, row in stats.items()}
+            return Decoded({"grad_abs_max": float(largest[present].max())}, values)
+
+        tensors = [ranks.largest, *ranks.tensors(*names)]
+        return Reading([*tensors, scale] if isinstance(scale, Tensor) else tensors, decode)
+
     def _owners(self) -> dict[int, Sequence[int]]:
         """Rows by the optimizer that uses them; with one optimizer all are together, whoever owns them."""
         everything = range(len(self._table))
@@ -110,16 +146,19 @@ class GradientValues(Probe):
 
     def _take(self, wanted: Sequence[int]) -> _Taken | None:
         rows: list[int] = []
+        empty: list[int] = []
         grads: list[Tensor] = []
         for row in wanted:
             grad = self._table.parameters[row].grad
-            if grad is None or type(grad) not in PLAIN or not grad.numel():
+            if grad is None or not self._measurable(grad) or not grad.numel():
                 continue
             grad = grad.coalesce()._values() if grad.is_sparse else grad
             grad = real([grad])[0]
             if grad.numel():
                 rows.append(row)
                 grads.append(grad)
+            else:
+                empty.append(row)
         if not grads:
             return None
         counts = [torch.count_nonzero(grad) for grad in grads]
@@ -128,8 +167,14 @@ class GradientValues(Probe):
             tensors.append(_stacked([torch.count_nonzero(torch.isfinite(grad)) for grad in grads]))
         where = np.array(rows)
         parameters = [self._table.parameters[row] for row in rows]
-        entries = np.array([p.numel() * (2 if p.is_complex() else 1) for p in parameters], np.float64)
-        return _Taken(where, entries, np.array([grad.numel() for grad in grads], np.float64), tensors)
+        entries_of = np.array([p.numel() * (2 if p.is_complex() else 1) for p in parameters], np.float64)
+        return _Taken(where, entries_of, np.array([grad.numel() for grad in grads], np.float64), tensors, empty)
+
+    def _measurable(self, grad: Tensor) -> bool:
+        """A term of a sum that is spread over ranks is not: no rank has an entry of it."""
+        if type(grad) in PLAIN:
+            return True
+        return self.watch.over_ranks is not None and is_sharded(grad) and not is_partial(grad)
 
 
 def _extremes(grads: list[Tensor]) -> Sequence[Tensor]:

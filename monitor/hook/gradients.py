@@ -88,7 +88,7 @@ class Gradients:
         """Norms are taken at the end of backward. On in the first step, until it is known how the loop clips."""
         self._unseen_changes = False
         self._clipped_last = False
-        self._sharded = ShardedNorms(table.names) if table.split or any(map(is_sharded, table.parameters)) else None
+        self.sharded = ShardedNorms(table.names) if table.split or any(map(is_sharded, table.parameters)) else None
         """Some layers are DTensors: their norms are taken together with the other ranks."""
         self._sample = range(0, len(table), max(1, len(table) // 16))
         self._begin_step()
@@ -145,7 +145,7 @@ class Gradients:
         try:
             rows = self._rows(call.parameters)
             taken = _grads(call.parameters, rows)
-            if taken is not None and self._sharded is not None and call.norm_type == 2.0:
+            if taken is not None and self.sharded is not None and call.norm_type == 2.0:
                 return self._clip_sharded(call, *taken, scale)
             if taken is None or call.norm_type != 2.0 or call.foreach is False or not _plain(taken[0]):
                 return self._clip_by_torch(call, taken)
@@ -245,9 +245,9 @@ class Gradients:
         if taken is None:
             return None
         grads, rows = taken
-        if self._sharded is not None:
+        if self.sharded is not None:
             every = range(len(parameters)) if rows is None else rows
-            return Piece(rows, self._sharded.take(grads, every), self._left(scale))
+            return Piece(rows, self.sharded.take(grads, every), self._left(scale))
         if not _plain(grads):
             kinds = sorted({type(grad).__name__ for grad in grads} - {"Tensor", "Parameter"})
             self._say("kind", f"gradients of type {', '.join(kinds)} are not measured; per-layer norms are absent")
@@ -331,8 +331,8 @@ class Gradients:
         torch refuses to clip DTensors of different meshes, or together with plain tensors (tensor parallel). A loop
         that calls torch's function must hear so, with or without us; ``mon.clip_grad_norm_`` clips.
         """
-        assert self._sharded is not None
-        norms = self._sharded.take(grads, range(len(grads)) if rows is None else rows)
+        assert self.sharded is not None
+        norms = self.sharded.take(grads, range(len(grads)) if rows is None else rows)
         coef = torch.clamp(float(call.max_norm) / (norms.total + 1e-6), max=1.0)
         with contained(PART):
             self._keep(Piece(rows, norms, self._left(scale), coef, float(call.max_norm)), call.parameters)

@@ -26,7 +26,10 @@ from monitor.hook.gradients import PART, Gradients
 from monitor.hook.layers import LayerTable
 from monitor.hook.leftover import Leftover
 from monitor.hook.observe import ClipCall, ValueClipCall
+from monitor.hook.over_ranks import OverRanks
 from monitor.hook.probe import Probe, Probes, Reading
+from monitor.hook.ranks import is_sharded
+from monitor.hook.sharded import ShardedNorms
 from monitor.hook.step_norms import Scale, StepNorms
 from monitor.hook.timing import GAP, StepClock
 
@@ -112,6 +115,8 @@ class Loop:
         probes.in_backward = self.in_backward
         probes.loss_scale = self._scale
         self.gradients = Gradients(table, optimizers, clock, tell)
+        if self.gradients.sharded is not None and len(table):
+            self._add_up(self.gradients.sharded, table, tell)
         self._leftover = Leftover(table, optimizers, tell)
         self.scaler = scaler
         self._optimizers = tuple(optimizers)
@@ -131,6 +136,17 @@ class Loop:
             self._handles.append(optimizer.register_step_pre_hook(self._optimizer_begins))
             self._handles.append(optimizer.register_step_post_hook(self._optimizer_ended))
         observe.watch(self)
+
+    def _add_up(self, norms: ShardedNorms, table: LayerTable, tell: Callable[[str], None]) -> None:
+        """Some layers are spread over ranks as DTensors, and all ranks are here. A collective operation."""
+        spread = any(map(is_sharded, table.parameters))
+        ranks = OverRanks(table, norms, (spread, self.probes.cadence))
+        if not spread or not self.probes.cadence:
+            return
+        if ranks.agreed:
+            self.probes.add_up(ranks)
+        else:
+            tell("the ranks were attached with different options: statistics of sharded layers are absent")
 
     def remove(self) -> None:
         """Take every hook out. Idempotent."""
@@ -397,13 +413,14 @@ class Loop:
         """Everything seen since the step before; the clock is left running in ``monitor``."""
         self.thread = threading.get_ident()  # the loop is where mon.step() is called
         measured = self.probes.active
+        readings = self.probes.end_step()  # first: other ranks may wait for this one in it
         facts = StepFacts(
             norms=self.gradients.end_step(),
             lrs=self._lrs or self._current_lrs(),
             loss_scale=self._loss_scale,
             scale_after=self._scale_now() if self._scaler_stepped and self._skips_on_device else None,
             skipped=self._scaler_stepped and not self._stepped,
-            readings=[*self.probes.end_step(), *self._device_times()],
+            readings=[*readings, *self._device_times()],
             measured=measured,
             dense=self.probes.armed,
         )

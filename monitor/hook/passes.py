@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from monitor.hook.layers import LayerTable
+from monitor.hook.ranks import is_sharded
+from monitor.hook.sharded import local
 
 BITE = 1 << 17
 """Elements of a bite on a CPU: four of them in float32 are in a core's second-level cache. Measured: from 2**17 to
@@ -125,46 +127,66 @@ def on_host(layers: int, norms: Sequence[RowNorms], arrays: Sequence[np.ndarray]
 
 
 def real(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
-    """Tensors of one type; complex ones as pairs of real numbers, which is how optimizers treat them."""
-    if not tensors or not tensors[0].is_complex():
+    """Tensors of one type; complex ones as pairs of real numbers, which is how optimizers treat them; of sharded ones
+    this rank's pieces."""
+    if not tensors:
+        return tensors
+    if is_sharded(tensors[0]):
+        tensors = [local(tensor) for tensor in tensors]
+    if not tensors[0].is_complex():
         return tensors
     return [torch.view_as_real(tensor.detach().resolve_conj()) for tensor in tensors]
 
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """Parameters of one optimizer's group that the layer table has, on one device and of one type."""
+    """Parameters of one optimizer's group that the layer table has, on one device and of one type: all of them sharded,
+    or none."""
 
     group: dict[str, Any]
     rows: list[int]
     parameters: list[nn.Parameter]
+    aligned: bool = True
+    """Whether every rank has the gradient of that piece of each parameter that it has."""
 
 
-def owned_by(optimizer: torch.optim.Optimizer, table: LayerTable, only: Collection[int] | None = None) -> list[Owned]:
+def owned_by(
+    optimizer: torch.optim.Optimizer, table: LayerTable, only: Collection[int] | None = None, *, sharded: bool = False
+) -> list[Owned]:
     """What ``optimizer`` is going to change, or has: its parameters that have a gradient, by group, device and type.
 
     Read anew each time, because groups are added and layers unfrozen while a training runs.
 
     Args:
         only: leave out every row that is not among these.
+        sharded: whether parameters of which this rank has a piece are among them.
     """
     found: list[Owned] = []
     for group in optimizer.param_groups:
-        kinds: dict[tuple[torch.device, torch.dtype], Owned] = {}
+        kinds: dict[tuple[torch.device, torch.dtype, bool, bool], Owned] = {}
         for parameter in group["params"]:
             row = table.index.get(id(parameter))
             if row is None or (only is not None and row not in only):
                 continue
             grad = parameter.grad
-            if grad is None or type(grad) not in PLAIN or type(parameter) not in PLAIN or not parameter.numel():
+            if grad is None or not parameter.numel():
                 continue
-            kind = (parameter.device, parameter.dtype)
+            spread = type(grad) not in PLAIN or type(parameter) not in PLAIN
+            if spread and not (sharded and is_sharded(parameter) and is_sharded(grad)):
+                continue
+            kind = (parameter.device, parameter.dtype, spread, not spread or _aligned(parameter, grad))
             if kind not in kinds:
-                kinds[kind] = Owned(group, [], [])
+                kinds[kind] = Owned(group, [], [], kind[-1])
             kinds[kind].rows.append(row)
             kinds[kind].parameters.append(parameter)
         found += kinds.values()
     return found
+
+
+def _aligned(parameter: Tensor, grad: Tensor) -> bool:
+    if not (is_sharded(parameter) and is_sharded(grad)):
+        return False
+    return parameter.placements == grad.placements and parameter.device_mesh == grad.device_mesh
 
 
 def entries(table: LayerTable) -> np.ndarray:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from monitor.guard import contained
+from monitor.hook.over_ranks import OverRanks
 from monitor.hook.timing import StepClock
 
 ARMED_STEPS = 64
@@ -66,6 +67,8 @@ class Probe:
     """Names of the moments that the class overrides: a step asks nobody else."""
     alike = False
     """Ranks are held against each other at the same steps, so that no rank slows it down on its own."""
+    over_ranks = False
+    """Whether it adds up over ranks what each has of a sharded model (``Probes.over_ranks``)."""
 
     watch: Probes
     """All probes of the loop; set when it is attached."""
@@ -158,6 +161,12 @@ class Probes:
         """Tell the run's readers once: ``warn(text, step=..., about="...", layers=[...])``. Set by the monitor."""
         self.tell: Callable[..., None] = lambda kind, **fields: None
         """Record an event. Set by the monitor."""
+        self.over_ranks: OverRanks | None = None
+        """Where the pieces of a sharded model are added up; None where there is none, and all is measured here."""
+        self._together: tuple[Probe, ...] = ()
+        """The probes that do so, dropped ones too."""
+        self._reduces = False
+        """Whether the step in progress ends with a reduction."""
         self._readers = [probe for probe in probes if Probe.row_complete.__name__ in probe.moments]
         for probe in self.probes:
             probe.watch = self
@@ -187,6 +196,25 @@ class Probes:
         """The probes that measure the step in progress."""
         return tuple(self._active)
 
+    @property
+    def cadence(self) -> list[tuple[str, int, int, int]]:
+        """What says in which steps something is added up over ranks."""
+        mine = [probe for probe in self.probes if probe.over_ranks]
+        return [(probe.name, probe.every, probe.first_steps, self._start_step) for probe in mine]
+
+    def add_up(self, ranks: OverRanks) -> None:
+        """From here on the model's pieces are added up over the ranks, which have the same ``cadence``."""
+        self.over_ranks = ranks
+        self._together = tuple(probe for probe in self.probes if probe.over_ranks)
+        for probe in self._together:
+            probe.alike = True
+        ranks.watch(lambda: self.armed)
+
+    def dense(self, probe: Probe) -> bool:
+        """Whether ``probe`` measures the step in progress because of an early sign, its own rank's or any rank's."""
+        ranks = self.over_ranks
+        return self.armed if ranks is None or not probe.over_ranks else ranks.armed
+
     def arm(self, steps: int = ARMED_STEPS) -> None:
         """Measure every one of the next ``steps`` steps with every probe."""
         self._armed_until = max(self._armed_until, self._step + steps)
@@ -197,9 +225,16 @@ class Probes:
         """``step`` begins."""
         self._step = step
         self._depth = {}
-        armed = step <= self._armed_until
         since_start = step - self._start_step
-        self._active = [probe for probe in self.probes if armed or probe.due(step, since_start)]
+        if self.over_ranks is None:
+            armed = step <= self._armed_until
+            self._active = [probe for probe in self.probes if armed or probe.due(step, since_start)]
+        else:
+            self.over_ranks.step_begins()
+            self._reduces = self.over_ranks.armed or any(probe.due(step, since_start) for probe in self._together)
+            if self._reduces:
+                self.over_ranks.begin()
+            self._active = [probe for probe in self.probes if self.dense(probe) or probe.due(step, since_start)]
         for probe in self._active:
             probe.measuring, probe.spent_ns = True, 0
         self._each(Probe.begin.__name__)
@@ -243,6 +278,9 @@ class Probes:
                     readings.append(reading)
             probe.measuring = False
         self._active = []
+        if self._reduces and self.over_ranks is not None:
+            self._reduces = False
+            self.over_ranks.reduce()
         return readings
 
     def row_complete(self, step: int, row: Decoded) -> dict[str, float]:

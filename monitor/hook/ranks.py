@@ -86,8 +86,8 @@ def stages(model: nn.Module, world_size: int, *, split_layers: bool = False) -> 
         )
     elif any(is_sharded(parameter) for parameter in model.parameters()):
         gradients = (
-            "parameters are sharded over the ranks (DTensor): gradient norms are those of the whole gradients, "
-            "reduced over the ranks"
+            "parameters are sharded over the ranks (DTensor): statistics of gradients, weights, updates and Adam's "
+            "moments are those of the whole tensors, reduced over the ranks"
         )
     else:
         gradients = "the model given to attach is not a DistributedDataParallel: gradients are as this rank has them"

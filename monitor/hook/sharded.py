@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,11 @@ from monitor.hook.ranks import is_sharded, together
 def local(tensor: Tensor) -> Tensor:
     """This rank's piece, sharing memory with ``tensor``; a plain tensor is its own."""
     return tensor.to_local() if is_sharded(tensor) else tensor
+
+
+def is_partial(tensor: Tensor) -> bool:
+    """Whether what each rank has are terms of a sum."""
+    return is_sharded(tensor) and any(placement.is_partial() for placement in tensor.placements)
 
 
 def on_one_mesh(tensors: Sequence[Tensor]) -> bool:
@@ -65,12 +70,18 @@ class ShardedNorms:
             dist.all_gather_object(gathered, list(names))
         holders = Counter(name for one in gathered for name in one or ())
         place = {name: index for index, name in enumerate(holders)}
-        self._size = len(place)
-        self._place = [place[name] for name in names]
-        self._holders = [holders[name] for name in names]
+        self.size = len(place)
+        """Layers of all ranks."""
+        self.place = [place[name] for name in names]
+        """Of each of this rank's layers among them."""
+        self.holders = [holders[name] for name in names]
+        """How many ranks have each."""
         self._plans: dict[tuple[tuple[int, ...], torch.device], Plan] = {}
         self.problem: Exception | None = None
         """What went wrong on this rank in the last ``take``."""
+        self.flag: Callable[[], bool] = lambda: False
+        """Asked in every ``take``; ``on_flag`` is given on how many ranks it was true, on the device."""
+        self.on_flag: Callable[[Tensor], None] = lambda _ranks: None
 
     @torch.no_grad()
     def take(self, grads: list[Tensor], rows: Sequence[int]) -> Norms:
@@ -83,7 +94,8 @@ class ShardedNorms:
             rows: of each gradient in the layer table; -1 for one that is not in it, which counts for nothing.
         """
         device = local(grads[0]).device
-        sums = torch.zeros(self._size + 1, dtype=torch.float64, device=device)  # the last one counts errors
+        # The last two count errors and flags.
+        sums = torch.zeros(self.size + 2, dtype=torch.float64, device=device)
         self.problem = None
         try:
             plan = self._plan(grads, rows, device)
@@ -91,16 +103,18 @@ class ShardedNorms:
         except Exception as error:
             self.problem = error
             sums.fill_(math.nan)
-            sums[-1] = 1.0
+            sums[-2] = 1.0
+        sums[-1] = float(self.flag())
         if together():
             dist.all_reduce(sums)
+        self.on_flag(sums[-1])
         with contained(PART):
             if self.problem is not None:
                 raise self.problem
         each = torch.full((len(grads),), math.nan if self.problem else 0.0, dtype=torch.float32, device=device)
         if self.problem is None:
             each.index_copy_(0, plan.at, sums[plan.places].sqrt().float())
-        return Norms([], None, each, sums[:-1].sum().sqrt().float(), failed=sums[-1])
+        return Norms([], None, each, sums[:-2].sum().sqrt().float(), failed=sums[-2])
 
     def _plan(self, grads: list[Tensor], rows: Sequence[int], device: torch.device) -> Plan:
         """The same for the same gradients in every step: small tensors are copied to the device once."""
@@ -110,9 +124,9 @@ class ShardedNorms:
             self._plans[key] = Plan(
                 inside,
                 torch.tensor(inside, device=device),
-                torch.tensor([self._place[rows[at]] for at in inside], device=device),
+                torch.tensor([self.place[rows[at]] for at in inside], device=device),
                 torch.tensor(
-                    [1 / _copies(grads[at], self._holders[rows[at]]) for at in inside],
+                    [1 / copies(grads[at], self.holders[rows[at]]) for at in inside],
                     dtype=torch.float64,
                     device=device,
                 ),
@@ -137,17 +151,17 @@ def scale_pieces(grads: Sequence[Tensor], coef: Tensor) -> None:
 
 
 def _piece(grad: Tensor) -> Tensor:
-    if is_sharded(grad) and any(placement.is_partial() for placement in grad.placements):
+    if is_sharded(grad) and is_partial(grad):
         grad = grad.full_tensor()  # terms of a sum: no rank can square its own
     return local(grad)
 
 
-def _copies(grad: Tensor, holders: int) -> int:
-    """On how many of the ranks that have this layer the same piece lies."""
-    if not is_sharded(grad):
+def copies(tensor: Tensor, holders: int) -> int:
+    """On how many of the ``holders``, the ranks that have this layer, the same piece lies."""
+    if not is_sharded(tensor):
         return holders
-    mesh, placements = grad.device_mesh, grad.placements
-    if any(placement.is_partial() for placement in placements):
-        return holders
+    mesh, placements = tensor.device_mesh, tensor.placements
+    if is_partial(tensor):
+        return holders  # made whole first
     same = math.prod(mesh.size(dim) for dim, placement in enumerate(placements) if placement.is_replicate())
     return same * holders // mesh.size()

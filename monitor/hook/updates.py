@@ -16,6 +16,7 @@ from torch import Tensor
 
 from monitor.hook.estimates import adam_update, estimated, moments_of, sgd_update
 from monitor.hook.layers import LayerTable
+from monitor.hook.over_ranks import OverRanks
 from monitor.hook.passes import (
     LOW_PRECISION,
     PLAIN,
@@ -29,6 +30,8 @@ from monitor.hook.passes import (
     real,
 )
 from monitor.hook.probe import Decoded, Probe, Reading
+from monitor.hook.ranks import is_sharded
+from monitor.hook.sharded import local
 
 
 @dataclass(slots=True)
@@ -50,12 +53,14 @@ class Updates(Probe):
 
     A layer that has no gradient is left alone by the optimizer: its update is 0, and so is that of a layer which no
     optimizer owns. Frozen layers (``requires_grad=False``) are absent. When the step was skipped, updates are absent.
-    An optimizer that steps several times in one step of the loop is measured in the last of them.
+    An optimizer that steps several times in one step of the loop is measured in the last of them. Of a sharded model
+    they are the norms of the whole tensors, added up over the ranks.
     """
 
     name = "weight and update norms"
     every = 20
     first_steps = 10
+    over_ranks = True
 
     def __init__(self, table: LayerTable) -> None:
         super().__init__()
@@ -70,7 +75,7 @@ class Updates(Probe):
     def before_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         step = self._steps[id(optimizer)] = _Step()
         void = getattr(optimizer, "found_inf", None)  # fused, under a GradScaler: it decides on the device
-        for owned in owned_by(optimizer, self._table):
+        for owned in owned_by(optimizer, self._table, sharded=self.watch.over_ranks is not None):
             kind = estimated(optimizer, owned)
             if kind == "adam":
                 step.pending.append(owned)
@@ -82,7 +87,7 @@ class Updates(Probe):
                 step.unknown.update(owned.rows)
                 self._say_no_room()
             else:
-                step.copies.append((owned, [parameter.detach().clone() for parameter in owned.parameters]))
+                step.copies.append((owned, [local(parameter).detach().clone() for parameter in owned.parameters]))
 
     @torch.no_grad()
     def after_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
@@ -110,10 +115,12 @@ class Updates(Probe):
         updates = [norms for step in steps for norms in step.updates]
         weights = [norms for step in steps for norms in step.weights]
         weights += self._other_weights({row for norms in weights for row in norms.rows})
-        if not weights:
-            return None
         unknown = {row for step in steps for row in step.unknown}
         still = self._still(updates, unknown) if steps else []
+        if self.watch.over_ranks is not None:
+            return self._added_up(self.watch.over_ranks, weights, updates, still)
+        if not weights:
+            return None
         layers = len(self._table)
 
         def decode(arrays: list[np.ndarray]) -> Decoded:
@@ -124,6 +131,19 @@ class Updates(Probe):
             return _decoded(weight, has_weight, update, moved & has_weight)
 
         return Reading([tensor for norms in (*weights, *updates) for tensor in norms.tensors()], decode)
+
+    def _added_up(
+        self, ranks: OverRanks, weights: list[RowNorms], updates: list[RowNorms], still: list[int]
+    ) -> Reading:
+        ranks.add_norms("weight_norm", weights)
+        ranks.add_norms("update_norm", updates)
+        ranks.add_nothing("update_norm", still)
+
+        def decode(arrays: list[np.ndarray]) -> Decoded:
+            (weight, has_weight), (update, moved) = map(ranks.values, arrays)
+            return _decoded(np.sqrt(weight), has_weight, np.sqrt(update), moved & has_weight)
+
+        return Reading(ranks.tensors("weight_norm", "update_norm"), decode)
 
     def _say_no_room(self) -> None:
         if not self._told:
@@ -136,11 +156,11 @@ class Updates(Probe):
 
     def _other_weights(self, done: set[int]) -> list[RowNorms]:
         """Norms of the weights that have not been measured with their update."""
-        kinds: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        kinds: dict[tuple[torch.device, torch.dtype, bool], list[int]] = {}
         for row, parameter in enumerate(self._table.parameters):
             trained = parameter.requires_grad or parameter.grad is not None
-            if row not in done and trained and type(parameter) in PLAIN and parameter.numel():
-                kinds.setdefault((parameter.device, parameter.dtype), []).append(row)
+            if row not in done and trained and self._measurable(parameter) and parameter.numel():
+                kinds.setdefault((parameter.device, parameter.dtype, is_sharded(parameter)), []).append(row)
         found = []
         for rows in kinds.values():
             tensors = real([self._table.parameters[row] for row in rows])
@@ -153,8 +173,11 @@ class Updates(Probe):
         changed = unknown | {row for norms in updates for row in norms.rows}
         return [
             row for row, parameter in enumerate(self._table.parameters)
-            if row not in changed and parameter.requires_grad and type(parameter) in PLAIN
+            if row not in changed and parameter.requires_grad and self._measurable(parameter)
         ]  # fmt: skip
+
+    def _measurable(self, parameter: Tensor) -> bool:
+        return type(parameter) in PLAIN or (self.watch.over_ranks is not None and is_sharded(parameter))
 
 
 def _room_for(parameters: Sequence[Tensor]) -> bool:
@@ -162,7 +185,7 @@ def _room_for(parameters: Sequence[Tensor]) -> bool:
     device = parameters[0].device
     if device.type != "cuda":
         return True
-    needed = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    needed = sum(local(parameter).numel() * parameter.element_size() for parameter in parameters)
     free, _ = torch.cuda.mem_get_info(device)  # asks the driver; does not wait for kernels
     spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return needed < (free + spare) / 2

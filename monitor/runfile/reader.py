@@ -129,9 +129,15 @@ class Run:
 
     @property
     def parent(self) -> dict[str, Any] | None:
-        """``{"run", "attempt", "step"}`` of the run this one was forked from."""
+        """``{"run", "attempt", "step"}`` of the run this one was forked from, with its ``changes`` where known."""
         parent = self._run.get("parent")
         return parent if isinstance(parent, dict) else None
+
+    @property
+    def forked_after(self) -> int | None:
+        """The parent's last step that this run has behind it, 0 for none; None when it was not forked."""
+        step = (self.parent or {}).get("step")
+        return step if type(step) is int and 0 <= step < fmt.MAX_STEP else None
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -338,12 +344,16 @@ class Run:
 
     def superseded(self, name: str) -> list[Signal]:
         """What attempts recorded of ``name`` that a later attempt has taken over, one signal per stretch."""
+        return [signal for _, signal in self.superseded_by_attempt(name)]
+
+    def superseded_by_attempt(self, name: str) -> list[tuple[int, Signal]]:
+        """As :meth:`superseded`, each stretch with the number of the attempt that recorded it."""
         last_steps = {attempt.number: attempt.last_step for attempt in self.attempts if attempt.last_step is not None}
-        found: list[Signal] = []
+        found: list[tuple[int, Signal]] = []
         for piece in superseded_pieces(self._line, last_steps):
             step, value = self._piece(name, piece, 0)
             if len(step):
-                found.append(Signal(name, step, value, unit_of(name)))
+                found.append((piece.attempt, Signal(name, step, value, unit_of(name))))
         return found
 
     def layers(self, stat: str, *, attempt: int | None = None, rank: int = 0) -> LayerMatrix:

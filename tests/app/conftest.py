@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import threading
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 
 import pytest
 import streamlit
@@ -162,6 +164,13 @@ def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
 
     yield open_it
     streamlit.config.set_option("server.address", before)
+
+
+def listed(page: AppTest) -> list[dict[str, Any]]:
+    """The rows of the table of runs, as they are sent to the browser."""
+    tables = [one for one in page.get("bidi_component") if one.proto.component_name == "gradiometer_run_table"]
+    (table,) = tables
+    return json.loads(table.proto.mixed.json if table.proto.HasField("mixed") else table.proto.json)["rows"]
 
 
 def words(page: AppTest) -> str:

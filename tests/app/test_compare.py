@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from app import frame
-from app.charts.compare import AXES, SHOWN, axis_of, checked_pattern, compare_charts, metrics_of
+from app.charts.axes import AXES
+from app.charts.compare import SHOWN, axis_of, compare_charts, metrics_of
 from app.charts.describe import Axis
+from app.charts.metric_search import checked_pattern
 from app.charts.smooth import moving_average, smoothed
 from app.compare import ABSENT, MOST_RUNS, best_of, comparing, config_difference, last_of, result_of
 from monitor.runfile import zoom

@@ -10,7 +10,7 @@ from app import data
 from app.incident import incident_key
 from monitor.errors import ConfigError, RunError
 from tests.app import runs_for_tests as made
-from tests.app.conftest import Open, Runs, words
+from tests.app.conftest import Open, Runs, listed, words
 from trainer.config import TrainConfig, form_fields, load_config, with_values
 
 SECTIONS = ["Story", "Incidents", "Landscape", "System", "Config", "Log"]
@@ -31,8 +31,8 @@ def test_an_empty_folder_shows_the_sample_runs(tmp_path, open_page: Open, monkey
     monkeypatch.setattr("app.data.SAMPLES", samples)
     page = open_page("runs")
     assert not page.exception
-    (table,) = page.dataframe
-    assert table.value["notes"].tolist() == ["sample"]
+    (row,) = listed(page)
+    assert row["sample"] is True and row["name"] == "healthy"
     assert "No runs of your own yet" in words(page)
 
 
@@ -40,12 +40,12 @@ def test_the_list_has_a_row_for_each_run_also_for_those_it_cannot_read(runs: Run
     monkeypatch.setattr("app.data.SAMPLES", runs.folder / "none")
     page = open_page("runs")
     assert not page.exception
-    table = page.dataframe[0].value.set_index("name")
+    table = {row["name"]: row for row in listed(page)}
     assert len(table) == 8
-    assert table.loc["goes to NaN", "loss"] == "NaN"
-    assert table.loc["healthy", "step"] == "400 of 400" and "finished" in table.loc["healthy", "state"]
-    assert "unreadable" in table.loc["from-the-future", "health"] and "99" in table.loc["from-the-future", "notes"]
-    assert table.loc["half written", "step"] == "–"
+    assert table["goes to NaN"]["loss"] == "NaN"
+    assert table["healthy"]["step"] == "400 of 400" and "finished" in table["healthy"]["state"]
+    assert "unreadable" in table["from-the-future"]["health"] and "99" in table["from-the-future"]["notes"]
+    assert table["half written"]["step"] == "–"
 
 
 @pytest.mark.parametrize(
@@ -62,18 +62,18 @@ def test_the_list_has_a_row_for_each_run_also_for_those_it_cannot_read(runs: Run
 def test_the_search_narrows_the_list(runs: Runs, open_page: Open, monkeypatch, search, names):
     monkeypatch.setattr("app.data.SAMPLES", runs.folder / "none")
     page = open_page("runs", search=search)
-    assert set(page.dataframe[0].value["name"]) == names
+    assert {row["name"] for row in listed(page)} == names
 
 
 def test_a_search_without_a_match_says_so_and_is_no_empty_page(runs: Runs, open_page: Open):
     page = open_page("runs", search="zzz_nothing")
-    assert not page.exception and not page.dataframe
+    assert not page.exception and not listed(page)
     assert "No run matches" in page.info[0].value
 
 
 def test_a_query_that_is_not_understood_says_what_is_accepted(runs: Runs, open_page: Open):
     page = open_page("runs", search="state:runing")
-    assert not page.exception and not page.dataframe
+    assert not page.exception and not listed(page)
     assert "starting, running" in page.warning[0].value.replace("\\", "")
     page = open_page("runs", search="lrr>1")
     assert "No configuration here has lrr" in page.info[0].value
@@ -89,16 +89,18 @@ def test_a_long_list_has_pages_which_the_address_names(tmp_path, monkeypatch, op
     monkeypatch.setattr("app.data.overviews", lambda rows: worked_on.append(len(rows := list(rows))) or overviews(rows))
     page = open_page("runs", page="2")
     assert not page.exception
-    assert page.dataframe[0].value["name"].tolist() == [f"run {number}" for number in range(104, 4, -1)]
+    assert [row["name"] for row in listed(page)] == [f"run {number}" for number in range(104, 4, -1)]
     assert "101 to 200 of 205 runs shown" in words(page)
     assert max(worked_on) == 100
     page = open_page("runs", page="3", search="run")
-    assert page.dataframe[0].value["name"].tolist() == [f"run {number}" for number in range(4, -1, -1)]
+    assert [row["name"] for row in listed(page)] == [f"run {number}" for number in range(4, -1, -1)]
     page.text_input(key="search").set_value('"run 20"').run()  # 20 and 200 to 204
-    assert not page.exception and len(page.dataframe[0].value) == 6
+    assert not page.exception and len(listed(page)) == 6
     page = open_page("runs", page="2", search="run")
     page.text_input(key="search").set_value("state:lost").run()
-    assert page.dataframe[0].value["name"][0] == "run 204", "another search begins at its newest run"
+    assert listed(page)[0]["name"] == "run 204", "another search begins at its newest run"
+    page = open_page("runs", sort="name")
+    assert [row["name"] for row in listed(page)][:3] == ["run 0", "run 1", "run 10"], "sorted over all pages"
     assert not open_page("runs", page="99").exception and not open_page("runs", page="x").exception
 
 
@@ -226,7 +228,7 @@ def test_hostile_names_are_escaped_in_the_title(tmp_path, monkeypatch, open_page
 
 def test_the_selector_names_statistics_of_layers_and_modules_and_the_address_keeps_one(runs: Runs, open_page: Open):
     page = open_page("run", run=runs.measured)
-    (selector,) = page.selectbox
+    selector = page.selectbox(key="stat")
     assert selector.options == [
         "Gradients: Gradient norm before clipping",
         "Activations: Mean of the output",
@@ -235,7 +237,7 @@ def test_the_selector_names_statistics_of_layers_and_modules_and_the_address_kee
     assert mounted(page)["stat"] == "grad_norm_preclip"
     page.selectbox(key="stat").set_value("modules.activation_mean").run()
     assert mounted(page)["stat"] == "modules.activation_mean"
-    assert "Measured by default: the first 10 steps, every 50" in words(page).replace("\\", "")
+    assert "Measured by default: the first 10 steps, every 50" in page.selectbox(key="stat").help.replace("\\", "")
     label = selector.options[1]
     assert mounted(open_page("run", run=runs.measured, stat=label))["stat"] == "modules.activation_mean"
     assert mounted(open_page("run", run=runs.measured, stat="no such"))["stat"] == "grad_norm_preclip"

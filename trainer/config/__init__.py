@@ -12,6 +12,7 @@ from trainer.config.form import form_fields as form_fields
 from trainer.config.form import to_overrides as to_overrides
 from trainer.config.reading import from_record as from_record
 from trainer.config.reading import load_config as load_config
+from trainer.config.reading import require_left as require_left
 from trainer.config.reading import require_named as require_named
 from trainer.config.reading import with_values as with_values
 from trainer.config.sections import PRESETS as PRESETS
@@ -36,5 +37,6 @@ from trainer.config.sections import ParallelConfig as ParallelConfig
 from trainer.config.sections import PrecisionConfig as PrecisionConfig
 from trainer.config.sections import ScheduleConfig as ScheduleConfig
 from trainer.config.sections import Section as Section
+from trainer.config.sections import SkipConfig as SkipConfig
 from trainer.config.sections import TaskConfig as TaskConfig
 from trainer.config.sections import TrainConfig as TrainConfig

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from monitor.errors import ConfigError
+from monitor.errors import ConfigError, RunError
 from trainer.config.fields import accepted_types, is_section, leaf_types
 from trainer.config.refusal import explain, suggestion
 from trainer.config.sections import PRESETS, FaultConfig, TrainConfig
@@ -64,6 +64,21 @@ def require_named(config: TrainConfig, overrides: Sequence[str], run: str) -> No
             f"run {run} trains {config.task.kind}, which is code outside this trainer, and a run directory is not "
             f"trusted to name code. Name it yourself to go on: --set task.kind={config.task.kind}"
         )
+
+
+def require_left(config: TrainConfig, step: int, run: str) -> None:
+    """Whether there are steps to train after ``step``.
+
+    Raises:
+        RunError: there are none, with the field that would change it.
+    """
+    if step < config.last_step:
+        return
+    more = "stop_after=none" if config.last_step < config.steps else f"steps={2 * step}"
+    raise RunError(
+        f"run {run} has a checkpoint at step {step} and {config.last_step} steps in all, so nothing is left to train. "
+        f"Give more steps to go on: --set {more}."
+    )
 
 
 def with_values(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:

@@ -524,6 +524,17 @@ class MonitorConfig(Section):
     )
 
 
+class SkipConfig(Section):
+    """Batches that are left out of the data stream, such as those before which a training went wrong."""
+
+    after_step: int = Field(
+        default=0, ge=0, le=10**9, description="Optimizer step after which batches are left out, once."
+    )
+    batches: int = Field(
+        default=0, ge=0, le=10**6, description="How many batches, of all processes together, are left out; 0 is off."
+    )
+
+
 FaultKind = Literal[
     "lr_factor",
     "no_clipping",
@@ -591,6 +602,12 @@ class TrainConfig(Section):
         default=None, max_length=80, description="Short name of the run; none takes the task's name."
     )
     steps: int = Field(default=1200, ge=1, le=10**9, description="Optimizer steps to train in all.")
+    stop_after: int | None = Field(
+        default=None,
+        ge=1,
+        le=10**9,
+        description="Step after which training ends early, with a checkpoint, on the schedule of all steps, or none.",
+    )
     batch_size: int = Field(
         default=16,
         ge=1,
@@ -637,6 +654,7 @@ class TrainConfig(Section):
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="Several processes.")
     evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="Loss on held-out data.")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="What a run can be resumed from.")
+    skip: SkipConfig = Field(default=SkipConfig(), description="Batches left out of the data stream.")
     monitor: MonitorConfig = Field(default=MonitorConfig(), description="What is measured while training.")
     fault: list[FaultConfig] = Field(
         default_factory=list,
@@ -773,6 +791,11 @@ class TrainConfig(Section):
     def record(self) -> dict[str, Any]:
         """The resolved configuration as JSON-able data, without the faults: what a run directory may know."""
         return self.model_dump(mode="json", exclude={"fault"})
+
+    @property
+    def last_step(self) -> int:
+        """The step after which training ends: of all ``steps``, or ``stop_after``."""
+        return self.steps if self.stop_after is None else min(self.steps, self.stop_after)
 
     @property
     def tokens_per_step(self) -> int:

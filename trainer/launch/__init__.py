@@ -4,6 +4,8 @@
     status(launched.run_dir).state                     # pending, running, stopping, succeeded, failed, cancelled, lost
     stop(launched.run_dir)                             # checkpoint, then a clean end; SIGKILL after the grace time
     resume(launched.run_dir, overrides=["steps=2000"]) # a new attempt from the last complete checkpoint
+    resume(launched.run_dir, at_step=200)              # ... or from that of step 200: a rewind
+    fork(launched.run_dir, 200, ["optimizer.lr=1e-4"]) # a run of its own from there
 
 Where the processes run is an ``Engine`` (``engine.py``); ``local.py`` is the one for this machine. Everything an engine
 knows about a job lies in the attempt folder, so any process on the host can follow or stop what another one started.
@@ -16,7 +18,18 @@ from typing import TYPE_CHECKING
 from trainer.launch.engine import JobState, JobStatus, Launched, StopResult
 
 if TYPE_CHECKING:
-    from trainer.launch.launcher import command, is_running, log_path, resume, resume_command, start, status, stop
+    from trainer.launch.launcher import (
+        command,
+        fork,
+        is_running,
+        log_path,
+        resume,
+        resume_command,
+        skipping,
+        start,
+        status,
+        stop,
+    )
 
 __all__ = [
     "JobState",
@@ -24,10 +37,12 @@ __all__ = [
     "Launched",
     "StopResult",
     "command",
+    "fork",
     "is_running",
     "log_path",
     "resume",
     "resume_command",
+    "skipping",
     "start",
     "status",
     "stop",

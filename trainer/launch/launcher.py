@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,17 @@ from monitor.errors import RunError
 from monitor.runfile.format import COMMIT_FILE, as_number, attempt_dir
 from monitor.runfile.reader import Run, open_run
 from monitor.runfile.writer import create_run
-from trainer.config import TrainConfig, from_record, require_named, to_overrides, with_values
+from trainer.commit import Checkpoint, adopt, usable_at
+from trainer.config import (
+    FaultConfig,
+    TrainConfig,
+    differences,
+    from_record,
+    require_left,
+    require_named,
+    to_overrides,
+    with_values,
+)
 from trainer.launch.claim import claim_attempt, newest_attempt, read_record
 from trainer.launch.engine import Engine, JobSpec, JobState, JobStatus, Launched, StopResult
 from trainer.launch.local import CONFIG_VARIABLE, LocalEngine, log_file
@@ -48,28 +59,20 @@ def start(
         task=config.task.kind,
         config=config.record(),
     ).absolute()
-    attempt = claim_attempt(run_dir, None, engine=engine, world_size=config.parallel.processes, grace_s=grace_s)
-    spec = JobSpec(
-        run_dir,
-        attempt,
-        ("--run-dir", str(run_dir), "--attempt", str(attempt)),
-        config.parallel.processes,
-        grace_s,
-        config.parallel.max_restarts,
-        {CONFIG_VARIABLE: config.model_dump_json()},
-        tuple(_command) if _command else None,
-    )
-    return Launched(run_dir.name, run_dir, attempt, ENGINES[engine].submit(spec))
+    return _submit_first(run_dir, config, engine, grace_s, _command)
 
 
 def resume(
     run_dir: str | os.PathLike[str],
     overrides: Sequence[str] = (),
     *,
+    at_step: int | None = None,
     grace_s: float = GRACE_S,
     _command: Sequence[str] | None = None,
 ) -> Launched:
     """Go on from the last complete checkpoint as a new attempt, with ``a.b=c`` changes if wanted; returns at once.
+
+    With ``at_step`` from the checkpoint of that step: the run is rewound, and what it recorded after it is superseded.
 
     Raises:
         RunError: the run is active, has no complete checkpoint, has reached its last step, or is being resumed by
@@ -77,20 +80,17 @@ def resume(
         ConfigError: an override is refused.
     """
     run = open_run(Path(run_dir).absolute())
-    config = _config_of(run, overrides)
+    config = _config_of(run, overrides, at_step=at_step)
     newest = newest_attempt(run.path)
     _refuse_active(run, newest)
-    checkpoint = _newest_checkpoint(run)
+    checkpoint = _newest_checkpoint(run) if at_step is None else _checkpoint_at(run, at_step).step
     if checkpoint is None:
         raise RunError(f"run {run.id} has no complete checkpoint, so there is nothing to resume from. Start it anew.")
-    if checkpoint >= config.steps:
-        raise RunError(
-            f"run {run.id} has a checkpoint at step {checkpoint} and {config.steps} steps in all, so nothing is left "
-            f"to train. Give more steps to go on: steps={2 * checkpoint}."
-        )
+    require_left(config, checkpoint, run.id)
     engine = _engine_name(run.path, newest)
     attempt = claim_attempt(run.path, newest, engine=engine, world_size=config.parallel.processes, grace_s=grace_s)
     arguments = ["--resume", str(run.path), "--attempt", str(attempt)]
+    arguments += [] if at_step is None else ["--at-step", str(at_step)]
     for override in overrides:
         arguments += ["--set", override]
     command = tuple(_command) if _command else None
@@ -99,6 +99,64 @@ def resume(
         run.path, attempt, tuple(arguments), parallel.processes, grace_s, parallel.max_restarts, command=command
     )
     return Launched(run.id, run.path, attempt, ENGINES[engine].submit(spec))
+
+
+def fork(
+    run_dir: str | os.PathLike[str],
+    step: int,
+    overrides: Sequence[str] = (),
+    *,
+    attempt: int | None = None,
+    runs_dir: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    fix: Mapping[str, Any] | None = None,
+    grace_s: float = GRACE_S,
+    _faults: Sequence[FaultConfig] = (),
+) -> Launched:
+    """Start a run of its own from the checkpoint of ``step``, with ``a.b=c`` changes if wanted; returns at once.
+
+    The run that it is forked from is only read, and may go on meanwhile. The checkpoint's files become the child's by
+    hard links, so that it can be resumed, and the parent thrown away, as with any other run.
+
+    Args:
+        step: 0 starts anew, from the same seed.
+        attempt: whose configuration the changes are made to; None takes the newest one's, as a resume does.
+        runs_dir: where the child is made; None takes the folder that the parent is in.
+        fix: what the child is to show, kept in its record: see FORMAT.md.
+
+    Raises:
+        RunError: there is no complete checkpoint of that step, it has no step left, or no process could be started.
+        ConfigError: an override is refused.
+    """
+    run = open_run(Path(run_dir).absolute())
+    before = _config_of(run, overrides, attempt, changed=False, at_step=step)
+    config = with_values(
+        _config_of(run, overrides, attempt, at_step=step), {"fault": [one.model_dump() for one in _faults]}
+    )
+    found = _checkpoint_at(run, step) if step else None
+    require_left(config, step, run.id)
+    parent = {"run": run.id, "attempt": found.attempt if found else 0, "step": step}
+    parent |= {"changes": differences(before, config)} | ({"fix": dict(fix)} if fix else {})
+    child = create_run(
+        runs_dir or run.path.parent,
+        name=(name or f"{run.name}-fork")[:80],
+        task=config.task.kind,
+        config=config.record(),
+        parent=parent,
+    ).absolute()
+    if found is not None:
+        try:
+            adopt(found, child / "checkpoints", run=run.id)
+        except RunError:
+            shutil.rmtree(child)  # nothing was started in it
+            raise
+    engine = _engine_name(run.path, newest_attempt(run.path))
+    return _submit_first(child, config, engine, grace_s)
+
+
+def skipping(step: int, batches: int) -> list[str]:
+    """The overrides that leave out ``batches`` batches after ``step``; none for 0."""
+    return [f"skip.after_step={step}", f"skip.batches={batches}"] if batches else []
 
 
 def stop(run_dir: str | os.PathLike[str], *, grace_s: float | None = None) -> StopResult:
@@ -160,6 +218,24 @@ def resume_command(run_dir: str | os.PathLike[str], overrides: Sequence[str] = (
     return words
 
 
+def _submit_first(
+    run_dir: Path, config: TrainConfig, engine: str, grace_s: float, command: Sequence[str] | None = None
+) -> Launched:
+    """The first attempt of a run that has just been made."""
+    attempt = claim_attempt(run_dir, None, engine=engine, world_size=config.parallel.processes, grace_s=grace_s)
+    spec = JobSpec(
+        run_dir,
+        attempt,
+        ("--run-dir", str(run_dir), "--attempt", str(attempt)),
+        config.parallel.processes,
+        grace_s,
+        config.parallel.max_restarts,
+        {CONFIG_VARIABLE: config.model_dump_json()},
+        tuple(command) if command else None,
+    )
+    return Launched(run_dir.name, run_dir, attempt, ENGINES[engine].submit(spec))
+
+
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
     """The trainer works in another folder, and a resume may come from a third one."""
     paths = {"task.data": config.task.data, "model.weights": config.model.weights}
@@ -184,14 +260,44 @@ def _engine_name(run_dir: Path, attempt: int | None) -> str:
     return name
 
 
-def _config_of(run: Run, overrides: Sequence[str]) -> TrainConfig:
-    """What the trainer will come to for the same overrides: a mistake is refused here, before there is an attempt."""
+def _config_of(
+    run: Run,
+    overrides: Sequence[str],
+    attempt: int | None = None,
+    *,
+    changed: bool = True,
+    at_step: int | None = None,
+) -> TrainConfig:
+    """What the trainer will come to for the same overrides: a mistake is refused here, before there is an attempt.
+
+    Of the newest attempt, or of ``attempt``, with what was changed while it ran, up to ``at_step``; not ``changed``: as
+    it was before the overrides.
+    """
     if run.config is None:
         raise RunError(f"run {run.id} has no configuration of this trainer. Resume it with the program that made it.")
-    earlier = run.attempts[-1].overrides_at() if run.attempts else {}
-    config = from_record(run.config, overrides, source=f"{run.id}/run.json", changed=earlier)
+    earlier = next(
+        (one.overrides_at(at_step) for one in reversed(run.attempts) if attempt in (None, one.number)),
+        {},
+    )
+    config = from_record(run.config, overrides if changed else (), source=f"{run.id}/run.json", changed=earlier)
     require_named(config, overrides, run.id)
     return config
+
+
+def _checkpoint_at(run: Run, step: int) -> Checkpoint:
+    """The complete checkpoint of ``step``.
+
+    Raises:
+        RunError: there is none, with the steps that have one.
+    """
+    found = usable_at(run.path / "checkpoints", step)
+    if isinstance(found, Checkpoint):
+        return found
+    steps = ", ".join(str(point.step) for point in run.checkpoints() if point.complete) or "none"
+    raise RunError(
+        f"run {run.id} has no complete checkpoint of step {step}: {found}. Steps with one: {steps}; a child of "
+        "step 0 starts anew, from the same seed."
+    )
 
 
 def _newest_checkpoint(run: Run) -> int | None:

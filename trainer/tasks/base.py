@@ -132,6 +132,13 @@ class EpochSampler:
             count -= len(part)
         return torch.cat(parts)
 
+    def skip(self, count: int) -> None:
+        """Leave the next ``count`` indices out: what ``take`` gives afterwards is as if they had been taken."""
+        epochs, self.position = divmod(self.position + count, self.size)
+        if epochs:
+            self.epoch += epochs
+            self._order = self._shuffled(self.epoch)
+
     def state_dict(self) -> dict[str, int]:
         return {"size": self.size, "seed": self.seed, "epoch": self.epoch, "position": self.position}
 

@@ -17,7 +17,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import monitor
 from tests.monitor.hook.problems import PROBLEMS, Problem, TinyGPT
@@ -35,19 +38,21 @@ class Kind:
     scaled: bool = False
     micro_steps: int = 1
     ranks: str | None = None
-    """``ddp`` or ``fsdp2``."""
+    """``ddp``, ``fsdp2``, or ``tensor``, where the ranks share a batch."""
 
 
 ALONE = (
     Kind("fp32"), Kind("bf16", torch.bfloat16), Kind("fp16", torch.float16, scaled=True), Kind("x4", micro_steps=4),
 )  # fmt: skip
-SPREAD = (Kind("ddp", ranks="ddp"), Kind("fsdp2", ranks="fsdp2"))
+SPREAD = (Kind("ddp", ranks="ddp"), Kind("fsdp2", ranks="fsdp2"), Kind("tensor", ranks="tensor"))
 
 
 def measured(problem: Problem, kind: Kind, folder: Path, rank: int = 0, world: int = 1) -> dict[str, Any]:
     """Train; gives back the run's folder and, by step, what plain arithmetic on copies says that it must hold."""
     inner = problem.made()
     model = _spread(inner, kind)
+    if kind.ranks == "tensor":
+        rank, world = 0, 1
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.9, BETA2), eps=EPS)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0) if kind.scaled else None
     second = [np.zeros(tuple(p.shape)) for p in inner.parameters()]
@@ -97,6 +102,13 @@ def _spread(inner: nn.Module, kind: Kind) -> nn.Module:
         for block in inner.blocks if isinstance(inner, TinyGPT) else ():
             fully_shard(block)
         fully_shard(inner)
+    if kind.ranks == "tensor":
+        mesh = init_device_mesh("cpu", (2,))
+        if isinstance(inner, TinyGPT):
+            for block in inner.blocks:
+                parallelize_module(block.mlp, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+        else:  # the last layer by its input: pieces of weights, and a bias of which every rank has a copy
+            parallelize_module(inner, mesh, {str(len(inner) - 1): RowwiseParallel(input_layouts=Replicate())})
     return inner
 
 

@@ -16,7 +16,10 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 import monitor
+from monitor.hook.communication import DeviceCommunication
 from monitor.hook.handle import Monitor
+from monitor.hook.probe import Probes
+from monitor.hook.timing import StepClock
 from tests.monitor.hook.problems import GPT, MLP
 from tests.monitor.hook.twin import norms_of_grads
 
@@ -89,6 +92,47 @@ def noisy() -> dict[str, Any]:
             optimizer.zero_grad()
             mon.step()
     return {"run": str(mon.run_dir), "expected": 1 / mu**2 / (2 * samples)}
+
+
+class HostEvent:
+    """An event of a device that does at once what it is told, on the clock that DDP's own timers read."""
+
+    def record(self) -> None:
+        self.ns = time.time_ns()
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, end_event: Any) -> float:
+        return (end_event.ns - self.ns) * 1e-6
+
+
+def by_events() -> list[dict[str, Any]]:
+    """What the events of each step say beside DDP's timers, and when each gradient was there."""
+    inner = MLP.made()
+    model = Ddp(inner, bucket_cap_mb=0.002)
+    model._set_ddp_runtime_logging_sample_rate(1)
+    probe = DeviceCommunication(model, HostEvent)
+    probes = Probes([probe], StepClock())
+    probes.in_backward = lambda: True
+    found = []
+    for step in range(1, 6):
+        probes.begin(step)
+        there: list[int] = []
+        for parameter in inner.parameters():
+            probe._handles.append(
+                parameter.register_post_accumulate_grad_hook(lambda _, there=there: there.append(time.time_ns()))
+            )
+        MLP.loss(model, *MLP.batch(10 * step + rank)).backward()
+        probes.backward_ended()
+        marks = [event.ns for event in probe._marks or ()]
+        values = [dict(reading.decode([]).scalars) for reading in probes.end_step()]
+        model.logger.set_runtime_stats_and_log()
+        times = model._get_ddp_logging_data()
+        of_ddp = [times[f"backward_{name}"] for name in ("comm_time_start", "compute_time_end", "comm_time_end")]
+        found.append({"marks": marks, "ddp": of_ddp, "there": there, "values": values})
+    found.append({"hooks": sum(len(p._post_accumulate_grad_hooks or ()) for p in inner.parameters())})
+    return found
 
 
 def hooked() -> str:
@@ -182,7 +226,7 @@ def main() -> None:
     for kind in ("plain", "accumulated", "synced", "views"):
         found[kind] = train(kind, watched=True)
         found[kind]["bare"] = train(kind, watched=False)["weights"]
-    found["noisy"], found["hooked"] = noisy(), hooked()
+    found["noisy"], found["hooked"], found["events"] = noisy(), hooked(), by_events()
     found["joined"], found["poked"] = joined(), poked()
     for reduces in ("once", "always"):
         found[f"sharded {reduces}"] = sharded(True, reduces)

@@ -29,8 +29,6 @@ STAGES = {
     "weight_norm": ("after the optimizer step",),
     "update_norm": ("optimizer step",),
 }
-NOT_SHARDED = ("weight_norm", "update_norm", "update_to_weight_ratio", "adam_rms", "grad_abs_max", "grad_zero_share")
-"""Measured of whole tensors only: absent where each rank has a piece."""
 
 
 @pytest.fixture(scope="module")
@@ -82,14 +80,11 @@ def test_every_number_is_the_slow_twins(case: tuple[Kind, Found]) -> None:
         assert max(coef) < 1  # else clipping did nothing, and both stages could be mixed up
         limits = run.series("clip_max_norm", rank=rank)
         assert (limits.step.tolist(), set(limits.value)) == (list(range(1, CLIPPED_STEPS + 1)), {MAX_NORM})
-        if kind.ranks == "fsdp2":
-            assert not {*NOT_SHARDED} & {*run.layer_stats, *run.names}
-            continue
         _same(run, rank, "weight_norm", truth["weight"], 1e-5)
-        _same(run, rank, "update_norm", truth["update"], 1e-3)
+        _same(run, rank, "update_norm", truth["update"], 1e-4)  # the truth is a difference of rounded weights
         ratio = np.array(truth["update"]) / np.array(truth["weight"])
         np.testing.assert_allclose(run.layers("update_to_weight_ratio", rank=rank).value, ratio, rtol=1e-3)
-        _same(run, rank, "adam_rms", truth["rms"], 1e-3, scalar=False)
+        _same(run, rank, "adam_rms", truth["rms"], 1e-5, scalar=False)
         _same(run, rank, "grad_abs_max", truth["abs_max"], 1e-5, scalar=False)
         peaks = [max(row) for row in truth["abs_max"]]
         np.testing.assert_allclose(run.series("grad_abs_max", rank=rank).value, peaks, rtol=1e-5)
@@ -100,7 +95,7 @@ def test_every_number_is_the_slow_twins(case: tuple[Kind, Found]) -> None:
 def test_each_rank_tells_its_own_gradient_from_the_reduced_one(case: tuple[Kind, Found]) -> None:
     kind, found = case
     run = open_run(found[0]["run"])
-    if kind.ranks is None:
+    if kind.ranks in (None, "tensor"):
         assert "grad_norm_local" not in {*run.names, *run.layer_stats}
         return
     for rank, of_rank in enumerate(found):

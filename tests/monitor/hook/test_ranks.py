@@ -127,6 +127,31 @@ def test_communication_is_a_span_of_which_a_part_is_exposed(ranks: Ranks) -> Non
             assert value < backward[step] + 0.05  # several buckets, one span: it lies within backward
 
 
+def test_events_mark_the_moments_that_ddps_own_timers_mark(ranks: Ranks) -> None:
+    for of_rank in ranks:
+        *steps, left = of_rank["events"]
+        assert left == {"hooks": 0}
+        told = [step for step in steps if step["marks"]]
+        assert len(told) >= 3  # from the first step on whose buckets are known
+        for step in told:
+            sent, ready, back = step["marks"]
+            of_ddp_sent, of_ddp_ready, of_ddp_back = step["ddp"]
+            later = [moment for moment in step["there"] if moment > sent]
+            # DDP sends the first bucket after the hook of its last gradient, and before that of the next gradient.
+            assert sent <= of_ddp_sent <= later[1]
+            assert max(step["there"][:-1]) <= ready <= of_ddp_ready
+            assert of_ddp_back <= back
+            assert later[1:], "all gradients are in one bucket, so that the first is any"
+            exposed = (back - ready) * 1e-9
+            assert step["values"] == [
+                {
+                    "comm_s": pytest.approx((back - sent) * 1e-9),
+                    "comm_exposed_s": pytest.approx(exposed),
+                    "comm_overlap_share": pytest.approx(1 - exposed / ((back - sent) * 1e-9)),
+                }
+            ]
+
+
 def test_ranks_with_uneven_data_end_under_join(ranks: Ranks) -> None:
     run = _run(ranks, "joined")
     assert [run.series("grad_norm_preclip", rank=rank).step[-1] for rank in (0, 1)] == [14, 8]

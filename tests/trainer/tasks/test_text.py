@@ -175,3 +175,16 @@ def test_sampler_continues_from_its_state() -> None:
 def test_sampler_refuses_other_data() -> None:
     with pytest.raises(ValueError, match="the data hold 8 training examples now and 7 when the checkpoint was written"):
         EpochSampler(8, seed=3).load_state_dict(EpochSampler(7, seed=3).state_dict())
+
+
+@given(size=st.integers(1, 9), before=st.integers(0, 30), skipped=st.integers(0, 40), after=st.integers(1, 20))
+def test_skipped_examples_are_as_if_they_had_been_taken(size: int, before: int, skipped: int, after: int) -> None:
+    one, other = EpochSampler(size, seed=3), EpochSampler(size, seed=3)
+    assert one.take(before + 1).tolist() == other.take(before + 1).tolist()
+    one.skip(skipped)
+    if skipped:
+        other.take(skipped)
+    assert one.drawn == other.drawn
+    resumed = EpochSampler(size, seed=3)
+    resumed.load_state_dict(one.state_dict())
+    assert one.take(after).tolist() == other.take(after).tolist() == resumed.take(after).tolist()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from monitor.landscape.directions import filter_normalised, move
+from monitor.landscape.directions import Mover, random_direction
+from monitor.landscape.surface import LossFn, Surface, axis, fill, one_number
 from monitor.landscape.undisturbed import Borrowed, undisturbed
 
 RADIUS = 0.05
@@ -18,8 +17,6 @@ training step, small against the distance to another basin."""
 PERTURBATIONS = 8
 LINE_RADIUS = 0.5
 LINE_POINTS = 11
-
-LossFn = Callable[[], Tensor | float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,36 +83,28 @@ def sample_landscape(
             f"radius={radius}, perturbations={perturbations}, line_radius={line_radius}, points={points}; accepted are "
             "radii above 0, at least 2 perturbations and an odd number of at least 3 points"
         )
+    line = Surface.blank(axis(line_radius, points))
     with undisturbed(model) as borrowed:
         baseline = _loss(loss_fn, borrowed)
-        near = np.empty(perturbations)
-        for number in range(perturbations):
-            direction = filter_normalised(borrowed.saved, _seed(seed, 1 + number))
-            move(borrowed.weights, borrowed.saved, direction, radius)
-            near[number] = _loss(loss_fn, borrowed)
-        coords = np.linspace(-line_radius, line_radius, points)
-        coords[points // 2] = 0.0
-        direction = filter_normalised(borrowed.saved, _seed(seed, 0))
-        along = np.empty(points)
-        for place, distance in enumerate(coords):
-            move(borrowed.weights, borrowed.saved, direction, float(distance))
-            along[place] = _loss(loss_fn, borrowed)
+        near = perturbed(borrowed, loss_fn, radius=radius, count=perturbations, seed=seed)
+        fill(line, borrowed, loss_fn, [random_direction(borrowed.saved, seed)])
     return Sample(
         baseline,
         Slice("perturbation", "filter-normalised gaussian", radius, np.arange(perturbations, dtype=np.float64), near),
-        Slice("line", f"filter-normalised gaussian, seed {seed}", line_radius, coords, along),
+        Slice("line", f"filter-normalised gaussian, seed {seed}", line_radius, line.axes[0], line.loss),
     )
 
 
-def _seed(seed: int, stream: int) -> int:
-    return (seed * 1_000_003 + stream) % (1 << 63)
+def perturbed(borrowed: Borrowed, loss_fn: LossFn, *, radius: float, count: int, seed: int) -> np.ndarray:
+    """float64[count]: the loss in so many independent filter-normalised random directions, all at ``radius``."""
+    losses = np.empty(count)
+    for number in range(count):
+        direction = random_direction(borrowed.saved, seed, 1 + number)
+        Mover(borrowed.weights, borrowed.saved, direction).to(radius)
+        losses[number] = _loss(loss_fn, borrowed)
+    return losses
 
 
 def _loss(loss_fn: LossFn, borrowed: Borrowed) -> float:
     borrowed.same_randomness()
-    loss = loss_fn()
-    if isinstance(loss, Tensor):
-        if loss.numel() != 1:
-            raise ValueError(f"loss_fn returned a tensor of shape {tuple(loss.shape)}; one number is accepted")
-        loss = loss.detach().to(torch.float64).item()  # SYNC: a landscape sample is out of the loop's own path
-    return float(loss)
+    return float(one_number(loss_fn()))  # SYNC: a landscape sample is out of the loop's own path

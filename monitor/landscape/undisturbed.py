@@ -18,7 +18,7 @@ class Borrowed:
     """A model whose weights may be overwritten until it is given back."""
 
     weights: list[Tensor]
-    """The parameters' data. Writing to it is not seen by autograd, whose graph may be alive."""
+    """The data of what moves. Writing to it is not seen by autograd, whose graph may be alive."""
     saved: list[Tensor]
     """A copy of the weights as they were."""
     same_randomness: Callable[[], None]
@@ -56,10 +56,41 @@ def at_rest(model: nn.Module) -> Iterator[Callable[[], None]]:
         _set_random_states(states)
 
 
+def moving(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that are trained, each once; frozen ones stay where they are in every look at the landscape.
+
+    Raises:
+        ValueError: nothing is trained, or the weights lie in pieces on several ranks.
+    """
+    parameters = [
+        one for one in model.parameters() if one.requires_grad and (one.is_floating_point() or one.is_complex())
+    ]
+    if not parameters:
+        raise ValueError("every weight of the model is frozen (requires_grad is False), so there is nowhere to go")
+    kinds = {type(one).__name__ for one in [*parameters, *(one.data for one in parameters)]}
+    wrappers = {type(module).__name__ for module in model.modules()} & {"FullyShardedDataParallel"}
+    if "DTensor" in kinds or wrappers:
+        raise ValueError(
+            "the weights lie in pieces on several ranks (FSDP or tensor parallel), and a look at the landscape moves "
+            "whole ones. Save a checkpoint of the whole model and look at that in one process"
+        )
+    return parameters
+
+
+def float_buffers(model: nn.Module) -> list[Tensor]:
+    """Running statistics and the like, each once."""
+    return [buffer.data for buffer in model.buffers() if buffer.is_floating_point()]
+
+
 @contextlib.contextmanager
-def undisturbed(model: nn.Module) -> Iterator[Borrowed]:
-    """As :func:`at_rest`, and the weights, too, are restored: from a copy, never by subtracting what was added."""
-    weights = [parameter.data for parameter in model.parameters()]
+def undisturbed(model: nn.Module, *, with_buffers: bool = False) -> Iterator[Borrowed]:
+    """As :func:`at_rest`, and the weights, too, are restored: from a copy, never by subtracting what was added.
+
+    ``with_buffers`` lets the floating-point buffers move as well, behind the weights: between two checkpoints the
+    running statistics of one are wrong at the other.
+    """
+    weights = [parameter.data for parameter in moving(model)]
+    weights += float_buffers(model) if with_buffers else []
     saved = [weight.clone() for weight in weights]
     with at_rest(model) as same_randomness:
         try:

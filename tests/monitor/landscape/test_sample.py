@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import monitor
-from monitor.landscape.directions import filter_normalised, move
+from monitor.landscape.directions import Mover, filter_normalised
 from monitor.landscape.sample import sample_landscape
 from monitor.landscape.undisturbed import undisturbed
 from tests.monitor.hook import recorded
@@ -139,7 +139,7 @@ def test_directions_have_the_norm_of_each_filter():
 def test_distance_zero_is_the_origin_bit_for_bit():
     origin = [torch.tensor([1e-30, -0.0, 3.0])]
     weights = [torch.zeros(3)]
-    move(weights, origin, [torch.full((3,), 1e30)], 0.0)
+    Mover(weights, origin, [torch.full((3,), 1e30)]).to(0.0)
     assert torch.equal(weights[0].view(torch.int32), origin[0].view(torch.int32))
 
 

@@ -1,0 +1,147 @@
+"""Everything about the curvature at one place: is the learning rate too high now?"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from monitor.landscape.directions import Direction, last_update, norm
+from monitor.landscape.hessian import TOLERANCE, Eigenvalues, Hessian, Trace, eigenvalues, trace
+from monitor.landscape.stability import Stability, stability
+from monitor.landscape.surface import LossFn
+from monitor.landscape.undisturbed import moving
+
+NO_TRACE = Trace(math.nan, math.nan, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Curvature:
+    """The Hessian at the present weights, of one batch's loss. NaN where something was not asked for or not found."""
+
+    loss: float
+    gradient_norm: float
+    along_gradient: float
+    """gᵀHg / gᵀg."""
+    along_update: float
+    """The same of the last update."""
+    eigenvalues: tuple[float, ...]
+    """The largest of H, largest first."""
+    trace: Trace
+    sharpness: float
+    """The largest eigenvalue of H, or of P⁻¹H where ``stability`` is of that."""
+    stability: Stability | None
+    """The limit for ``sharpness``; None when the optimizer's is not known."""
+    method: str
+    """Of the Hessian-vector products."""
+    products: int
+    """How many were made; each costs about two gradients."""
+    vector: np.ndarray | None = None
+    """float[size], of the largest eigenvalue of ``sharpness``: the next look may start from it."""
+
+    @property
+    def over_limit(self) -> float:
+        """``sharpness`` over the limit of stability: above 1 the steps swing further and further."""
+        return self.sharpness / self.stability.limit if self.stability is not None else math.nan
+
+    def detail(self) -> dict[str, Any]:
+        """As a run keeps it; see FORMAT.md, "Landscape samples"."""
+        held = self.stability
+        found = {
+            "method": self.method, "products": self.products, "gradient_norm": self.gradient_norm,
+            "along_gradient": self.along_gradient, "along_update": self.along_update,
+            "eigenvalues": list(self.eigenvalues), "trace": self.trace.mean, "trace_error": self.trace.error,
+            "trace_samples": self.trace.samples, "sharpness": self.sharpness,
+        }  # fmt: skip
+        if held is not None:
+            found |= {"limit": held.limit, "rule": held.rule, "lr": held.lr, "preconditioned": held.preconditioned}
+        return {key: value for key, value in found.items() if not (isinstance(value, float) and math.isnan(value))}
+
+
+def curvature(
+    model: nn.Module,
+    loss_fn: LossFn,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    count: int = 1,
+    trace_samples: int = 0,
+    update: Direction | None = None,
+    tolerance: float = TOLERANCE,
+    start: np.ndarray | None = None,
+    budget_s: float = math.inf,
+    seed: int = 0,
+    method: str | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Curvature:
+    """Measure the curvature of ``loss_fn`` at the model's weights, in this order, as far as the budget reaches.
+
+    Gradient and update (two products), sharpness against the limit (some twenty), the largest eigenvalues (some
+    twenty; the same where nothing is preconditioned), the trace (one product a sample). The model is given back as it
+    was, bit for bit.
+
+    Args:
+        loss_fn: gives a tensor of one number that depends on the weights; runs in eval mode.
+        optimizer: for the limit, the preconditioner and the last update.
+        count: eigenvalues; 0 for none, which leaves the sharpness out too.
+        update: the last update, where it is known better than from the optimizer's state.
+        start: ``Curvature.vector`` of a look some steps ago.
+        progress: called with the number of products made.
+
+    Raises:
+        ValueError: see ``Hessian``.
+    """
+    ends, made = time.monotonic() + budget_s, 0
+
+    def one_more() -> None:
+        nonlocal made
+        made += 1
+        if progress is not None:
+            progress(made)
+
+    parameters = moving(model)
+    held = stability(optimizer, parameters) if optimizer is not None else None
+    if update is None and optimizer is not None:
+        update = last_update(optimizer, parameters)
+    options: dict[str, Any] = {"tolerance": tolerance, "ends": ends, "progress": one_more, "seed": seed}
+    with Hessian(model, loss_fn, method=method) as hessian:
+        found = Curvature(
+            loss=hessian.loss,
+            gradient_norm=norm(hessian.gradient),
+            along_gradient=hessian.along(hessian.gradient),
+            along_update=math.nan if update is None else hessian.along(update),
+            eigenvalues=(),
+            trace=NO_TRACE,
+            sharpness=math.nan,
+            stability=held,
+            method=hessian.method,
+            products=0,
+        )
+        scaled = held is not None and held.scale is not None
+        if count and scaled:
+            assert held is not None
+            with Hessian(model, loss_fn, method=hessian.method, scale=held.scale) as seen:
+                top = eigenvalues(seen, 1, start=start, **options)
+                found = replace(found, sharpness=_first(top), vector=_vector(top), products=seen.products)
+        if count:
+            largest = eigenvalues(hessian, count, start=None if scaled else start, **options)
+            found = replace(found, eigenvalues=tuple(largest.values.tolist()))
+            if not scaled:
+                found = replace(found, sharpness=_first(largest), vector=_vector(largest))
+        if trace_samples:
+            measured = trace(hessian, trace_samples, seed=seed, ends=ends, progress=one_more)
+            found = replace(found, trace=measured)
+        return replace(found, products=found.products + hessian.products)
+
+
+def _first(found: Eigenvalues) -> float:
+    return float(found.values[0]) if len(found.values) else math.nan
+
+
+def _vector(found: Eigenvalues) -> np.ndarray | None:
+    return np.ascontiguousarray(found.vectors[:, 0]) if len(found.values) else None

@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
+from app.cli_sweep import sweep
 from app.terminal import AsJson, RunArgument, RunsFolder, fail, or_exit
 from app.text import plain
 from monitor.errors import GradiometerError, RunError
@@ -41,6 +42,9 @@ cli = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+cli.add_typer(sweep, name="sweep")
 
 
 class Level(StrEnum):

@@ -13,6 +13,7 @@ from monitor.errors import RunError
 
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
+    from trainer.sweep import Plan
 
 
 def read_only_reason() -> str | None:
@@ -68,6 +69,44 @@ def resume(path: Path) -> str:
     launched = launch.resume(path)
     READERS.forget(path)
     return f"attempt {launched.attempt} started"
+
+
+def begin_sweep(plan: Plan) -> str:
+    """Begin a sweep in the first runs folder and return its id, without waiting for it.
+
+    Raises:
+        RunError: the page is read-only, or the sweep was refused.
+    """
+    _may_act()
+    from trainer import sweep
+
+    return sweep.begin(plan, launch_folder()).id
+
+
+def stop_sweep(sweep_id: str) -> str:
+    """Ask a sweep to end its trials and itself; returns what was done, in words.
+
+    Raises:
+        RunError: the page is read-only, or nobody would see the request.
+    """
+    _may_act()
+    from trainer import sweep
+
+    return sweep.ask_to_stop(sweep.open_sweep(launch_folder(), sweep_id))
+
+
+def go_on_with_sweep(sweep_id: str) -> str:
+    """Go on with a sweep that was stopped or interrupted; returns what was done, in words.
+
+    Raises:
+        RunError: the page is read-only, or there is nothing to go on with.
+        ConfigError: the sweep's plan is refused.
+    """
+    _may_act()
+    from trainer import sweep
+
+    going = sweep.go_on(sweep.open_sweep(launch_folder(), sweep_id))
+    return f"The sweep goes on: {len(going.trials)} of {going.planned} trials have begun."
 
 
 def _may_act() -> None:

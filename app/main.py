@@ -20,6 +20,7 @@ def ui() -> None:
         st.Page("views/runs.py", title="Runs", default=True),
         st.Page("views/compare.py", title="Compare", url_path="compare"),
         st.Page("views/launch.py", title="Launch", url_path="launch"),
+        st.Page("views/sweep.py", title="Sweeps", url_path="sweeps"),
         st.Page("views/run.py", title="Run", url_path="run", visibility="hidden"),
     ]
     st.logo(str(ICON.with_name("wordmark.svg")), size="medium")

@@ -46,6 +46,15 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "trainer.schedules",
         "trainer.launch",
     ),
+    "trainer.sweep": (
+        "monitor.signals",
+        "monitor.errors",
+        "monitor.runfile",
+        "monitor.diagnosis",
+        "trainer.config",
+        "trainer.launch",
+        "trainer.sweep",
+    ),
     "trainer": ("monitor", "trainer"),
     "app": (
         "monitor.signals",
@@ -55,12 +64,20 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "monitor.importers",
         "trainer.config",
         "trainer.launch",
+        "trainer.sweep",
         "app",
     ),
 }
 
 TORCH_ROOMS = ("monitor.hook", "monitor.landscape", "monitor.integrations", "trainer")
-TORCH_FREE = ("trainer.commit", "trainer.config", "trainer.launch", "trainer.schedules", "trainer.stop")
+TORCH_FREE = (
+    "trainer.commit",
+    "trainer.config",
+    "trainer.launch",
+    "trainer.schedules",
+    "trainer.stop",
+    "trainer.sweep",
+)
 """What of the trainer the page uses, or must be ready before torch is."""
 
 WITHOUT_TORCH = (
@@ -72,6 +89,8 @@ WITHOUT_TORCH = (
     "monitor.importers",
     "trainer.config",
     "trainer.launch",
+    "trainer.sweep",
+    "trainer.sweep.driver",
     "app.cli",
     "app.main",
 )

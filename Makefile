@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip
 INSTALL := $(PIP) install --disable-pip-version-check --constraint constraints.txt --editable
 
 .DEFAULT_GOAL := help
-.PHONY: help app test lint faults bench samples clean
+.PHONY: help app test engines lint faults bench samples clean
 
 help: ## Say what each command does
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -18,6 +18,10 @@ app: $(VENV)/.installed ## Install what the app needs and open it on http://127.
 test: $(VENV)/.installed-test ## Install what the tests need (Chromium too) and run them all
 	@$(BIN)/python -m tests.browser.chromium
 	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+engines: $(VENV)/.installed-test ## Tests on a real Slurm cluster, a Ray head and two hosts, all on this machine (root)
+	@$(BIN)/python -m tests.browser.chromium
+	@$(BIN)/python -m tests.engines
 
 lint: $(VENV)/.installed-dev ## Format check, lint and types
 	$(BIN)/ruff format --check .

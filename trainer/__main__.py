@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainer.rank_log import print_into
 from trainer.stop import StopFlag, end_with_parent
 
 if TYPE_CHECKING:
@@ -36,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Do what the command line asks; gives back the exit code."""
     stop = StopFlag()
     stop.install()  # before anything large is imported: torch takes seconds
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    print_into()
+    if _under_torchrun():
         end_with_parent()
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(words)
@@ -60,7 +62,7 @@ def _run(options: argparse.Namespace, words: list[str], stop: StopFlag) -> int:
         from trainer.dryrun import dry_run
 
         return dry_run(config)
-    if config.parallel.processes > 1 and _world_size() == 1:
+    if config.parallel.processes > 1 and not _under_torchrun():
         from trainer.parallel.workers import run_workers
 
         return run_workers(config.parallel, words)
@@ -68,7 +70,7 @@ def _run(options: argparse.Namespace, words: list[str], stop: StopFlag) -> int:
     if _is_first():
         begun = restarted_run(options.runs, options.resume or options.run_dir)
         if begun is not None:
-            config, place = continued_run(begun, tell)
+            config, place = continued_run(begun, tell, config.task.kind)
             tell(f"the processes were started again: going on as attempt {place.attempt}")
         elif options.resume:
             config, place = resumed_run(
@@ -167,13 +169,18 @@ def _overrides(options: argparse.Namespace) -> list[str]:
         "device": options.device,
         "task.kind": options.task,
         "task.data": options.data,
-        "parallel.processes": _world_size() if _world_size() > 1 else None,
+        "parallel.processes": _world_size() if _under_torchrun() else None,
     }
     return [*options.set, *(f"{name}={value}" for name, value in short.items() if value is not None)]
 
 
 def _world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _under_torchrun() -> bool:
+    """Also alone: of two hosts one may be left."""
+    return "TORCHELASTIC_RUN_ID" in os.environ or _world_size() > 1
 
 
 def _is_first() -> bool:

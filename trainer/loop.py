@@ -30,6 +30,7 @@ from torch import Tensor, nn
 import monitor
 from monitor.errors import RunError
 from monitor.runfile.control import KINDS
+from monitor.runfile.format import attempt_dir
 from monitor.runfile.reader import open_run
 from trainer import checkpoint, fidelity
 from trainer.adversarial import attacked
@@ -49,6 +50,7 @@ from trainer.parallel.failures import named_failures
 from trainer.place import Place, rewound_run
 from trainer.precision import Precision, build_precision
 from trainer.progress import Display, Silent, build_display
+from trainer.rank_log import print_into
 from trainer.requests import Requests
 from trainer.schedules import lr_multiplier
 from trainer.stop import StopFlag, reason
@@ -113,6 +115,7 @@ def train(
     try:
         config, place = parallel.shared((config, place))
         assert place is not None  # rank 0 gave it
+        print_into(attempt_dir(place.run_dir, place.attempt))
         parallel = parallel.laid_out(config.parallel)
         rewinds = config.monitor.rewinds
         while True:

@@ -20,7 +20,11 @@ from trainer.commit import Checkpoint, newest_complete, remove_leftovers
 from trainer.config import TrainConfig, differences, from_record, require_left, require_named
 
 RUNS_VARIABLE = "GRADIOMETER_RUNS"
-NO_MATTER = ("name", "stop_after", "log_every_s", "monitor.", "evaluation.", "checkpoint.", "parallel.timeout_s")
+JOB_VARIABLE = "GRADIOMETER_JOB"
+"""See ``trainer.launch.local``."""
+NO_MATTER = (
+    "name", "stop_after", "log_every_s", "monitor.", "evaluation.", "checkpoint.", "parallel.timeout_s", "launch.",
+)  # fmt: skip
 """Beginnings of configuration fields that change nothing about the steps of a training."""
 LIBRARIES = ("torch", "numpy", "pyarrow", "safetensors", "pydantic")
 
@@ -126,26 +130,31 @@ def resumed_run(
 
 
 def restarted_run(runs_dir: Path | None, run_dir: Path | None) -> Path | None:
-    """The run that an earlier start of these processes by the same torchrun has begun; None at the first start.
+    """The run that an earlier start of these processes by the same torchrun or job has begun; None at the first start.
 
     Args:
         runs_dir: where the run was made, when it was made by the trainer itself.
         run_dir: the run, when it is known.
     """
-    job = torchrun_job()
+    job = this_job()
     if job is None:
         return None
     known = [run_dir] if run_dir else sorted(runs_dir.glob("*"), reverse=True)[:MOST_LOOKED_AT] if runs_dir else []
     return next((path for path in known if _newest_job(path) == job), None)
 
 
-def continued_run(run_dir: Path, say: Callable[[str], None]) -> tuple[TrainConfig, Place]:
+def continued_run(run_dir: Path, say: Callable[[str], None], task: str | None = None) -> tuple[TrainConfig, Place]:
     """Go on with a run whose processes have been started again: a new attempt from the newest complete checkpoint.
 
     From the beginning when there is none. The attempt that failed gets an exit record if it has none.
+
+    Args:
+        task: the task's kind as whoever started the processes named it.
     """
     run = open_run(run_dir)
-    config, changes = config_of_run(run, [])
+    # torchrun may have found more or fewer hosts than before
+    now = {"parallel.processes": os.environ.get("WORLD_SIZE"), "task.kind": task}
+    config, changes = config_of_run(run, [f"{name}={value}" for name, value in now.items() if value is not None])
     failed = run.attempts[-1]
     if failed.exit is None:
         reason = "its processes ended without a word: killed (out of memory?), or their host is gone"
@@ -173,17 +182,20 @@ def rewound_run(place: Place, found: Checkpoint, config: TrainConfig, changed: I
 
 def _hand_over(run_dir: Path, before: int, number: int) -> None:
     """Who launched the processes and watches them has not changed with the attempt."""
-    for name in ("launch.json", "supervisor.json"):
+    for name in ("launch.json", "job.json", "supervisor.json"):
         record = attempt_dir(run_dir, before) / name
         if record.is_file():
             exclusive_write_json(attempt_dir(run_dir, number) / name, load_json(record))
 
 
-def torchrun_job() -> str | None:
-    """The same for all processes, and all restarts of them, that one torchrun has started; None outside one.
+def this_job() -> str | None:
+    """The same for all processes, and all restarts of them, of one job of a cluster or one torchrun; None outside one.
 
-    Not TORCHELASTIC_RESTART_COUNT: it is counted per host, and differs between them after one has joined again.
+    A job keeps its name when it is queued again. Not TORCHELASTIC_RESTART_COUNT: it is counted per host, and differs
+    between them after one has joined again.
     """
+    if job := os.environ.get(JOB_VARIABLE):
+        return job
     run_id = os.environ.get("TORCHELASTIC_RUN_ID")
     if run_id == "none":  # torchrun was given no id: then its process on this host
         return f"{platform.node()}:{os.getppid()}"
@@ -232,7 +244,7 @@ def _begin(run_dir: Path, config: TrainConfig, **attempt: Any) -> int:
         run_dir,
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
         planned_steps=config.steps,
-        environment=environment(config.device) | ({} if (job := torchrun_job()) is None else {"torchrun_job": job}),
+        environment=environment(config.device) | ({} if (job := this_job()) is None else {"torchrun_job": job}),
         git=code_state(),
         **attempt,
     )

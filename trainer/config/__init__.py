@@ -29,6 +29,7 @@ from trainer.config.sections import EvaluationConfig as EvaluationConfig
 from trainer.config.sections import FaultConfig as FaultConfig
 from trainer.config.sections import FaultKind as FaultKind
 from trainer.config.sections import GradientNoiseConfig as GradientNoiseConfig
+from trainer.config.sections import LaunchConfig as LaunchConfig
 from trainer.config.sections import LossConfig as LossConfig
 from trainer.config.sections import ModelConfig as ModelConfig
 from trainer.config.sections import MonitorConfig as MonitorConfig

@@ -595,6 +595,74 @@ FAULTS_WITHOUT_THE_MODEL = (
 """Mistakes that any layout can make."""
 
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.,+-]*$"
+"""Of a partition or an account; Slurm allows little more."""
+SBATCH_OPTIONS = (
+    "constraint", "cpus-per-task", "exclude", "exclusive", "gpus-per-node", "gpus-per-task", "gres", "hint", "licenses",
+    "mem", "mem-per-cpu", "mem-per-gpu", "mincpus", "nice", "nodelist", "priority", "qos", "reservation", "tmp",
+)  # fmt: skip
+"""Options of sbatch that a configuration may give: resources and place only. None of them names a file or a command."""
+SBATCH_VALUE = re.compile(r"[A-Za-z0-9_.,:+\-\[\]|&*()]{1,200}")
+
+
+class LaunchConfig(Section):
+    """Where the processes of a launch run, and what the cluster is told. A trainer in a terminal ignores it."""
+
+    engine: Literal["local", "slurm", "ray"] = Field(
+        default="local",
+        description="Where a launch runs: local, this machine; slurm, a cluster that sbatch reaches; ray, a Ray "
+        "cluster by its Job API.",
+    )
+    nodes: int = Field(
+        default=1, ge=1, le=1024, description="Slurm: hosts that parallel.processes are shared out to, evenly."
+    )
+    partition: str | None = Field(
+        default=None, max_length=200, pattern=NAME, description="Slurm: partition; none takes the cluster's default."
+    )
+    account: str | None = Field(
+        default=None, max_length=200, pattern=NAME, description="Slurm: account to be charged; none takes your own."
+    )
+    time_limit_min: int | None = Field(
+        default=None,
+        ge=1,
+        le=525_600,
+        description="Slurm: most minutes at a stretch. Before they are over the run saves a checkpoint and queues "
+        "itself again. None takes the partition's limit.",
+    )
+    save_before_s: int = Field(
+        default=120,
+        ge=1,
+        le=65_535,
+        description="Slurm: seconds before the time limit at which the run saves and queues itself again; Slurm may "
+        "be up to 60 s early.",
+    )
+    options: str = Field(
+        default="",
+        max_length=1000,
+        description="Slurm: more options of sbatch, with spaces between: gres=gpu:2 cpus-per-task=8 qos=high.",
+    )
+
+    @field_validator("options")
+    @classmethod
+    def _options_are_on_the_list(cls, value: str) -> str:
+        for word in value.split():
+            name, given, setting = word.removeprefix("--").partition("=")
+            if name not in SBATCH_OPTIONS:
+                message = "{name} is not an option that may be given here; accepted: {accepted}"
+                raise PydanticCustomError(
+                    "sbatch_option", message, {"name": repr(name), "accepted": ", ".join(SBATCH_OPTIONS)}
+                )
+            if given and not SBATCH_VALUE.fullmatch(setting):
+                message = "{word} has a value that no such option takes; letters, digits and _.,:+-[]|&*() are accepted"
+                raise PydanticCustomError("sbatch_option", message, {"word": repr(word)})
+        return value
+
+    @property
+    def sbatch_options(self) -> list[str]:
+        """``options`` as words of sbatch's command line."""
+        return [f"--{word.removeprefix('--')}" for word in self.options.split()]
+
+
 class TrainConfig(Section):
     """One training, from the data to the last checkpoint."""
 
@@ -652,6 +720,7 @@ class TrainConfig(Section):
     precision: PrecisionConfig = Field(default=PrecisionConfig(), description="Number formats in forward and backward.")
     compile: CompileConfig = Field(default=CompileConfig(), description="torch.compile.")
     parallel: ParallelConfig = Field(default=ParallelConfig(), description="Several processes.")
+    launch: LaunchConfig = Field(default=LaunchConfig(), description="Where the processes run.")
     evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="Loss on held-out data.")
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="What a run can be resumed from.")
     skip: SkipConfig = Field(default=SkipConfig(), description="Batches left out of the data stream.")
@@ -694,6 +763,7 @@ class TrainConfig(Section):
                 f"adapter.kind = {self.adapter.kind} is made for task.kind = gpt, not {self.task.kind}; lora fits any"
             )
         self._layout_fits()
+        self._launch_fits()
         pieces = self.grad_accum_steps * self.parallel.data_processes
         if self.batch_size % pieces:
             raise ValueError(
@@ -714,6 +784,19 @@ class TrainConfig(Section):
                 "= false keeps none; set one of them to the other value"
             )
         return self
+
+    def _launch_fits(self) -> None:
+        launch, processes = self.launch, self.parallel.processes
+        if launch.nodes > 1 and launch.engine != "slurm":
+            raise ValueError(
+                f"launch.nodes = {launch.nodes} needs launch.engine = slurm; {launch.engine} starts all processes on "
+                "one host"
+            )
+        if processes % launch.nodes:
+            raise ValueError(
+                f"parallel.processes = {processes} cannot be shared out evenly to launch.nodes = {launch.nodes}; "
+                f"nearest that fits: {nearest_multiple(processes, launch.nodes)}"
+            )
 
     def _layout_fits(self) -> None:
         """What ``parallel.mode`` asks of the model, the optimizer and the faults."""

@@ -7,8 +7,9 @@
     resume(launched.run_dir, at_step=200)              # ... or from that of step 200: a rewind
     fork(launched.run_dir, 200, ["optimizer.lr=1e-4"]) # a run of its own from there
 
-Where the processes run is an ``Engine`` (``engine.py``); ``local.py`` is the one for this machine. Everything an engine
-knows about a job lies in the attempt folder, so any process on the host can follow or stop what another one started.
+Where the processes run is an ``Engine`` (``engine.py``), chosen by ``config.launch.engine``: ``local.py`` is this
+machine, ``slurm.py`` a cluster. Everything an engine knows about a job lies in the attempt folder, so any process that
+reaches the folder and the engine can follow or stop what another one started.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from trainer.launch.engine import JobState, JobStatus, Launched, StopResult
 if TYPE_CHECKING:
     from trainer.launch.launcher import (
         command,
+        engines,
         fork,
         is_running,
         log_path,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
         skipping,
         start,
         status,
+        statuses,
         stop,
     )
 
@@ -37,6 +40,7 @@ __all__ = [
     "Launched",
     "StopResult",
     "command",
+    "engines",
     "fork",
     "is_running",
     "log_path",
@@ -45,6 +49,7 @@ __all__ = [
     "skipping",
     "start",
     "status",
+    "statuses",
     "stop",
 ]
 

@@ -1,12 +1,15 @@
-"""What a place that runs trainings has to offer: submit, poll, stop, and where the log is."""
+"""What a place that runs trainings has to offer: submit, poll, stop, and where the logs are."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+if TYPE_CHECKING:  # the supervisor imports this module, and pydantic would cost it 0.4 s
+    from trainer.config import LaunchConfig
 
 
 class JobState(StrEnum):
@@ -18,6 +21,7 @@ class JobState(StrEnum):
     STOPPING = "stopping"
     """Asked to stop; the trainer is saving its checkpoint."""
     REQUEUED = "requeued"
+    """It has run before and waits to go on from its last checkpoint."""
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -26,6 +30,14 @@ class JobState(StrEnum):
 
 
 ACTIVE = frozenset({JobState.PENDING, JobState.RUNNING, JobState.STOPPING, JobState.REQUEUED})
+
+
+class Handle(NamedTuple):
+    """Names one attempt to the engine that holds it; what else is needed to find the job lies in the attempt folder."""
+
+    run_dir: Path
+    """Absolute."""
+    attempt: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +54,8 @@ class JobSpec:
     """Seconds between SIGTERM and SIGKILL."""
     max_restarts: int = 0
     """How often all processes are started again when one of them has died."""
+    launch: LaunchConfig | None = None
+    """What the configuration says to the engine; None for its defaults."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Added to the trainer's environment and written nowhere."""
     command: tuple[str, ...] | None = None
@@ -94,6 +108,10 @@ class Engine(Protocol):
 
     name: str
 
+    def unavailable(self) -> str | None:
+        """Why nothing can be launched there from here, in one sentence; None when it can."""
+        ...
+
     def submit(self, spec: JobSpec) -> tuple[str, ...]:
         """Hand the job over, return at once, give back the trainer's command line.
 
@@ -102,8 +120,14 @@ class Engine(Protocol):
         """
         ...
 
-    def poll(self, run_dir: Path, attempt: int) -> JobStatus: ...
+    def poll(self, handles: Sequence[Handle]) -> list[JobStatus]:
+        """How each of them stands, in their order, for one question to whoever holds them."""
+        ...
 
-    def stop(self, run_dir: Path, attempt: int, grace_s: float | None) -> StopResult:
+    def stop(self, handle: Handle, grace_s: float | None) -> StopResult:
         """Ask for a checkpoint and a clean end; ``grace_s`` None leaves the time given at the start in force."""
+        ...
+
+    def logs(self, handle: Handle, rank: int = 0) -> Path:
+        """Where that rank prints to; the file may not exist yet, or be rank 0's for all of them."""
         ...

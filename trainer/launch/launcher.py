@@ -24,13 +24,14 @@ from trainer.config import (
     with_values,
 )
 from trainer.launch.claim import claim_attempt, newest_attempt, read_record
-from trainer.launch.engine import Engine, JobSpec, JobState, JobStatus, Launched, StopResult
-from trainer.launch.local import CONFIG_VARIABLE, LocalEngine, log_file
+from trainer.launch.engine import Engine, Handle, JobSpec, JobState, JobStatus, Launched, StopResult
+from trainer.launch.local import CONFIG_VARIABLE, LocalEngine
+from trainer.launch.slurm import SlurmEngine
 
 GRACE_S = 30.0
 """Seconds a trainer gets to save its checkpoint after SIGTERM. A model that fits here is saved in one."""
 
-ENGINES: dict[str, Engine] = {"local": LocalEngine()}
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in (LocalEngine(), SlurmEngine())}
 
 
 def start(
@@ -39,11 +40,10 @@ def start(
     *,
     name: str | None = None,
     run_id: str | None = None,
-    engine: str = "local",
     grace_s: float = GRACE_S,
     _command: Sequence[str] | None = None,
 ) -> Launched:
-    """Make a new run and set its training going; returns at once.
+    """Make a new run and set its training going where ``config.launch.engine`` says; returns at once.
 
     A caller that may be asked twice for the same training (two tabs, a double click) gives the same ``run_id`` both
     times: the second call is refused.
@@ -52,6 +52,7 @@ def start(
         RunError: ``run_id`` exists already, the folder cannot be written, or no process could be started.
     """
     config = _with_absolute_paths(config)
+    engine = _available(config.launch.engine)
     run_dir = create_run(
         runs_dir,
         name=name or config.name or config.task.kind,
@@ -87,8 +88,8 @@ def resume(
     if checkpoint is None:
         raise RunError(f"run {run.id} has no complete checkpoint, so there is nothing to resume from. Start it anew.")
     require_left(config, checkpoint, run.id)
-    engine = _engine_name(run.path, newest)
-    attempt = claim_attempt(run.path, newest, engine=engine, world_size=config.parallel.processes, grace_s=grace_s)
+    engine = _available(config.launch.engine)
+    attempt = claim_attempt(run.path, newest, engine=engine.name, world_size=config.parallel.processes, grace_s=grace_s)
     arguments = ["--resume", str(run.path), "--attempt", str(attempt)]
     arguments += [] if at_step is None else ["--at-step", str(at_step)]
     for override in overrides:
@@ -96,9 +97,10 @@ def resume(
     command = tuple(_command) if _command else None
     parallel = config.parallel
     spec = JobSpec(
-        run.path, attempt, tuple(arguments), parallel.processes, grace_s, parallel.max_restarts, command=command
-    )
-    return Launched(run.id, run.path, attempt, ENGINES[engine].submit(spec))
+        run.path, attempt, tuple(arguments), parallel.processes, grace_s, parallel.max_restarts, config.launch,
+        command=command,
+    )  # fmt: skip
+    return Launched(run.id, run.path, attempt, engine.submit(spec))
 
 
 def fork(
@@ -135,6 +137,7 @@ def fork(
     )
     found = _checkpoint_at(run, step) if step else None
     require_left(config, step, run.id)
+    engine = _available(config.launch.engine)
     parent = {"run": run.id, "attempt": found.attempt if found else 0, "step": step}
     parent |= {"changes": differences(before, config)} | ({"fix": dict(fix)} if fix else {})
     child = create_run(
@@ -150,7 +153,6 @@ def fork(
         except RunError:
             shutil.rmtree(child)  # nothing was started in it
             raise
-    engine = _engine_name(run.path, newest_attempt(run.path))
     return _submit_first(child, config, engine, grace_s)
 
 
@@ -171,7 +173,7 @@ def stop(run_dir: str | os.PathLike[str], *, grace_s: float | None = None) -> St
     run_dir, attempt = _newest(run_dir)
     if attempt is None:
         return StopResult(False, "Nothing to stop: this run has never been started.")
-    return ENGINES[_engine_name(run_dir, attempt)].stop(run_dir, attempt, grace_s)
+    return _engine_of(run_dir, attempt).stop(Handle(run_dir, attempt), grace_s)
 
 
 def status(run_dir: str | os.PathLike[str]) -> JobStatus:
@@ -180,10 +182,32 @@ def status(run_dir: str | os.PathLike[str]) -> JobStatus:
     Raises:
         RunError: not a run directory.
     """
-    run_dir, attempt = _newest(run_dir)
-    if attempt is None:
-        return JobStatus(JobState.LOST, "never started", None)
-    return ENGINES[_engine_name(run_dir, attempt)].poll(run_dir, attempt)
+    return statuses([run_dir])[0]
+
+
+def statuses(run_dirs: Sequence[str | os.PathLike[str]]) -> list[JobStatus]:
+    """The same for several runs, in their order; each engine is asked once.
+
+    Raises:
+        RunError: one of them is not a run directory.
+    """
+    found: dict[int, JobStatus] = {}
+    asked: dict[str, list[tuple[int, Handle]]] = {}
+    for index, one in enumerate(run_dirs):
+        path, attempt = _newest(one)
+        if attempt is None:
+            found[index] = JobStatus(JobState.LOST, "never started", None)
+        else:
+            asked.setdefault(_engine_of(path, attempt).name, []).append((index, Handle(path, attempt)))
+    for name, numbered in asked.items():
+        answers = ENGINES[name].poll([handle for _, handle in numbered])
+        found |= {index: answer for (index, _), answer in zip(numbered, answers, strict=True)}
+    return [found[index] for index in range(len(run_dirs))]
+
+
+def engines() -> dict[str, str | None]:
+    """Every engine by name, with why it cannot be used from here; None when it can."""
+    return {name: engine.unavailable() for name, engine in ENGINES.items()}
 
 
 def is_running(run_dir: str | os.PathLike[str]) -> bool:
@@ -191,18 +215,26 @@ def is_running(run_dir: str | os.PathLike[str]) -> bool:
     return status(run_dir).running
 
 
-def log_path(run_dir: str | os.PathLike[str], attempt: int | None = None) -> Path | None:
-    """stdout and stderr of the newest attempt, or of ``attempt``; the file may not exist. None before the first."""
+def log_path(run_dir: str | os.PathLike[str], attempt: int | None = None, rank: int = 0) -> Path | None:
+    """stdout and stderr of a rank in the newest attempt, or in ``attempt``; the file may not exist.
+
+    None before the first attempt. Ranks of one machine share the file of rank 0.
+    """
     run_dir, newest = _newest(run_dir)
     wanted = newest if attempt is None else attempt
-    return None if wanted is None else log_file(run_dir, wanted)
+    return None if wanted is None else _engine_of(run_dir, wanted).logs(Handle(run_dir, wanted), rank)
 
 
 def command(config: TrainConfig, runs_dir: str | os.PathLike[str], name: str | None = None) -> list[str]:
-    """The command that trains the same in a terminal, to show and to copy; deliberate faults are not in it."""
+    """The command that trains the same from a terminal, to show and to copy; deliberate faults are not in it."""
     processes = config.parallel.processes
-    head = ["python"] if processes == 1 else ["torchrun", "--standalone", "--nproc-per-node", str(processes)]
-    words = [*head, "-m", "trainer", "--runs", os.fspath(runs_dir)]
+    if config.launch.engine != "local":
+        head = ["gradiometer", "train"]
+    elif processes == 1:
+        head = ["python", "-m", "trainer"]
+    else:
+        head = ["torchrun", "--standalone", "--nproc-per-node", str(processes), "-m", "trainer"]
+    words = [*head, "--runs", os.fspath(runs_dir)]
     if name:
         words += ["--name", name]
     for override in to_overrides(config):
@@ -219,10 +251,10 @@ def resume_command(run_dir: str | os.PathLike[str], overrides: Sequence[str] = (
 
 
 def _submit_first(
-    run_dir: Path, config: TrainConfig, engine: str, grace_s: float, command: Sequence[str] | None = None
+    run_dir: Path, config: TrainConfig, engine: Engine, grace_s: float, command: Sequence[str] | None = None
 ) -> Launched:
     """The first attempt of a run that has just been made."""
-    attempt = claim_attempt(run_dir, None, engine=engine, world_size=config.parallel.processes, grace_s=grace_s)
+    attempt = claim_attempt(run_dir, None, engine=engine.name, world_size=config.parallel.processes, grace_s=grace_s)
     spec = JobSpec(
         run_dir,
         attempt,
@@ -230,10 +262,11 @@ def _submit_first(
         config.parallel.processes,
         grace_s,
         config.parallel.max_restarts,
+        config.launch,
         {CONFIG_VARIABLE: config.model_dump_json()},
         tuple(command) if command else None,
     )
-    return Launched(run_dir.name, run_dir, attempt, ENGINES[engine].submit(spec))
+    return Launched(run_dir.name, run_dir, attempt, engine.submit(spec))
 
 
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
@@ -250,14 +283,20 @@ def _newest(run_dir: str | os.PathLike[str]) -> tuple[Path, int | None]:
     return path, newest_attempt(path)
 
 
-def _engine_name(run_dir: Path, attempt: int | None) -> str:
+def _engine_of(run_dir: Path, attempt: int) -> Engine:
     """The engine that holds the attempt; this machine's when it was not launched by us."""
-    if attempt is None:
-        return "local"
     name: Any = read_record(attempt_dir(run_dir, attempt) / "launch.json").get("engine", "local")
     if name not in ENGINES:
         raise RunError(f"run {run_dir.name} was started by engine {name!r}, unknown here. Known: {', '.join(ENGINES)}.")
-    return name
+    return ENGINES[name]
+
+
+def _available(name: str) -> Engine:
+    """The engine, if something can be launched there: refused before there is a run or an attempt."""
+    if reason := ENGINES[name].unavailable():
+        able = [other for other, engine in ENGINES.items() if other != name and engine.unavailable() is None]
+        raise RunError(f"launch.engine = {name}: {reason} Usable here: {', '.join(able)}.")
+    return ENGINES[name]
 
 
 def _config_of(
@@ -310,7 +349,7 @@ def _newest_checkpoint(run: Run) -> int | None:
 def _refuse_active(run: Run, attempt: int | None) -> None:
     if attempt is None:
         return
-    now = ENGINES[_engine_name(run.path, attempt)].poll(run.path, attempt)
+    (now,) = _engine_of(run.path, attempt).poll([Handle(run.path, attempt)])
     if now.running:
         pids = f", process {', '.join(map(str, now.pids))}" if now.pids else ""
         raise RunError(f"run {run.id} is already {now.state} (attempt {attempt}{pids}): {now.reason}. Stop it first.")

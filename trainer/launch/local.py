@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from monitor.runfile.format import LOG_FILE, as_number, attempt_dir, exclusive_w
 from monitor.runfile.store import run_state
 from monitor.runfile.writer import write_exit
 from trainer.launch.claim import BEING_MADE_S, is_being_made, is_elsewhere, read_record
-from trainer.launch.engine import JobSpec, JobState, JobStatus, StopResult
+from trainer.launch.engine import Handle, JobSpec, JobState, JobStatus, StopResult
 from trainer.launch.processes import Identity, send
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -35,6 +35,10 @@ TORCHRUN_VARIABLES = (
 
 CONFIG_VARIABLE = "GRADIOMETER_TRAIN_CONFIG"
 """Carries the configuration to the first attempt, faults included: a fault must not lie in the run directory."""
+JOB_VARIABLE = "GRADIOMETER_JOB"
+"""The job of another engine than this one, the same however often it is queued again (``trainer.place.job``)."""
+LOGS_VARIABLE = "GRADIOMETER_RANK_LOGS"
+"""An attempt folder: each rank prints into its own log there (``trainer.rank_log``)."""
 
 OUTCOME_STATE = {"finished": JobState.SUCCEEDED, "stopped": JobState.CANCELLED, "crashed": JobState.FAILED}
 
@@ -43,6 +47,9 @@ class LocalEngine:
     """Runs each attempt under ``python -m trainer.launch.supervise`` in a session of its own."""
 
     name = "local"
+
+    def unavailable(self) -> str | None:
+        return None
 
     def submit(self, spec: JobSpec) -> tuple[str, ...]:
         command = spec.command or trainer_command(spec)
@@ -58,7 +65,10 @@ class LocalEngine:
         _note_supervisor(spec, supervisor, command)
         return command
 
-    def poll(self, run_dir: Path, attempt: int) -> JobStatus:
+    def poll(self, handles: Sequence[Handle]) -> list[JobStatus]:
+        return [self._status(*handle) for handle in handles]
+
+    def _status(self, run_dir: Path, attempt: int) -> JobStatus:
         records = _Records(run_dir, attempt)
         supervised = records.supervisor is not None and records.supervisor in records.live
         if records.elsewhere and not records.exit:
@@ -68,7 +78,8 @@ class LocalEngine:
         pids = tuple(process.pid for process in records.live)
         return JobStatus(state, reason, attempt, pids, supervised, log_file(run_dir, attempt))
 
-    def stop(self, run_dir: Path, attempt: int, grace_s: float | None) -> StopResult:
+    def stop(self, handle: Handle, grace_s: float | None) -> StopResult:
+        run_dir, attempt = handle
         records = _Records(run_dir, attempt)
         if records.elsewhere:
             raise RunError(
@@ -88,6 +99,9 @@ class LocalEngine:
         self._adopt(run_dir, attempt, target, grace, leads_group=target == records.child)
         return StopResult(True, _SAVING, (target.pid,))
 
+    def logs(self, handle: Handle, rank: int = 0) -> Path:
+        return log_file(*handle, rank)
+
     def _adopt(self, run_dir: Path, attempt: int, target: Identity, grace_s: float, *, leads_group: bool) -> None:
         """A new supervisor for a trainer that has none: it sends SIGTERM, waits, and records how it ended."""
         spec = JobSpec(run_dir, attempt, ())
@@ -101,9 +115,10 @@ class LocalEngine:
 _SAVING = "Asked to stop. The trainer saves a checkpoint and ends; this takes a few seconds."
 
 
-def log_file(run_dir: Path, attempt: int) -> Path:
-    """stdout and stderr of the attempt's processes (with torchrun, of all ranks)."""
-    return rank_dir(run_dir, attempt) / LOG_FILE
+def log_file(run_dir: Path, attempt: int, rank: int = 0) -> Path:
+    """stdout and stderr of that rank, where ranks have files of their own, else of all the attempt's processes."""
+    own = rank_dir(run_dir, attempt, rank) / LOG_FILE
+    return own if rank == 0 or own.exists() else rank_dir(run_dir, attempt) / LOG_FILE
 
 
 def trainer_command(spec: JobSpec) -> tuple[str, ...]:
@@ -135,7 +150,11 @@ def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 def _belongs_to_another(name: str) -> bool:
     """What torchrun or a launcher gave to the process that we are, and not to the one we start."""
-    return name in TORCHRUN_VARIABLES or name.startswith("TORCHELASTIC_") or name == CONFIG_VARIABLE
+    return (
+        name in TORCHRUN_VARIABLES
+        or name.startswith("TORCHELASTIC_")
+        or name in (CONFIG_VARIABLE, JOB_VARIABLE, LOGS_VARIABLE)
+    )
 
 
 def _detach(spec: JobSpec, arguments: list[str], stderr: Any) -> subprocess.Popen[bytes]:

@@ -37,14 +37,16 @@ PR_SET_CHILD_SUBREAPER = 36
 class Supervisor:
     """One trainer process, or torchrun with its workers, from its start to its exit record."""
 
-    def __init__(self, run_dir: Path, attempt: int, grace_s: float) -> None:
+    def __init__(self, run_dir: Path, attempt: int, grace_s: float, stop_signal: signal.Signals) -> None:
         self._attempts = run_dir / "attempts"
         self._first = f"{attempt:04d}"
         self.grace_s = grace_s
         self.command: list[str] = []
         self.child: subprocess.Popen[bytes] | None = None
         self.target: Identity | None = None
-        self.leads_group = True
+        self.stop_signal = stop_signal
+        self.leads_group = stop_signal == signal.SIGTERM
+        """Else it is a command with helpers of its own in the group, which the signal would end (srun and SIGUSR1)."""
         self.started = time.time()
         self.asked_at: float | None = None
         self.killed = False
@@ -89,7 +91,7 @@ class Supervisor:
     def _forward_stop(self) -> None:
         assert self.target is not None
         signal.setitimer(signal.ITIMER_REAL, max(self.grace_s, 0.001))
-        send(self.target, signal.SIGTERM, group=self.leads_group)
+        send(self.target, self.stop_signal, group=self.leads_group)
         self._record_processes()
 
     def _on_grace_over(self, _number: int, _frame: FrameType | None) -> None:
@@ -259,6 +261,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("attempt", type=int)
     parser.add_argument("--grace", type=float, default=30.0, help="seconds between SIGTERM and SIGKILL")
     parser.add_argument(
+        "--signal", choices=("SIGTERM", "SIGUSR1"), default="SIGTERM", help="what asks the command to save and end"
+    )
+    parser.add_argument(
         "--adopt", nargs=2, metavar=("PID", "CREATE_TIME"), help="stop this trainer instead of starting one"
     )
     parser.add_argument(
@@ -269,7 +274,7 @@ def main(arguments: list[str] | None = None) -> int:
         words.index("--") if "--" in words else len(words)
     )  # by hand: argparse reads options in the command as its own
     options, command = parser.parse_args(words[:cut]), words[cut + 1 :]
-    supervisor = Supervisor(options.run_dir.absolute(), options.attempt, options.grace)
+    supervisor = Supervisor(options.run_dir.absolute(), options.attempt, options.grace, signal.Signals[options.signal])
     supervisor.listen()
     if options.adopt:
         target = Identity(int(options.adopt[0]), float(options.adopt[1]))

@@ -48,10 +48,9 @@ def checkpoint(step: int) -> None:
 
 def main(behaviour: str) -> None:
     stop = []
-    if behaviour == "deaf":
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    elif behaviour != "no-handler":
-        signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
+    if behaviour != "no-handler":
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, signal.SIG_IGN if behaviour == "deaf" else lambda *_: stop.append(1))
     points = sorted((RUN / "checkpoints").glob("*/COMMIT.json"))
     first = json.loads(points[-1].read_text())["step"] if points else 0
     identity = {"pid": os.getpid(), "pid_create_time": create_time(), "host": os.uname().nodename}

@@ -410,6 +410,39 @@ def replay(
 
 
 @cli.command()
+def landscape(
+    run: RunArgument,
+    runs: RunsFolder = Path("runs"),
+    checkpoint: Annotated[
+        int | None, typer.Option(metavar="N", help="Step of the checkpoint.", show_default="the newest")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="line, plane, connect (a line between checkpoints) or curvature.")] = "line",
+    direction: Annotated[str, typer.Option(help="random, update (the last), gradient or pca (of a plane).")] = "random",
+    points: Annotated[int, typer.Option(metavar="P", help="Along each axis; odd.")] = 51,
+    other: Annotated[int | None, typer.Option(metavar="M", help="The other checkpoint of connect.")] = None,
+    budget: Annotated[str | None, typer.Option(metavar="TIME", help="Stop after 60s, 5m or 1h.")] = None,
+    device: Annotated[Device | None, typer.Option(help="Where to compute.", show_default="that of the run")] = None,
+    options: Annotated[
+        list[str] | None,
+        typer.Option("--with", metavar="NAME=VALUE", help="radius, examples, data, seed, eigenvalues, trace or task."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Look at the loss around a checkpoint: slices, planes with the trajectory, barriers, curvature against its limit.
+
+    Coarse first. What is found is kept in the run, and the same command goes on where it was stopped.
+    """
+    path = or_exit(lambda: _run_path(run, runs))
+    given = {"checkpoint": checkpoint, "other": other, "budget": budget, "device": device and device.value}
+    words = [sys.executable, "-m", "trainer.landscape", str(path), "--kind", kind, "--direction", direction]
+    words += ["--points", str(points)]
+    words += [f"--{name}={value}" for name, value in given.items() if value is not None]
+    words += [f"--{option}" for option in options or []]
+    words += ["--json"] if as_json else []
+    os.execve(sys.executable, words, _environment())
+
+
+@cli.command()
 def stop(run: RunArgument, runs: RunsFolder = Path("runs")) -> None:
     """Ask a running training to write a checkpoint and stop."""
     from trainer.launch import stop as stop_run

@@ -188,7 +188,7 @@ def replay(
     run = open_run(run_dir)
     attempt = _attempt_of(run, step)
     attempt = replace(attempt, overrides=attempt.overrides_at(step - 1))  # as it was when the step was made
-    config = _config(run, attempt, overrides)
+    config = config_then(run, attempt, overrides, "a replay")
     older, later = _checkpoints(run, attempt, step)
     if rerun:
         _require_rerun(attempt, later, step)
@@ -426,7 +426,13 @@ def _attempt_of(run: Run, step: int) -> Attempt:
     return next(attempt for attempt in run.attempts if attempt.number == number)
 
 
-def _config(run: Run, attempt: Attempt, overrides: Sequence[str]) -> TrainConfig:
+def config_then(run: Run, attempt: Attempt, overrides: Sequence[str], what: str) -> TrainConfig:
+    """The configuration that ``attempt`` trained with, for ``what``; ``overrides`` may change ``CHANGEABLE`` alone.
+
+    Raises:
+        RunError: the configuration is of another version.
+        ConfigError: an override is refused.
+    """
     try:
         then = _config_of(run, attempt)
     except ConfigError as error:
@@ -436,7 +442,7 @@ def _config(run: Run, attempt: Attempt, overrides: Sequence[str]) -> TrainConfig
     changed = [name for name in differences(then, config) if name not in CHANGEABLE]
     if changed:
         raise ConfigError(
-            f"{', '.join(changed)}: a replay is of the training as it was. Only {', '.join(CHANGEABLE)} may be others."
+            f"{', '.join(changed)}: {what} is of the training as it was. Only {', '.join(CHANGEABLE)} may be others."
         )
     return config
 

@@ -94,6 +94,7 @@ class Monitor:
         self._samples: AttentionSamples | None = None
         self.landscape_every = landscape_every
         self._model = model
+        self._optimizers = tuple(optimizers)
         self._writer = writer
         self._wall = wall
         self._planned_steps = planned_steps
@@ -328,7 +329,7 @@ class Monitor:
                 communicate (call the inner module), unless every rank samples.
             options: ``radius``, ``perturbations``, ``points``, ``seed`` of ``monitor.landscape.sample``.
         """
-        if not self._loop.live:
+        if not (self._loop.live and self._weights_can_be_moved()):
             return
         from monitor.landscape.sample import sample_landscape
 
@@ -343,6 +344,40 @@ class Monitor:
                         coords=part.coords, loss=part.loss, baseline=sample.baseline,
                     )  # fmt: skip
         self.log({"landscape_loss_mean": sample.mean, "landscape_loss_variance": sample.variance})
+
+    def landscape(
+        self, loss_fn: Callable[[Any], Tensor | float], batch: Any, *, curvature: bool = False, **options: Any
+    ) -> None:
+        """:meth:`landscape_sample` of ``loss_fn(batch)``; with ``curvature`` also the sharpness beside its limit.
+
+        Args:
+            loss_fn: the loss of ``batch`` under the model's present weights; for ``curvature`` a tensor.
+            batch: a fixed one: the same each time, so that samples can be compared. For the sharpness one of the
+                training data, as large as fits: the limit is about the loss that is trained.
+            curvature: take the largest eigenvalue of the Hessian too (for Adam of the preconditioned one), and the
+                curvature along the gradient and the last update: some 25 to 50 times the cost of two gradients.
+            options: of :meth:`landscape_sample`.
+        """
+        self.landscape_sample(lambda: loss_fn(batch), **options)
+        if not (curvature and self._loop.live and self._weights_can_be_moved()):
+            return
+        with self._loop.aside("monitor"), contained("samples of the curvature"):
+            from monitor.landscape.curvature import curvature as measure
+
+            optimizer = self._optimizers[0] if len(self._optimizers) == 1 else None
+            found = measure(self._model, lambda: loss_fn(batch), optimizer, seed=self.step_number)
+            self._writer.landscape(
+                self.step_number, self._wall(), kind="curvature", direction="", radius=float("nan"), coords=(), loss=(),
+                baseline=found.loss, detail=found.detail(),
+            )  # fmt: skip
+
+    def _weights_can_be_moved(self) -> bool:
+        """Whether the landscape of this model can be taken; says so once when it cannot."""
+        from monitor.landscape.undisturbed import moving
+
+        with contained("landscape samples"):
+            return bool(moving(self._model))
+        return False
 
     def watch_samples(
         self, batch: Any, labels: Sequence[Sequence[str]] | None = None, *, every: int | None = None

@@ -196,3 +196,47 @@ def test_recorded_through_the_monitor(tmp_path):
         assert values["landscape_loss_variance"] == pytest.approx(np.var(sample["loss"], ddof=1))
     assert all("landscape_loss_mean" not in rows[step] for step in (1, 2, 4, 5, 7))
     assert rows[3]["step_time_s"] > 0
+
+
+@pytest.mark.parametrize("problem", [MLP_DROPOUT, CNN, GPT], ids=lambda problem: problem.name)
+def test_a_training_with_landscapes_and_curvature_has_the_same_weights(problem: Problem, tmp_path):
+    trained = []
+    for watched in (False, True):
+        model = problem.made()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        mon = monitor.attach(model, optimizer, run=tmp_path) if watched else None
+        for step in range(1, 5):
+            optimizer.zero_grad()
+            loss = problem.loss(model, *problem.batch(step))
+            loss.backward()
+            optimizer.step()
+            if mon is not None:
+                mon.step(loss=loss)
+                fixed = problem.batch(0)
+                mon.landscape(
+                    lambda batch, model=model: problem.loss(model, *batch), fixed, curvature=step % 2 == 0,
+                    perturbations=2, points=3,
+                )  # fmt: skip
+        trained.append([t.clone() for t in (*model.parameters(), *model.buffers())])
+    assert _same(*trained)
+    assert mon is not None
+    mon.close()
+    run = monitor.open_run(mon.run_dir)
+    looks = run.landscape("curvature")
+    assert [one.step for one in looks] == [2, 4] and run.problems == ()
+    for one in looks:
+        assert one.detail["limit"] == pytest.approx(38 / 1e-2) and one.detail["preconditioned"]
+        assert one.detail["eigenvalues"][0] >= one.detail["along_gradient"] * (1 - 1e-3)
+        assert one.baseline == pytest.approx(run.landscape("line")[one.step - 1].baseline, rel=1e-4)
+    assert len(run.series("landscape_loss_mean")) == 4
+
+
+def test_a_model_whose_weights_cannot_be_moved_is_a_warning(tmp_path, monkeypatch):
+    monkeypatch.setattr("monitor.guard.STRICT", False)
+    model = MLP.made().requires_grad_(False)
+    head = nn.Linear(2, 2)
+    with monitor.attach(model, torch.optim.SGD(head.parameters(), lr=0.1), run=tmp_path) as mon:
+        mon.step()
+        with pytest.warns(monitor.MonitorWarning, match="every weight of the model is frozen"):
+            mon.landscape(lambda batch: MLP.loss(model, *batch), MLP.batch(0), curvature=True)
+    assert monitor.open_run(mon.run_dir).landscape() == []

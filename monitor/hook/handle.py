@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import signal as signals
 import statistics
@@ -540,6 +541,7 @@ class Monitor:
         asked_for, self._sampled = facts.dense or self._sampled, False
         self._costs.end_step(values["monitor_s"], values["step_time_s"], facts.measured, asked_for)
         self._count_tokens(values, tokens)
+        row.urgent = facts.dense or facts.skipped or _breaks_off(values, facts)
         self._state = "training"
         self._rows.end_step(row)
         self._clock.switch("gap")
@@ -647,6 +649,11 @@ def _put(host: dict[str, float], device: dict[str, Tensor], name: str, value: fl
         device[name] = value
     else:
         host[name] = value
+
+
+def _breaks_off(values: dict[str, float], facts: StepFacts) -> bool:
+    """Whether the host knows already that the loss or the gradient is not finite."""
+    return not math.isfinite(values.get("train_loss", 0.0)) or (facts.norms is not None and facts.norms.overflows())
 
 
 def _jumps(before: float, after: float) -> bool:

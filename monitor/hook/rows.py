@@ -3,6 +3,10 @@
 The row of the step just ended stays open for ``mon.log`` until the next step begins, or for half a second: then a
 thread takes it, so that a reader sees it while a long evaluation runs. Behind it wait the rows whose values have not
 arrived from the device yet. Rows leave in the order of their steps.
+
+What makes a row and hands it on runs once a step, and the step has pushed it out of the caches: for one row it takes
+several times what it takes for each of a few. So plain rows leave in groups, or when the thread looks, a quarter of a
+second later at most. A row that may be the sign of something does not wait for others.
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ from monitor.hook.transfer import HostRead
 LINGER_S = 0.5
 MOST_WAITING = 4
 """Rows that may wait for the device. A fifth waits for the first: steps cannot run away from their measurements."""
+
+GROUP = 4
+"""Rows that leave together: an outlier of the loss or a norm may be seen three steps later, as on a device it is."""
 
 
 class Writer(Protocol):
@@ -58,6 +65,8 @@ class Row:
     """The learning rates among the values."""
     scaled: bool = False
     """The loop uses a GradScaler: ``skipped_steps`` is 1 when this step was certainly skipped."""
+    urgent: bool = False
+    """Does not wait for others to leave with: something is wrong in it, or was lately."""
     layers: dict[str, Stat] = field(default_factory=dict)
     """Statistics per layer, once they have arrived."""
     modules: dict[str, Stat] = field(default_factory=dict)
@@ -97,13 +106,13 @@ class Rows:
             self._close_open()
             self._open = row
             self._open_until = self._monotonic() + self._linger_s
-            self._send()
+            self._send_group()
 
     def step_begins(self) -> None:
         """The next step has begun: what is logged from now on is not the open row's."""
         with self._lock:
             self._close_open()
-            self._send()
+            self._send_group()
 
     def log(self, values: dict[str, float], device: dict[str, Tensor]) -> bool:
         """Add to the open row; False when there is none any more."""
@@ -133,6 +142,11 @@ class Rows:
         if self._open is not None:
             self._waiting.append(self._open)
             self._open = None
+
+    def _send_group(self) -> None:
+        waiting = self._waiting
+        if len(waiting) >= GROUP or (waiting and any(row.urgent for row in waiting)):
+            self._send()
 
     def _send(self, wait_for_device: bool = False) -> None:
         waiting = self._waiting

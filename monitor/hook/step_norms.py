@@ -87,6 +87,11 @@ class StepNorms:
             values["clip_value"] = min(limit for limit in self.by_value if limit is not None)
         return values, row, present
 
+    def overflows(self) -> bool:
+        """Whether a total that is on the host is not finite; nobody waits for one on a device."""
+        totals = [piece.norms.total for piece in self._pieces()]
+        return not all(math.isfinite(total.item()) for total in totals if total.get_device() < 0)
+
     def _pieces(self) -> list[Piece]:
         return [*self.before, *((self.after,) if self.after else ())]
 

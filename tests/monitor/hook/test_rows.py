@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import monitor
-from monitor.hook.rows import MOST_WAITING, Arriving, Row, Rows
+from monitor.hook.rows import GROUP, MOST_WAITING, Arriving, Row, Rows
 from monitor.hook.transfer import HostRead
 from tests.monitor.hook import recorded
 from tests.monitor.hook.problems import MLP
@@ -70,6 +70,27 @@ def test_rows_wait_for_their_values_and_keep_their_order():
     assert reads[2].waited_for
 
 
+def test_plain_rows_leave_in_groups_and_what_is_urgent_does_not_wait():
+    written, rows = _rows()
+    for step in range(1, GROUP):
+        rows.end_step(_row(step))
+        rows.step_begins()
+        assert written.rows == []
+    rows.end_step(_row(GROUP))
+    rows.step_begins()
+    assert [step for step, _ in written.rows] == list(range(1, GROUP + 1))
+    rows.end_step(_row(GROUP + 1))
+    urgent = _row(GROUP + 2)
+    urgent.urgent = True
+    rows.end_step(urgent)
+    rows.step_begins()
+    assert [step for step, _ in written.rows] == list(range(1, GROUP + 3))
+    rows.end_step(_row(GROUP + 3))
+    rows.step_begins()
+    rows.tend()  # the thread, four times a second: nobody waits for a slow loop's next steps
+    assert written.rows[-1][0] == GROUP + 3
+
+
 def test_no_more_than_a_few_rows_wait():
     written, rows = _rows()
     reads = [SlowRead(float(step)) for step in range(MOST_WAITING + 3)]
@@ -85,6 +106,8 @@ def test_a_row_is_open_until_the_next_step_begins():
     assert written.rows == []
     assert rows.log({"a": 1.0}, {"b": torch.tensor(2.0)})
     rows.step_begins()
+    assert not rows.log({"c": 3.0}, {})
+    rows.drain()
     assert written.rows == [(1, {"a": 1.0, "b": 2.0})]
     assert not rows.log({"c": 3.0}, {})
 

@@ -45,6 +45,7 @@ from torch import nn
 
 from monitor.errors import MonitorWarning, RunError
 from monitor.guard import contained
+from monitor.hook.background import FLUSH_S
 from monitor.hook.detail import Detail, checked, default_probes
 from monitor.hook.findings import Told
 from monitor.hook.flops import Flops
@@ -166,7 +167,7 @@ def attach(
             )  # fmt: skip
 
         run_dir, attempt = agree(begin, rank)
-        writer = RankWriter(run_dir, attempt, rank, layer_budget_bytes=layer_budget_bytes)
+        writer = RankWriter(run_dir, attempt, rank, layer_budget_bytes=layer_budget_bytes, seconds_per_batch=FLUSH_S)
     probes: list[Probe] = []
     with contained("what is measured beside the gradient norms"):
         probes = default_probes(detail, model, optimizers, world_size)

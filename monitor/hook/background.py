@@ -21,6 +21,8 @@ SYSTEM_S = 2.0
 BEAT_S = 0.5
 LOOK_S = 1.0
 """Between two looks for requests: one listing of a small folder, which over a network file system is a round trip."""
+FLUSH_S = 1.0 - WAKE_S
+"""Between two writes of the writer. Rows are in its hands after ``WAKE_S`` at most, and on disk after a second."""
 
 
 class Background:

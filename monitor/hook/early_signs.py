@@ -3,6 +3,8 @@
 An incident is found by rules that read the run, later and with hindsight. What they need is measured only every so many
 steps, so that it costs nothing; here is decided, from what every step tells anyway, when it is worth its price. A sign
 is not a finding: most are followed by nothing, and all that they change is how densely the next steps are recorded.
+Rows arrive here in groups (``rows.py``), so an outlier arms up to three steps after its own; a loss, gradient or scale
+that broke arms at once.
 Non-finite values are looked at in ``nonfinite.py``.
 """
 

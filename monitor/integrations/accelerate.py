@@ -30,6 +30,7 @@ from torch import nn
 
 from monitor.guard import contained
 from monitor.hook.attach import attach
+from monitor.hook.background import FLUSH_S
 from monitor.hook.handle import Monitor
 from monitor.integrations.names import our_values
 from monitor.runfile import format as fmt
@@ -129,4 +130,4 @@ class GradiometerTracker(GeneralTracker):
 
     def _begin(self) -> RankWriter:
         self._run_dir = create_run(fmt.runs_folder(self._folder), **self._new_run)
-        return RankWriter(self._run_dir, begin_attempt(self._run_dir))
+        return RankWriter(self._run_dir, begin_attempt(self._run_dir), seconds_per_batch=FLUSH_S)

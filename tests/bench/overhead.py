@@ -13,7 +13,9 @@ it gets: with n threads the same work in call is up to n times the share.
 
 What bounds the monitor: not arithmetic. A step of the model pushes its code and data out of the caches, so what runs
 once a step runs cold: the fingerprint of a batch takes 15 us in a loop of its own and 150 us in a training, and merely
-finding 113 gradients a third of the time of their norms. ``tests/bench/hook_cost.py`` says which probe has which part.
+finding 113 gradients more than half of the memory limit's time. At 1M the barest way to the norms, not stored, is
+already three to five times the limit, so no monitor in Python comes near it. Below the table stands where the monitor's
+own time went, part by part (``parts.py``).
 ``_foreach_norm`` runs on one thread, and stays: a product with two threads for each tensor gains a tenth at 10M at
 best, and on a busy machine waits at a barrier for each tensor, up to sixty times as long.
 
@@ -36,6 +38,7 @@ import torch
 
 from tests.bench.hook_cost import WHOLE_GOALS
 from tests.bench.models import GPT, SIZES
+from tests.bench.parts import BESIDE
 from tests.bench.report import Line, bars, number, save, table
 from tests.bench.run_directory import PEERS as PEERS_PYTHON
 from tests.bench.run_directory import ROOT, child
@@ -43,6 +46,7 @@ from tests.bench.watchers import METHODS, PEERS
 
 BLOCKS = {"tiny": (1, 4), "1M": (5, 20), "10M": (3, 10)}
 """Rounds, and steps of a block."""
+PROFILED = {"ours-norms": "norms", "ours-standard": "standard"}
 NAMES = {
     "bare": "bare again (noise)",
     "limit": "memory limit",
@@ -125,6 +129,26 @@ def comparison(title: str, found: dict[str, Cost], absent: dict[str, str]) -> st
     return "\n  ".join([title, *(line.rstrip() for line in lines)])
 
 
+def profile(size: str, name: str, threads: int, quick: bool) -> dict[str, float]:
+    """Microseconds a step of each part of one of ours, from a process of its own."""
+    words = [size, PROFILED[name], "20" if quick else "100", str(threads)]
+    found = child([sys.executable, "-m", "tests.bench.parts", *words], timeout=900, threads=threads)
+    if "skipped" in found:
+        raise RuntimeError(f"the parts of {NAMES[name]} could not be timed: {found['skipped']}")
+    return found
+
+
+def part_table(title: str, parts: dict[str, float]) -> str:
+    """The parts, the costliest first, below what they are held against."""
+    beside = {name: spent for name, spent in parts.items() if name in BESIDE}
+    own = sorted(parts.items() - beside.items(), key=lambda part: -part[1])
+    whole = sum(spent for _, spent in own)
+    rows = [f"{spent:10.1f} us  {name}" for name, spent in beside.items()]
+    rows.append(f"{whole:10.1f} us  the monitor, of which")
+    rows += [f"{spent:10.1f} us  {spent / whole:4.0%}  {name}" for name, spent in own]
+    return "\n  ".join([title, *rows])
+
+
 def goals(size: str, found: dict[str, Cost]) -> list[Line]:
     """What the design asks for, as far as it could be measured."""
     lines: list[Line] = []
@@ -185,10 +209,14 @@ def main(quick: bool | None = None) -> None:
         lines += goals(size, found)
         own = {NAMES[name]: cost.own_ms for name, cost in found.items() if name != "bare" and cost.own_ms > 0}
         charts.append(bars(f"Added to a training step, {size} parameters", own, "ms of processor time", "monitor"))
-        more[size] = {"costs": {name: vars(cost) for name, cost in found.items()}, "absent": absent}
+        parts = {name: profile(size, name, options.threads, quick) for name in PROFILED if name in found}
+        for name, profiled in parts.items():
+            print(part_table(f"{size}: where the time of {NAMES[name]} goes", profiled), flush=True)
+        costs_of = {name: vars(cost) for name, cost in found.items()}
+        more[size] = {"costs": costs_of, "absent": absent, "parts": parts}
     print(table("goals are those of the design", lines))
     if any(line.ratio is not None and line.ratio > 1 for line in lines):
-        print("  missed: which part of the monitor costs what is printed by python -m tests.bench.hook_cost")
+        print("  missed: what bounds it stands above, part by part")
     print("  written:", *(str(path.relative_to(ROOT)) for path in save("overhead", lines, more, charts)))
 
 

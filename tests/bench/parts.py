@@ -32,6 +32,8 @@ from monitor.runfile.writer import RankWriter
 from tests.bench.watchers import Method as Watched
 from tests.bench.watchers import Subject, foreach_norms, train
 
+BESIDE = ("one pass over as many bytes as the gradients have", "finding them, _foreach_norm, one vector: not stored")
+"""What the parts are held against."""
 HOOKS = "hooks, clocks and guards: Python once a step"
 ROW = "the step's row: made, queued, handed to the writer"
 PARTS: tuple[tuple[Any, str, str], ...] = (
@@ -118,16 +120,14 @@ def profile(size: str, detail: Literal["norms", "standard"], steps: int) -> dict
     """Microseconds a step of each part, of the memory limit and of the bare norms."""
     subject, bare = Subject(size), Subject(size)
     flat = torch.cat([torch.zeros_like(parameter).view(-1) for parameter in bare.model.parameters()])
-    beside = {"limit: one pass over as many bytes": lambda: torch.dot(flat, flat)}
-    beside["bare: found, _foreach_norm, one vector, not stored"] = lambda: foreach_norms(bare)
-    found = dict.fromkeys(beside, 0.0)
-    turns = list(beside)
+    found = dict.fromkeys(BESIDE, 0.0)
+    looks = dict(zip(BESIDE, (lambda: torch.dot(flat, flat), lambda: foreach_norms(bare)), strict=True))
 
     def look(step: int, _loss: torch.Tensor) -> None:
-        name = turns[step % len(turns)]
+        name = BESIDE[step % len(BESIDE)]
         began = time.thread_time_ns()
-        beside[name]()
-        found[name] += (time.thread_time_ns() - began) * 1e-3 / (steps / len(turns))
+        looks[name]()
+        found[name] += (time.thread_time_ns() - began) * 1e-3 * len(BESIDE) / steps
 
     times = SelfTimes()
     with timed(times), tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

@@ -143,5 +143,6 @@ def test_peaks_are_found_by_name_and_precision() -> None:
     assert peak_flops("Tesla V100-SXM2-16GB", "bfloat16") is None
     assert peak_flops("NVIDIA L40S", "tf32") == 183e12 and peak_flops("NVIDIA L40", "tf32") is None
     assert peak_flops("NVIDIA GeForce RTX 4090 Laptop GPU", "float16") is None
+    assert peak_flops("NVIDIA H100 NVL", "bfloat16") is None  # not the SXM's: it has another peak
     with pytest.raises(ValueError, match="peak_flops is -1"):
         monitor.attach(MLP.made(), torch.optim.SGD(MLP.made().parameters()), peak_flops=-1)

@@ -96,9 +96,9 @@ def chart_version(chart: Chart, window: Window, marks: Sequence[Mark]) -> str:
         return _digest(
             parts + [(trace.name, trace.role, _read(trace.signal).value.tobytes()) for trace in chart.traces]
         )
-    low, high = _bounds(chart, window)
+    low, high = bounds_of(chart, window)
     for trace in chart.traces:
-        inside = trace.signal.step[slice(*rows_within(trace.signal.step, *_steps(trace, chart, window)))]
+        inside = trace.signal.step[slice(*rows_within(trace.signal.step, *steps_of(trace, chart, window)))]
         parts += [
             trace.name,
             trace.role,
@@ -131,7 +131,8 @@ def _places(axis: Axis | None, steps: Sequence[float]) -> list[float]:
     return axis.of(np.array(steps)).tolist() if axis else [float(step) for step in steps]
 
 
-def _bounds(chart: Chart, window: Window) -> tuple[int | None, int | None]:
+def bounds_of(chart: Chart, window: Window) -> tuple[int | None, int | None]:
+    """First and last step of ``chart`` in ``window``; None is open."""
     if chart.axis:
         return chart.axis.steps(window.start, window.stop)
     low = None if window.start is None else math.floor(window.start * chart.x_per_unit)
@@ -139,9 +140,9 @@ def _bounds(chart: Chart, window: Window) -> tuple[int | None, int | None]:
     return low, high
 
 
-def _steps(trace: Trace, chart: Chart, window: Window) -> tuple[int | None, int | None]:
+def steps_of(trace: Trace, chart: Chart, window: Window) -> tuple[int | None, int | None]:
     """The first and the last step of ``trace`` in ``window``; None is open."""
-    return trace.axis.steps(window.start, window.stop) if trace.axis else _bounds(chart, window)
+    return trace.axis.steps(window.start, window.stop) if trace.axis else bounds_of(chart, window)
 
 
 def _x_of(trace: Trace, chart: Chart, step: np.ndarray) -> np.ndarray:
@@ -191,7 +192,8 @@ def build(
     span = extent(charts, marks, axis)
     layout = [_slot(chart) for chart in charts]
     shown_marks = thin_marks(marks, window, span, axis)
-    pieces = {"layout": layout, "marks": shown_marks, "status": status, "extent": span}
+    incidents = _places(axis, [mark.step for mark in marks if mark.kind == "incident"])
+    pieces = {"layout": layout, "marks": shown_marks, "incidents": incidents, "status": status, "extent": span}
     header: dict[str, Any] = {"charts": [], "versions": {}}
     for name, value in pieces.items():
         version = _digest([json.dumps(value, sort_keys=True)])
@@ -238,13 +240,15 @@ def _body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
         case "profile":
             whole = Window(max(1, len(chart.names)))
             traces = [_trace_body(trace, chart, whole, blob) for trace in chart.traces]
+            for trace in traces:  # the last layer is not the latest value
+                trace.pop("last", None), trace.pop("last_x", None)
             return {"traces": traces, "names": list(chart.names)}
         case _:
             return {"traces": [_trace_body(trace, chart, window, blob) for trace in chart.traces]}
 
 
 def _trace_body(trace: Trace, chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
-    low, high = _steps(trace, chart, window)
+    low, high = steps_of(trace, chart, window)
     signal = smoothed(trace.signal, trace.smoothing, trace.restarts) if trace.smoothing else trace.signal
     seen = zoom(signal, low, high, window.buckets)
     step, value = with_gaps(seen)
@@ -372,7 +376,7 @@ def _gapped(value: np.ndarray) -> np.ndarray:
 def _parts_body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
     """The whole step as a line with its extremes; the parts as means over equal shares of the window."""
     whole, *parts = chart.traces
-    low, high = _bounds(chart, window)
+    low, high = bounds_of(chart, window)
     inside = _read(whole.signal).between(low, high)
     body: dict[str, Any] = {"traces": [_trace_body(whole, chart, window, blob)]}
     if not len(inside):
@@ -412,7 +416,7 @@ def _sums(signal: Signal, edges: np.ndarray) -> np.ndarray:
 def _heat_body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
     assert chart.matrix is not None
     matrix = chart.matrix()
-    low, high = _bounds(chart, window)
+    low, high = bounds_of(chart, window)
     columns = int(min(window.buckets * 3 // 5, max(20, RAW_ROWS // max(1, len(matrix.names)))))
     seen = picture_of(matrix, chart.keep, columns, low, high)
     bottom, top = colour_scale(matrix, chart.scale, chart.limit)

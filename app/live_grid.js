@@ -111,6 +111,8 @@ function newState(root) {
   S.sized.observe(root);
   S.onVisibility = () => { if (!document.hidden) tick(S); };
   document.addEventListener('visibilitychange', S.onVisibility);
+  S.onKey = (event) => pressedKey(S, event);
+  document.addEventListener('keydown', S.onKey);
   S.clock = setInterval(() => sayStatus(S), 1000);
   return S;
 }
@@ -154,7 +156,7 @@ function address(S) {
   if (S.range) { query.set('x0', S.range[0]); query.set('x1', S.range[1]); }
   if (S.stat) query.set('stat', S.stat);
   if (S.layer) query.set('layer', S.layer);
-  if (S.layer && S.at !== null) query.set('at', S.at);
+  if (S.at !== null && (S.layer || S.data.view === 'layers')) query.set('at', S.at);
   if (S.pins.length) query.set('pins', S.pins.join(','));
   const have = Object.entries(S.versions).map(([name, version]) => `${name}:${version}`);
   if (have.length) query.set('have', have.join(','));
@@ -232,6 +234,7 @@ function apply(S, header, body) {
   const before = JSON.stringify(S.extent);
   if ('extent' in changed) S.extent = header.extent;
   if ('marks' in changed) S.marks = header.marks;
+  if ('incidents' in changed) S.incidents = header.incidents;
   Object.assign(S.versions, changed);
   const fresh = new Set();
   for (const chart of header.charts) {
@@ -331,6 +334,7 @@ function unfold(S, node, open) {
 const EMPTY = {
   story: 'No points yet. They appear here as soon as the training has made its first step.',
   landscape: 'No landscape samples in this run. They are taken every monitor.landscape_every steps.',
+  layers: 'No statistic of layers or modules was recorded in this run.',
   compare: 'None of these metrics was recorded by any of these runs.',
   ranks: 'None of the signals that tell ranks apart was recorded by two of them.',
   system: 'No machine samples yet. They are taken every two seconds while the training runs.',
@@ -374,8 +378,76 @@ function newSlot(S, spec) {
   slot.pinButton.title = 'Show this chart before the others';
   slot.pinButton.hidden = S.data.view !== 'story' || spec.kind === 'events';
   slot.pinButton.onclick = () => pin(S, slot.id);
-  tools.append(slot.pinButton);
+  tools.append(slot.pinButton, saveMenu(S, slot));
   return slot;
+}
+
+// ---- taking away ----------------------------------------------------------------------------------------------------
+
+const FORMATS = { PNG: 'png', SVG: 'svg' };
+
+function saveMenu(S, slot) {
+  const menu = element('span', 'gm-menu');
+  const open = element('button', '', 'save');
+  open.type = 'button';
+  open.title = 'Save this chart';
+  open.setAttribute('aria-expanded', 'false');
+  const list = element('span', 'gm-menu-list');
+  list.hidden = true;
+  const close = () => { list.hidden = true; open.setAttribute('aria-expanded', 'false'); };
+  open.onclick = () => { list.hidden = !list.hidden; open.setAttribute('aria-expanded', String(!list.hidden)); };
+  menu.addEventListener('focusout', (event) => { if (!menu.contains(event.relatedTarget)) close(); });
+  menu.addEventListener('keydown', (event) => { if (event.key === 'Escape') { close(); open.focus(); } });
+  const entries = slot.spec.kind === 'events' ? Object.keys(FORMATS) : [...Object.keys(FORMATS), 'CSV'];
+  for (const word of entries) {
+    const entry = element('button', '', word);
+    entry.type = 'button';
+    entry.onclick = () => { close(); open.focus(); save(S, slot, word).catch(() => failed(S, 'the chart could not be saved')); };
+    list.append(entry);
+  }
+  menu.append(open, list);
+  return menu;
+}
+
+async function save(S, slot, word) {
+  if (word === 'CSV') return fetchCsv(S, slot);
+  const image = await window.Plotly.toImage(pictureOf(S, slot), { format: FORMATS[word], width: Math.max(700, slot.plot.clientWidth), height: slot.plot.clientHeight + 74, scale: word === 'PNG' ? 2 : 1 });
+  download(image, `${fileName(S, slot)}.${FORMATS[word]}`);
+}
+
+// What the head of a chart says in the page stands in the picture: title, unit, what was reduced, and a legend.
+function pictureOf(S, slot) {
+  const T = theme(S), note = slot.note.textContent;
+  const title = plotlyText(`${slot.spec.title}${slot.unit.textContent ? ` ${slot.unit.textContent}` : ''}`);
+  const heat = slot.spec.kind === 'heat';
+  const data = slot.plot.data.map((trace, i) => ({ ...trace, showscale: heat && i === 0, showlegend: !heat && Boolean(trace.name), legendrank: i }));
+  const layout = {
+    ...slot.plot.layout, font: { ...slot.plot.layout.font, family: 'sans-serif' }, paper_bgcolor: T.background, plot_bgcolor: T.background, showlegend: !heat, height: undefined, width: undefined,
+    legend: { orientation: 'h', x: 0, y: 1.01, yanchor: 'bottom', font: { size: 11 } }, margin: { ...slot.plot.layout.margin, t: 74, r: heat ? 70 : 20 },
+    title: { text: `${title}${note ? ` <span style="font-size:11px">${plotlyText(note)}</span>` : ''}`, x: 0.01, xanchor: 'left', y: 0.98, yanchor: 'top', font: { size: 14 } },
+  };
+  return { data, layout };
+}
+
+async function fetchCsv(S, slot) {
+  const asked = new URL(address(S), location.href);
+  for (const name of ['have', 'want', 'px']) asked.searchParams.delete(name);
+  asked.searchParams.set('chart', slot.id);
+  const answer = await fetch(`${S.data.base}/api/csv?${asked.searchParams}`, { cache: 'no-store' });
+  if (!answer.ok) return failed(S, (await answer.json().catch(() => ({}))).error || 'the values could not be saved');
+  const url = URL.createObjectURL(await answer.blob());
+  download(url, `${fileName(S, slot)}.csv`);
+  setTimeout(() => URL.revokeObjectURL(url), 60000);
+  return undefined;
+}
+
+const fileName = (S, slot) => `${[S.data.run].flat().join('-')}-${slot.spec.title}`.replace(/[^A-Za-z0-9._-]+/g, '-').slice(0, 120);
+
+function download(url, name) {
+  const link = element('a');
+  link.href = url;
+  link.download = name;
+  link.click();
 }
 
 function pin(S, id) {
@@ -833,6 +905,41 @@ function zoom(S, range, report = true) {
   if (report) S.reportTimer = setTimeout(() => { if (!S.stopped) S.api.setStateValue('range', S.range || []); }, REPORT_AFTER_MS);
 }
 
+// Keys that no field and no button has taken; those of the page itself are in page_tools.js.
+function pressedKey(S, event) {
+  if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey || !S.root.isConnected || !S.extent) return;
+  if (event.target.closest?.('input, textarea, select, [contenteditable], [role=slider], [role=radio], [role=radiogroup], [role=grid], [role=listbox], canvas')) return;
+  const [low, high] = xRange(S), width = high - low, middle = (low + high) / 2;
+  const act = {
+    '+': () => zoom(S, within(S, middle - width / 4, middle + width / 4)), '=': () => act['+'](),
+    '-': () => zoom(S, within(S, middle - width, middle + width)),
+    ArrowLeft: () => S.range && zoom(S, within(S, low - width / 4, high - width / 4)),
+    ArrowRight: () => S.range && zoom(S, within(S, low + width / 4, high + width / 4)),
+    0: () => zoom(S, null), p: () => S.pauseButton.hidden || S.pauseButton.click(),
+    n: () => toIncident(S, 1), b: () => toIncident(S, -1),
+  }[event.key];
+  if (!act) return;
+  act();
+  event.preventDefault();
+}
+
+// A range that stays where there is something to see; null for all of it.
+function within(S, low, high) {
+  const [first, last] = S.extent, width = high - low;
+  if (width >= last - first) return null;
+  const from = Math.min(Math.max(low, first), last - width);
+  return [from, from + width];
+}
+
+// The next incident to the right (1) or left (-1) of the middle of what is in sight, and what is round it.
+function toIncident(S, way) {
+  const [first, last] = S.extent, [low, high] = xRange(S), middle = S.range ? (low + high) / 2 : way > 0 ? -Infinity : Infinity;
+  const found = (S.incidents || []).filter((x) => (x - middle) * way > (last - first) * 1e-6).sort((a, b) => (a - b) * way)[0];
+  if (found === undefined) return;
+  const half = Math.max((last - first) / 40, 1e-9);
+  zoom(S, [found - half, found + half]);
+}
+
 function place(slot, event) {
   const axis = slot.plot._fullLayout?.xaxis, y = slot.plot._fullLayout?.yaxis;
   if (!axis || !y) return null;
@@ -865,6 +972,7 @@ function hover(S, slot, event) {
 
 // The value below the pointer, else the last one; of one of several runs nothing beyond its own ends.
 function chipText(S, { trace, raw }, at) {
+  if (!at && trace.last === undefined) return '';
   const beyond = at && S.data.view === 'compare' && !(at.x >= trace.x[0] && at.x <= trace.x[trace.x.length - 1]);
   const shown = (one) => formatNumber(beyond ? undefined : at ? valueAt(one, at.x) : one.last);
   return raw ? `${shown(trace)} (${shown(raw)})` : shown(trace);
@@ -959,6 +1067,14 @@ function resized(S) {
   tick(S);
 }
 
+// For a page that is saved: everything that is not folded away, in sight or not; true when it is all drawn.
+async function drawAll(S) {
+  for (const slot of S.slots.values()) slot.visible = !slot.node.hidden;
+  await tick(S);
+  for (const slot of S.slots.values()) if (slot.visible && slot.data && (slot.dirty || !slot.drawn)) draw(S, slot);
+  return [...S.slots.values()].every((slot) => !slot.visible || slot.drawn);
+}
+
 function finish(S) {
   S.stopped = true;
   for (const timer of [S.timer, S.reportTimer, S.resizeTimer, S.soonTimer]) clearTimeout(timer);
@@ -966,6 +1082,7 @@ function finish(S) {
   S.seen.disconnect();
   S.sized.disconnect();
   document.removeEventListener('visibilitychange', S.onVisibility);
+  document.removeEventListener('keydown', S.onKey);
   for (const slot of S.slots.values()) if (slot.drawn && window.Plotly) window.Plotly.purge(slot.plot);
 }
 
@@ -976,6 +1093,7 @@ export default function (component) {
   if (!root) return undefined;
   const S = (root.__gm && !root.__gm.stopped) ? root.__gm : (root.__gm = newState(root));
   S.api = component;
+  S.drawAll = () => drawAll(S);
   S.data = component.data;
   if (S.given !== S.data.span_given) { S.given = S.data.span_given; if (S.drawnOnce) zoom(S, S.data.span, false); else S.range = S.data.span; }
   S.stat = S.data.stat;

@@ -16,20 +16,19 @@ from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app import frame
-from app.charts.axes import AXES
+from app import csv_export, frame
 from app.charts.compare import compare_charts
 from app.charts.describe import Chart, Mark
+from app.charts.layers import layer_charts
 from app.charts.look import look_of, looked_at
 from app.charts.metric_search import checked_pattern
 from app.charts.ranks import rank_charts
-from app.charts.smooth import MOST
 from app.charts.story import landscape_charts, story_charts, story_marks, system_charts
-from app.compare import comparing
+from app.compare import Comparison, comparing
 from app.data import DIAGNOSES, READERS, find_run, incidents_of, list_version
 from app.facts import LIVE_WORDS
 from app.tidy import TIDY
@@ -48,10 +47,10 @@ MOST_BUCKETS = 2_000
 def get_frame(request: Request) -> Response:
     """A window of the charts of one view of one run; 204 when the browser has it already.
 
-    Query: ``run``; ``view`` story, landscape, system, ranks or compare; ``px`` pixel columns; ``x0``, ``x1`` the zoomed
-    range;
-    ``have`` ``id:version`` pairs; ``want`` ids in sight; ``stat`` and ``layer`` of the heatmap. For compare ``run``
-    stands several times, and there are ``axis``, ``smooth``, ``metrics`` and ``log``.
+    Query: ``run``; ``view`` story, layers, landscape, system, ranks or compare; ``px`` pixel columns; ``x0``, ``x1``
+    the zoomed range; ``have`` ``id:version`` pairs; ``want`` ids in sight; ``stat``, ``layer`` and ``at`` of the
+    heatmap; ``axis``, ``smooth``, ``metrics``, ``attempt`` and ``pins`` of the story. For compare ``run`` stands
+    several times, and there are ``axis``, ``smooth``, ``metrics`` and ``log``.
     """
     query = request.query_params
     try:
@@ -78,6 +77,27 @@ def get_runs(request: Request) -> Response:
     return JSONResponse({"version": version}, headers=headers)
 
 
+def get_csv(request: Request) -> Response:
+    """Every value of one chart in a window, as a file; the query is that of ``/api/frame`` with the id as ``chart``."""
+    query = request.query_params
+    try:
+        window, chart = _window(query), query.get("chart", "")
+        if query.get("view") == "compare":
+            with comparing(query.getlist("run")) as compared:
+                name, table = "compare", csv_export.table_of(_compared(compared, query), chart, window)
+        else:
+            path = find_run(query.get("run", ""))
+            with READERS.reading(path) as run:
+                name, table = path.name, csv_export.table_of(_view(run, path, query)[0], chart, window)
+    except ValueError as error:
+        return JSONResponse({"error": str(error)}, status_code=400)
+    except RunError as error:
+        return JSONResponse({"error": str(error)}, status_code=404)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{name}-{table.title}")[:120]
+    headers = {"Cache-Control": "no-store", "Content-Disposition": f'attachment; filename="{name}.csv"'}
+    return StreamingResponse(csv_export.lines(table), media_type="text/csv; charset=utf-8", headers=headers)
+
+
 def answer(path: Path, query: Mapping[str, str], window: frame.Window) -> bytes | None:
     """The message of ``frame.build`` for the run at ``path``."""
     with READERS.reading(path) as run:
@@ -100,21 +120,8 @@ def answer_of_several(ids: Sequence[str], query: Mapping[str, str], window: fram
     Raises:
         RunError: none of them can be read.
     """
-    axis, smoothing = query.get("axis", "step"), _number(query, "smooth") or 0.0
-    if axis not in AXES:
-        raise ValueError(f"axis is {axis[:40]!r}; accepted: {', '.join(AXES)}")
-    if not 0 <= smoothing <= MOST:
-        raise ValueError(f"smooth is {smoothing:g}; accepted: 0 to {MOST}")
     with comparing(ids) as compared:
-        if not compared.entries:
-            raise RunError(next(iter(compared.refused.values()), "No run was named; accepted: run=ID&run=ID"))
-        charts = compare_charts(
-            compared.entries,
-            axis=axis,
-            smoothing=smoothing,
-            pattern=query.get("metrics", ""),
-            log=query.get("log") == "1",
-        )
+        charts = _compared(compared, query)
         states = [_status(entry.run) for entry in compared.entries]
         status = {
             "word": "several",
@@ -123,6 +130,19 @@ def answer_of_several(ids: Sequence[str], query: Mapping[str, str], window: fram
         }
         have, want = _have(query.get("have", "")), _want(query.get("want"))
         return frame.build(charts, window, have=have, want=want, status=status)
+
+
+def _compared(compared: Comparison, query: Mapping[str, str]) -> list[Chart]:
+    if not compared.entries:
+        raise RunError(next(iter(compared.refused.values()), "No run was named; accepted: run=ID&run=ID"))
+    look = look_of(query)
+    return compare_charts(
+        compared.entries,
+        axis=look.axis,
+        smoothing=look.smoothing,
+        pattern=look.pattern,
+        log=query.get("log") == "1",
+    )
 
 
 def _view(run: Run, path: Path, query: Mapping[str, str]) -> tuple[list[Chart], list[Mark]]:
@@ -134,10 +154,12 @@ def _view(run: Run, path: Path, query: Mapping[str, str]) -> tuple[list[Chart], 
     marks = story_marks(run, incidents_of(DIAGNOSES.of(path, run.version)))
     if view == "landscape":
         return landscape_charts(run), marks
+    if view == "layers":
+        return layer_charts(run, stretch_of(query.get("at")), query.get("layer")), marks
     if view == "story":
         charts = story(run, query)
         return charts if marks else [chart for chart in charts if chart.kind != "events"], marks
-    raise ValueError(f"unknown view {view!r}; accepted: story, landscape, system, ranks, compare")
+    raise ValueError(f"unknown view {view!r}; accepted: story, layers, landscape, system, ranks, compare")
 
 
 def story(run: Run, query: Mapping[str, str]) -> list[Chart]:
@@ -239,6 +261,7 @@ def get_health(request: Request) -> Response:
 routes = [
     Route("/api/frame", get_frame, methods=["GET"]),
     Route("/api/runs", get_runs, methods=["GET"]),
+    Route("/api/csv", get_csv, methods=["GET"]),
     Route("/api/health", get_health, methods=["GET"]),
     Route("/assets/plotly.min.js", get_plotly, methods=["GET"]),
 ]

@@ -15,9 +15,8 @@ import numpy as np
 from app import text
 from app.charts.axes import AXES, axis_along
 from app.charts.describe import Axis, Chart, Mark, Trace
-from app.charts.measures import LAYER_MEASURES
+from app.charts.measures import LAYER_MEASURES, is_sparse
 from app.charts.metric_search import LONGEST_NAME, checked_pattern
-from app.charts.story import is_sparse
 from monitor.runfile.reader import Run
 from monitor.runfile.zoom import LongSignal, drawn
 from monitor.signals import Signal, spec_of, unit_of

@@ -144,6 +144,21 @@ def matrix_of(run: Run, choice: Choice, attempt: int | None = None) -> LayerMatr
     return _measured(matrix) if choice.stream == "modules" else matrix
 
 
+def whole_matrix(matrix: LayerMatrix | LongMatrix, low: int, high: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows ``low..high``: int64[T] steps, float32[T, L] values, bool[T, L] whether each was measured."""
+    if isinstance(matrix, LongMatrix) and high > low:
+        return matrix.step[low:high], *matrix.rows(low, high)
+    if isinstance(matrix, LongMatrix):
+        nothing = np.empty((0, len(matrix.names)), np.float32)
+        return matrix.step[:0], nothing, nothing.astype(bool)
+    return matrix.step[low:high], matrix.value[low:high], matrix.present[low:high]
+
+
+def is_sparse(signal: Signal | LongSignal) -> bool:
+    """Whether so few steps were measured that the points say more than the line between them."""
+    return 0 < len(signal) < 200 and int(signal.step[-1] - signal.step[0]) >= 2 * len(signal)
+
+
 def layer_curve(matrix: LayerMatrix | LongMatrix, layer: str) -> Signal | LongSignal | None:
     """One column of ``matrix`` as a signal, without the steps it was not measured at; None for an unknown layer."""
     if isinstance(matrix, LongMatrix):

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from app.charts.describe import Chart, Mark, Trace
-from app.charts.measures import chosen, layer_curve, matrix_of
+from app.charts.measures import chosen, is_sparse, layer_curve, matrix_of
 from app.charts.profile import profile_chart, telling_row
 from app.incident import incident_key, onset_of
 from monitor.runfile.reader import Run
 from monitor.runfile.stability import DERIVED
-from monitor.runfile.zoom import LongSignal, drawn
+from monitor.runfile.zoom import drawn
 from monitor.signals import CATALOGUE, TIME_PARTS, Signal, spec_of, unit_of
 
 OWN_VALUES_SHOWN = 200
@@ -367,11 +367,6 @@ def _heat(
     if at is not None and (profile := profile_chart(choice, matrix, telling_row(matrix, measure.keep, at, layer))):
         charts.append(profile)
     return charts
-
-
-def is_sparse(signal: Signal | LongSignal) -> bool:
-    """Whether so few steps were measured that the points say more than the line between them."""
-    return 0 < len(signal) < 200 and int(signal.step[-1] - signal.step[0]) >= 2 * len(signal)
 
 
 _SHOWN_ELSEWHERE = {

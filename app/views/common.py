@@ -105,3 +105,18 @@ def keep_range(key: str) -> None:
         for name in ("x0", "x1"):
             if name in st.query_params:
                 del st.query_params[name]
+
+
+def keep_cell(key: str) -> None:
+    """Write the chosen layer and step into the address."""
+    cell = st.session_state[key].get("cell") or {}
+    for name in ("layer", "at"):
+        keep(name, str(cell.get(name) or ""))
+
+
+def keep(name: str, value: str) -> None:
+    """Write ``value`` into the address; an empty one out of it."""
+    if value:
+        st.query_params[name] = value
+    elif name in st.query_params:
+        del st.query_params[name]

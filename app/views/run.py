@@ -7,13 +7,15 @@ import streamlit as st
 from app import data
 from app.data import DIAGNOSES, READERS
 from app.facts import facts_of
-from app.views import attention, config, header, incidents, landscape, log, ranks, story, system
+from app.page_tools import page_tools
+from app.views import attention, config, header, incidents, landscape, layers, log, ranks, story, system
 from app.views.common import refused
 from monitor.errors import RunError
 
 SHOW = {
     "Story": story.show,
     "Incidents": incidents.show,
+    "Layers": layers.show,
     "Attention": attention.show,
     "Landscape": landscape.show,
     "System": system.show,
@@ -40,6 +42,7 @@ def page() -> None:
         with READERS.reading(path) as run:
             facts, name, version = facts_of(run), run.name, run.version
             absent = set() if run.events("attention_map") else {"Attention"}
+            absent |= set() if run.layer_stats or run.module_stats else {"Layers"}
             absent |= set() if ranks.has_several(run) else {"Ranks"}
     except RunError as error:
         refused(error, None if path else LIST_COMMAND)  # an unreadable run says by itself what to do
@@ -49,7 +52,8 @@ def page() -> None:
         st.session_state["waited_for"] = run_id
         DIAGNOSES.of(path, version, wait=DIAGNOSIS_WAIT_S)
     st.fragment(header.show, run_every=1.0 if facts.live else 3.0)(path, name, facts.live)
-    section = st.segmented_control(
+    choice, tools = st.columns([4, 1], vertical_alignment="center")
+    section = choice.segmented_control(
         "Section",
         [section for section in SHOW if section not in absent],
         default="Story",
@@ -58,6 +62,8 @@ def page() -> None:
         bind="query-params",
         label_visibility="collapsed",
     )
+    with tools:
+        page_tools(f"{path.name}-{section}")
     SHOW[section or "Story"](path, facts)
 
 

@@ -14,7 +14,7 @@ from app.data import DIAGNOSES, READERS, incidents_of
 from app.facts import Facts
 from app.incident import incident_key
 from app.live_grid import live_grid
-from app.views.common import keep_range, severity_badge, zoomed
+from app.views.common import keep, keep_cell, keep_range, severity_badge, zoomed
 from app.views.controls import axis_choice, metrics_choice, smoothing_choice
 from app.views.incidents import open_incident, refresh_s
 
@@ -112,18 +112,3 @@ def pins_of(address: str) -> list[str]:
 def keep_pins(key: str) -> None:
     """Write the pinned charts into the address."""
     keep("pins", ",".join(map(str, st.session_state[key].get("pins") or [])))
-
-
-def keep_cell(key: str) -> None:
-    """Write the chosen layer and step into the address."""
-    cell = st.session_state[key].get("cell") or {}
-    for name in ("layer", "at"):
-        keep(name, str(cell.get(name) or ""))
-
-
-def keep(name: str, value: str) -> None:
-    """Write ``value`` into the address; an empty one out of it."""
-    if value:
-        st.query_params[name] = value
-    elif name in st.query_params:
-        del st.query_params[name]

@@ -298,6 +298,18 @@ class LongMatrix:
         value, present = (np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
         return Signal(layer, self.step[present], value[present].astype(float), self.unit)
 
+    def rows(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+        """float32[T, L] and bool[T, L]: the rows ``low..high`` along ``step``, and which values are there."""
+        matrix = self._run.layers(self.stat)
+        whole, present = (
+            np.zeros((high - low, len(self.names)), np.float32),
+            np.zeros((high - low, len(self.names)), bool),
+        )
+        first, last = (int(row) for row in np.searchsorted(matrix.step, self.step[[low, high - 1]] + [0, 1]))
+        at = np.searchsorted(self.step[low:high], matrix.step[first:last])
+        whole[at], present[at] = matrix.value[first:last], matrix.present[first:last]
+        return whole, present
+
     def sample(self) -> tuple[np.ndarray, np.ndarray]:
         """Every 64th row or fewer, evenly: float32[n, L], and which values are there."""
         try:

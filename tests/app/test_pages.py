@@ -13,7 +13,7 @@ from tests.app import runs_for_tests as made
 from tests.app.conftest import Open, Runs, listed, words
 from trainer.config import TrainConfig, form_fields, load_config, with_values
 
-SECTIONS = ["Story", "Incidents", "Landscape", "System", "Config", "Log"]
+SECTIONS = ["Story", "Incidents", "Layers", "Landscape", "System", "Config", "Log"]
 
 
 def test_an_empty_folder_shows_the_two_commands(no_runs, open_page: Open):
@@ -199,12 +199,9 @@ def test_a_healthy_run_says_that_nothing_was_found(runs: Runs, open_page: Open):
 
 
 def test_the_story_is_one_component_with_the_zoom_of_the_address(runs: Runs, open_page: Open):
-    import json
-
-    page = open_page("run", run=runs.healthy, x0="100", x1="200", layer=made.LAYERS[0])
-    (grid,) = page.get("bidi_component")
-    mounted = json.loads(grid.proto.json)
-    assert mounted["run"] == runs.healthy and mounted["span"] == [100.0, 200.0] and mounted["layer"] == made.LAYERS[0]
+    grid = mounted(open_page("run", run=runs.healthy, x0="100", x1="200", layer=made.LAYERS[0], pins="lr,loss"))
+    assert grid["run"] == runs.healthy and grid["span"] == [100.0, 200.0] and grid["layer"] == made.LAYERS[0]
+    assert grid["pins"] == ["lr", "loss"]
 
 
 @pytest.mark.parametrize(
@@ -248,8 +245,8 @@ def mounted(page) -> dict:
     """What the page gave to its live charts."""
     import json
 
-    (grid,) = page.get("bidi_component")
-    return json.loads(grid.proto.json)
+    (grid,) = [found for one in page.get("bidi_component") if "view" in (found := json.loads(one.proto.json))]
+    return grid
 
 
 def test_attention_maps_have_a_section_only_where_there_are_some(runs: Runs, open_page: Open):

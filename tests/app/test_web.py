@@ -12,7 +12,7 @@ from tests.app.conftest import Ask, Runs
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH"])
-@pytest.mark.parametrize("path", ["/api/frame?run=x", "/assets/plotly.min.js", "/api/health"])
+@pytest.mark.parametrize("path", ["/api/frame?run=x", "/api/csv?run=x", "/assets/plotly.min.js", "/api/health"])
 def test_only_get_is_answered(http: Ask, method, path):
     assert http(path, method=method).status == 405
 
@@ -21,7 +21,7 @@ def test_only_get_is_answered(http: Ask, method, path):
     "host", ["evil.invalid", "evil.invalid:8501", "127.0.0.1.evil.invalid", "localhost.evil.invalid", "10.0.0.7"]
 )
 def test_a_foreign_host_is_refused(http: Ask, host):
-    for path in ("/api/frame?run=x", "/assets/plotly.min.js", "/api/health"):
+    for path in ("/api/frame?run=x", "/api/csv?run=x", "/assets/plotly.min.js", "/api/health"):
         assert http(path, host=host).status == 400
 
 

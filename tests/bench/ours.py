@@ -98,7 +98,7 @@ def view(run: Run, name: str, first: int | None, last: int | None) -> int:
     if name in run.names:
         signal = drawn(run, name)
     else:
-        from app.charts.story import layer_curve
+        from app.charts.measures import layer_curve
 
         signal = layer_curve(long_matrix(run, STAT) or run.layers(STAT), name)
     if hasattr(signal, "zoom"):

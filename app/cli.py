@@ -590,14 +590,32 @@ def delete(
 @cli.command()
 def app(
     runs: RunsFolder = Path("runs"),
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 8501,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8501,
     browser: Annotated[bool, typer.Option(help="Open a browser window when there is a display.")] = True,
+    host: Annotated[
+        str,
+        typer.Option(metavar="ADDRESS", help="Where to listen; beyond this machine (0.0.0.0) with a token."),
+    ] = "127.0.0.1",
+    name: Annotated[
+        list[str] | None,
+        typer.Option("--name", metavar="HOST", help="Another name that this machine is reached by, in the address."),
+    ] = None,
+    token: Annotated[
+        bool, typer.Option(help="Ask for a token beyond this machine; without one the page only shows.")
+    ] = True,
+    read_only: Annotated[bool, typer.Option("--read-only", help="Only show; start and stop nothing.")] = False,
 ) -> None:
-    """Open the app on http://127.0.0.1:8501."""
-    words = [sys.executable, "-m", "streamlit", "run", str(ROOT / "app" / "main.py"), "--server.port", str(port)]
+    """Open the app on http://127.0.0.1:8501.
+
+    With --host the address with its token is printed once; a token of your own comes from GRADIOMETER_TOKEN.
+    """
+    from app import serve
+
+    plan = or_exit(lambda: serve.plan(host, port, names=name or [], with_token=token, read_only=read_only))
+    words = [sys.executable, "-m", "streamlit", "run", str(ROOT / "app" / "main.py"), *plan.options]
     words += [] if browser else ["--server.headless", "true"]
-    environment = _environment() | {"GRADIOMETER_RUNS": str(runs.resolve())}
-    print(f"Gradiometer: http://127.0.0.1:{port}   runs: {runs.resolve()}   stop with Ctrl-C", flush=True)
+    environment = _environment() | {"GRADIOMETER_RUNS": str(runs.resolve())} | plan.environment
+    print(f"Gradiometer: {plan.address}   runs: {runs.resolve()}   stop with Ctrl-C", flush=True)
     with subprocess.Popen(words, env=environment) as server:
         try:
             status = server.wait()

@@ -21,6 +21,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import csv_export, frame
+from app.access import TokenGate
 from app.charts.compare import compare_charts
 from app.charts.describe import Chart, Mark
 from app.charts.layers import layer_charts
@@ -31,11 +32,11 @@ from app.charts.story import landscape_charts, story_charts, story_marks, system
 from app.compare import Comparison, comparing
 from app.data import DIAGNOSES, READERS, find_run, incidents_of, list_version
 from app.facts import LIVE_WORDS
+from app.serve import LOOPBACK
 from app.tidy import TIDY
 from monitor.errors import RunError
 from monitor.runfile.reader import Run
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 MOST_BUCKETS = 2_000
 """A window of more pixel columns than this is refused down to it; no screen has more."""
@@ -325,6 +326,7 @@ def allowed_hosts(option: Callable[[str], object] = st.get_option) -> list[str]:
 middleware = [
     Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(), www_redirect=False),
     Middleware(SafeHeaders),
+    Middleware(TokenGate),
 ]
 
 

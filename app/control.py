@@ -1,15 +1,15 @@
-"""What the page may do to trainings: start, stop, resume. Refused here, not only by a greyed button."""
+"""What the page may do to trainings: start, stop, resume, and ask. Refused here, not only by a greyed button."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import streamlit as st
-
+from app import access
 from app.data import READERS, is_sample, launch_folder
-from app.web import LOOPBACK
 from monitor.errors import RunError
+from monitor.runfile import control as requests
+from monitor.runfile.store import run_state
 
 if TYPE_CHECKING:
     from trainer.config import TrainConfig
@@ -17,21 +17,15 @@ if TYPE_CHECKING:
 
 
 def read_only_reason() -> str | None:
-    """Why this page only shows; None when it may act.
-
-    A server that listens beyond this machine has no way yet to tell who is asking, so it acts for nobody.
-    """
-    address = st.get_option("server.address")
-    if address in LOOPBACK:
-        return None
-    where = f"on {address}" if address else "on every interface"
-    return (
-        f"Read-only: the server listens {where}. Start it with --server.address 127.0.0.1 to start and stop trainings."
-    )
+    """Why this page only shows; None when it may act."""
+    return access.read_only_reason()
 
 
-def start(config: TrainConfig) -> str:
+def start(config: TrainConfig, run_id: str | None = None) -> str:
     """Start a training in the first runs folder and return its run id, without waiting for it.
+
+    Args:
+        run_id: the same for clicks that mean the same training: the second is refused.
 
     Raises:
         RunError: the page is read-only, or the launch was refused.
@@ -39,19 +33,27 @@ def start(config: TrainConfig) -> str:
     _may_act()
     from trainer import launch
 
-    return launch.start(config, launch_folder()).run_id
+    return launch.start(config, launch_folder(), run_id=run_id).run_id
 
 
 def stop(path: Path) -> str:
     """Ask the training at ``path`` to save a checkpoint and end; returns what was done, in words.
 
+    By a signal, which is followed by a kill when it does not react; by a request in its run directory when its
+    processes cannot be reached from here.
+
     Raises:
-        RunError: the page is read-only, or there is nothing to stop.
+        RunError: the page is read-only, the run is a sample, or there is nothing to stop.
     """
-    _may_act()
+    _may_act(path)
     from trainer import launch
 
-    result = launch.stop(path)
+    try:
+        result = launch.stop(path)
+    except RunError:
+        if "stop" not in requests.answered_kinds(run_state(path).heartbeat):
+            raise
+        return f"asked by request {requests.ask(path, 'stop', via='page').id}: it runs where no signal reaches it"
     return str(getattr(result, "message", None) or result)
 
 
@@ -61,9 +63,7 @@ def resume(path: Path) -> str:
     Raises:
         RunError: the page is read-only, the run is still running, has no checkpoint, or is a sample.
     """
-    _may_act()
-    if is_sample(path):
-        raise RunError("This is a sample run: it is for reading. Start a training of your own from the Launch page.")
+    _may_act(path)
     from trainer import launch
 
     launched = launch.resume(path)
@@ -109,7 +109,24 @@ def go_on_with_sweep(sweep_id: str) -> str:
     return f"The sweep goes on: {len(going.trials)} of {going.planned} trials have begun."
 
 
-def _may_act() -> None:
+def ask(path: Path, do: str, seen: int | None, **values: Any) -> requests.Request:
+    """Ask the training at ``path`` for something, through its run directory.
+
+    Args:
+        do, values: see ``monitor.runfile.control.KINDS``.
+        seen: how many requests the person knew of who asks.
+
+    Raises:
+        RunError: the page is read-only, the run is a sample or does not go on, the value is refused, or somebody else
+            was first.
+    """
+    _may_act(path)
+    return requests.ask(path, do, via="page", seen=seen, **values)
+
+
+def _may_act(path: Path | None = None) -> None:
     reason = read_only_reason()
     if reason:
         raise RunError(reason)
+    if path is not None and is_sample(path):
+        raise RunError("This is a sample run: it is for reading. Start a training of your own from the Launch page.")

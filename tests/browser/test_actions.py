@@ -59,6 +59,13 @@ def test_checkpoint_pause_go_on_and_stop_from_the_page(new_tab: NewTab, app: App
     # the other tab, which asked for nothing, tells the same, and after a reload still does
     other.page.get_by_text(re.compile(r"Learning rate x0.5 asked for .*, done at step")).wait_for()
     other.page.screenshot(path=ARTIFACTS / "actions-dark-narrow.png")
+    # the app is killed and comes back on the same port: the training does not notice
+    pids = launch.status(training).pids
+    assert app.process is not None
+    app.process.kill()
+    app.process.wait()
+    app.start()
+    assert launch.status(training).pids == pids
     other.page.reload()
     other.page.wait_for_selector(READY)
     other.page.get_by_text(re.compile(r"Pause asked for .*, done at step")).wait_for()

@@ -238,11 +238,11 @@ class _Records:
 
 
 def _in_launch(launch: Mapping[str, Any], supervisor: Mapping[str, Any]) -> bool:
-    """The launcher lives and is between making the folder and having a supervisor."""
-    launcher = Identity.read(launch)
-    if supervisor or launcher is None or is_elsewhere(launch):
+    """The launcher is between making the folder and having a supervisor; or was when it died, and then there may be a
+    supervisor that has not said so yet: who took the attempt for lost and began another would have two trainers."""
+    if supervisor or Identity.read(launch) is None or is_elsewhere(launch):
         return False
-    return time.time() - (as_number(launch.get("time")) or 0.0) < BEING_MADE_S and launcher.alive
+    return time.time() - (as_number(launch.get("time")) or 0.0) < BEING_MADE_S
 
 
 def _state(records: _Records, supervised: bool) -> tuple[JobState, str]:

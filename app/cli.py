@@ -28,10 +28,15 @@ from monitor.errors import GradiometerError, RunError
 
 if TYPE_CHECKING:
     from app.foreign import Read
+    from monitor.alerts import Alerts
+    from monitor.diagnosis.report import Report
+    from monitor.runfile.reader import Run
     from monitor.runfile.store import RunSummary
 
 ROOT = Path(__file__).resolve().parents[1]
 
+ALERT_S = 60.0
+"""How long the doctor waits for the webhook."""
 TABLE_ROWS = 50
 """Runs that a table shows unless told otherwise; each is diagnosed."""
 
@@ -117,6 +122,10 @@ def doctor(
     runs: RunsFolder = Path("runs"),
     as_json: AsJson = False,
     fail_on: Annotated[Level, typer.Option(help="Lowest severity that makes the exit status 1.")] = Level.WARNING,
+    alert: Annotated[
+        str | None,
+        typer.Option(metavar="VARIABLE", help="Tell the webhook whose address is in this environment variable, too."),
+    ] = None,
 ) -> None:
     """Say what went wrong in a run, which layer moved first, why, and what to do.
 
@@ -124,6 +133,7 @@ def doctor(
     is told on standard error; the report is about what could be read.
     """
     from app.foreign import diagnose_foreign, is_foreign
+    from monitor.alerts import alerts_from
     from monitor.diagnosis.engine import diagnose
     from monitor.runfile.reader import open_run
 
@@ -138,7 +148,19 @@ def doctor(
         print(_as_json([report.to_dict()]), end="")
     else:
         print(report.to_text())
+    if alert is not None:
+        _alert(or_exit(partial(alerts_from, alert, level=fail_on.value, every_s=0)), run, report)
     raise typer.Exit(1 if report.at_least(fail_on.value) else 0)
+
+
+def _alert(alerts: Alerts, run: Run, report: Report) -> None:
+    """Tell the webhook of each incident at or above its level; what it did not take is told here."""
+    alerts.tell = lambda outcome: None if outcome["delivered"] else print(outcome["text"], file=sys.stderr)
+    for number, one in enumerate(report.incidents):
+        told = {"run": run.id, "onset_step": one.onset_step}
+        rule = one.findings[0].id
+        alerts.send(f"{rule}/{number}", one.severity, f"{run.id}: {rule}", one.summary, **told)
+    alerts.close(ALERT_S)
 
 
 def _tell_foreign(found: list[Read], as_json: bool, fail_on: Level) -> NoReturn:

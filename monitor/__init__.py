@@ -19,6 +19,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from monitor.alerts import Alerts as Alerts
     from monitor.diagnosis.engine import diagnose as diagnose
     from monitor.diagnosis.report import Report as Report
     from monitor.errors import ConfigError as ConfigError
@@ -38,6 +39,7 @@ _HOME = {
     # measuring, inside the training process (needs torch)
     "attach": "monitor.hook.attach",
     "Monitor": "monitor.hook.handle",
+    "Alerts": "monitor.alerts",
     # reading a run
     "open_run": "monitor.runfile.reader",
     "Run": "monitor.runfile.reader",

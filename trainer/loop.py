@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 
 import monitor
-from monitor.errors import RunError
+from monitor.alerts import alerts_from
+from monitor.errors import ConfigError, RunError
 from monitor.runfile.control import KINDS
 from monitor.runfile.format import attempt_dir
 from monitor.runfile.reader import open_run
@@ -534,7 +535,20 @@ def attach(session: Session, place: Place, critical: Critical, display: Display)
         start_tokens=state.tokens,
         on_critical=note if config.monitor.on_critical else None,
         requests=tuple(KINDS),
+        alerts=_alerts(session, display),
     )
+
+
+def _alerts(session: Session, display: Display) -> monitor.Alerts | None:
+    """Whom to tell; a variable that is not set is said, and training goes on."""
+    config = session.config.alerts
+    if config.webhook is None or not session.parallel.is_first:
+        return None
+    try:
+        return alerts_from(config.webhook, shape=config.shape, level=config.level, every_s=config.every_s)
+    except ConfigError as error:
+        display.say(f"nobody will be told of findings: {error}")
+        return None
 
 
 def seed_everything(seed: int) -> None:

@@ -23,7 +23,8 @@ RUNS_VARIABLE = "GRADIOMETER_RUNS"
 JOB_VARIABLE = "GRADIOMETER_JOB"
 """See ``trainer.launch.local``."""
 NO_MATTER = (
-    "name", "stop_after", "log_every_s", "monitor.", "evaluation.", "checkpoint.", "parallel.timeout_s", "launch.",
+    "name", "stop_after", "log_every_s", "monitor.", "alerts.", "evaluation.", "checkpoint.", "parallel.timeout_s",
+    "launch.",
 )  # fmt: skip
 """Beginnings of configuration fields that change nothing about the steps of a training."""
 LIBRARIES = ("torch", "numpy", "pyarrow", "safetensors", "pydantic")

@@ -31,6 +31,7 @@ SECTION_TITLES = {
     "checkpoint": "Checkpoints",
     "skip": "Batches left out",
     "monitor": "Monitor",
+    "alerts": "Alerts",
 }
 # What a person changes first; the others start closed. A comment, not a string beneath: Streamlit may print those.
 OPEN_SECTIONS = ("", "task", "model", "optimizer", "schedule")

@@ -43,6 +43,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from monitor.alerts import Alerts
 from monitor.errors import MonitorWarning, RunError
 from monitor.guard import contained
 from monitor.hook.background import FLUSH_S
@@ -85,6 +86,7 @@ def attach(
     split_layers: bool = False,
     on_critical: Literal["warn"] | Callable[[Told], None] | None = None,
     requests: Sequence[str] = (),
+    alerts: Alerts | str | None = None,
 ) -> Monitor:
     """Measure the training of ``model`` by ``optimizer`` into a run.
 
@@ -129,12 +131,15 @@ def attach(
         requests: what the loop does when the page or ``gradiometer control`` asks for it: some of ``checkpoint``,
             ``stop``, ``pause``, ``continue``, ``set_lr``, ``set_clip``. It takes them from ``mon.requests()`` and
             answers with ``mon.answer``. Recording the next steps in full needs no line of yours.
+        alerts: a webhook that is told, in the background, of what the rules find while the training goes on, and of a
+            crash: its address, or ``monitor.Alerts(...)`` with a level and a shape. The address is not recorded.
 
     Raises:
         RunError: the run cannot be made, found or written. Every rank raises it.
         TypeError: ``model`` or ``optimizer`` is something else.
         ValueError: ``detail``, ``on_critical`` or one of ``requests`` is not one of its words, or ``peak_flops`` is no
             positive number. Once attached, nothing of the monitor raises.
+        ConfigError: ``alerts`` is no address.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"attach needs a torch.nn.Module, not {type(model).__name__}: attach(model, optimizer)")
@@ -180,7 +185,7 @@ def attach(
         rank=rank, world_size=world_size, scaler=scaler, planned_steps=planned_steps, tokens_per_step=tokens_per_step,
         start_step=start_step, start_tokens=start_tokens, landscape_every=landscape_every, budget=budget,
         probes=probes, on_sigterm=on_sigterm, split_layers=split_layers, on_critical=answer,
-        requests=requests,
+        requests=requests, alerts=Alerts(alerts) if isinstance(alerts, str) else alerts,
     )  # fmt: skip
     sentence = stages(model, world_size, split_layers=split_layers)
     if sentence is not None:

@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from monitor.alerts import Alerts
 from monitor.guard import contained
 from monitor.hook import observe, sigterm
 from monitor.hook.attention_samples import AttentionSamples
@@ -80,6 +81,7 @@ class Monitor:
         on_sigterm: bool = False,
         on_critical: Callable[[Told], None] | None = None,
         requests: Sequence[str] = (),
+        alerts: Alerts | None = None,
     ) -> None:
         self.run_dir = run_dir
         self.attempt = attempt
@@ -122,7 +124,10 @@ class Monitor:
         self._news: deque[Told] = deque()
         """Findings that the training's thread has not seen yet."""
         self._armed_for = 0
-        follows = on_critical is not None and rank == 0
+        self._alerts = alerts if rank == 0 else None
+        if self._alerts is not None:
+            self._alerts.tell = self._alerted
+        follows = (on_critical is not None or alerts is not None) and rank == 0
         findings = Findings(run_dir, start_step, self._found, self._warn_in_run) if follows else None
         if len(self._table):
             writer.define_layers(self._table.names, self._table.shapes)
@@ -447,6 +452,11 @@ class Monitor:
             with contained("the last steps in full"):
                 self._recorder.freeze(outcome if signal is None else f"signal {signal}", at_end=True)
                 self._writer.keep_dense(0)
+        if self._alerts is not None:
+            if outcome == "crashed":
+                self._alert("crash", "critical", f"crashed after step {self.step_number}: {reason}"[:1000])
+            with contained("alerts"):
+                self._alerts.close()
         self._closed = True
         if self._values:  # of a step that never ended
             with contained("mon.log"):
@@ -577,7 +587,21 @@ class Monitor:
     def _found(self, finding: Told) -> None:
         """In the monitor's thread: the rules have found something."""
         self.event("finding", step=finding["first_step"], **finding)
+        self._alert(finding["id"], finding["severity"], finding["text"],
+                    step=finding["first_step"], onset_step=finding["onset_step"], remedy=finding["remedy"])  # fmt: skip
         self._news.append(finding)
+
+    def _alert(self, about: str, severity: str, text: str, **fields: Any) -> None:
+        """Tell somebody who does not look; from any thread, without waiting."""
+        if self._alerts is not None:
+            with contained("alerts"):
+                run = self.run_dir.name
+                self._alerts.send(about, severity, f"{run}: {about}", text, run=run, attempt=self.attempt, **fields)
+
+    def _alerted(self, outcome: Mapping[str, Any]) -> None:
+        """In the alerts' thread: what became of one."""
+        with contained("alerts"):
+            self._writer.event("alert", self.step_number, **outcome)
 
     def _answer(self, finding: Told) -> None:
         """In the loop's thread, right after a step: the next steps are recorded in full, and the loop is told."""

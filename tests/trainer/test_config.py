@@ -271,3 +271,14 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+@pytest.mark.parametrize("value", ["https://hooks.slack.com/services/SECRET", "GRADIOMETER WEBHOOK", "", "1HOOK"])
+def test_an_address_is_no_name_of_a_variable(value: str) -> None:
+    with pytest.raises(ConfigError, match="name of an environment variable") as refused:
+        load_config(None, [f"alerts.webhook={value}"])
+    assert "run" in str(refused.value)
+
+
+def test_a_webhook_is_named_by_its_variable() -> None:
+    assert load_config(None, ["alerts.webhook=GRADIOMETER_WEBHOOK"]).alerts.webhook == "GRADIOMETER_WEBHOOK"

@@ -535,6 +535,41 @@ class SkipConfig(Section):
     )
 
 
+VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+"""An environment variable."""
+
+
+class AlertsConfig(Section):
+    """Telling somebody who does not look at the page."""
+
+    webhook: str | None = Field(
+        default=None,
+        max_length=200,
+        description="Name of the environment variable that holds the webhook's address, such as GRADIOMETER_WEBHOOK: "
+        "the address is a secret and is written nowhere. None: nobody is told.",
+    )
+    shape: Literal["auto", "generic", "slack", "discord"] = Field(
+        default="auto", description="What the webhook takes; auto goes by its host."
+    )
+    level: Literal["info", "warning", "critical"] = Field(
+        default="critical", description="Lowest severity of a finding that is told."
+    )
+    every_s: float = Field(
+        default=300.0, ge=0, le=10**6, description="Least seconds between two alerts about the same thing."
+    )
+
+    @field_validator("webhook")
+    @classmethod
+    def _is_a_variable(cls, value: str | None) -> str | None:
+        if value is not None and not VARIABLE.fullmatch(value):
+            raise PydanticCustomError(
+                "variable",
+                "the name of an environment variable is accepted, not an address: that is a secret, and the "
+                "configuration is written into the run. Put it into GRADIOMETER_WEBHOOK and give that name",
+            )
+        return value
+
+
 FaultKind = Literal[
     "lr_factor",
     "no_clipping",
@@ -725,6 +760,7 @@ class TrainConfig(Section):
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), description="What a run can be resumed from.")
     skip: SkipConfig = Field(default=SkipConfig(), description="Batches left out of the data stream.")
     monitor: MonitorConfig = Field(default=MonitorConfig(), description="What is measured while training.")
+    alerts: AlertsConfig = Field(default=AlertsConfig(), description="Telling somebody who does not look at the page.")
     fault: list[FaultConfig] = Field(
         default_factory=list,
         max_length=16,

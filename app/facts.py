@@ -38,6 +38,8 @@ class Facts:
     """Median of the recent steps."""
     step_time_s: float | None
     """Median of the recent steps."""
+    mfu: float | None
+    """Median of the recent steps."""
     monitor_share: float | None
     """Share of the step time that measuring costs."""
     device: str | None
@@ -82,6 +84,7 @@ def facts_of(run: Run) -> Facts:
         clip_limit=_last(run.series("clip_max_norm")),
         tokens_per_s=_median(run.series("tokens_per_s")),
         step_time_s=step_time,
+        mfu=_median(run.series("mfu")),
         monitor_share=float(share) if isinstance(share, int | float) else _monitor_share(run),
         device=device,
         has_gpu=bool(device and "cuda" in device.lower()),

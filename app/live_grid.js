@@ -334,6 +334,8 @@ function unfold(S, node, open) {
 const EMPTY = {
   story: 'No points yet. They appear here as soon as the training has made its first step.',
   landscape: 'No landscape samples in this run. They are taken every monitor.landscape_every steps.',
+  speed: 'No step time was recorded in this run.',
+  checkpoints: 'No loss was recorded in this run.',
   layers: 'No statistic of layers or modules was recorded in this run.',
   compare: 'None of these metrics was recorded by any of these runs.',
   ranks: 'None of the signals that tell ranks apart was recorded by two of them.',

@@ -46,7 +46,7 @@ def live_grid(
 
     Args:
         run_id: several for ``compare``.
-        view: ``story``, ``layers``, ``landscape``, ``system``, ``ranks`` or ``compare``.
+        view: one of ``app.web.VIEWS``.
         query: more for the question that the charts ask, by name.
         layer, at: the layer, and the steps (``400-420``), whose curve and profile are shown.
         pins: ids of the charts that come first.

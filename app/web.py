@@ -28,7 +28,7 @@ from app.charts.layers import layer_charts
 from app.charts.look import look_of, looked_at
 from app.charts.metric_search import checked_pattern
 from app.charts.ranks import rank_charts
-from app.charts.story import landscape_charts, story_charts, story_marks, system_charts
+from app.charts.story import checkpoint_charts, landscape_charts, speed_charts, story_charts, story_marks, system_charts
 from app.compare import Comparison, comparing
 from app.data import DIAGNOSES, READERS, find_run, incidents_of, list_version
 from app.facts import LIVE_WORDS
@@ -40,6 +40,8 @@ from monitor.runfile.reader import Run
 PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 MOST_BUCKETS = 2_000
 """A window of more pixel columns than this is refused down to it; no screen has more."""
+VIEWS = ("story", "layers", "landscape", "speed", "system", "ranks", "checkpoints", "compare")
+CHECKPOINT_MARKS = {"checkpoint", "checkpoint_failed", "resume", "rewind", "crash", "incident"}
 
 
 # ---- routes -------------------------------------------------------------------------------------------------------
@@ -48,7 +50,7 @@ MOST_BUCKETS = 2_000
 def get_frame(request: Request) -> Response:
     """A window of the charts of one view of one run; 204 when the browser has it already.
 
-    Query: ``run``; ``view`` story, layers, landscape, system, ranks or compare; ``px`` pixel columns; ``x0``, ``x1``
+    Query: ``run``; ``view`` one of ``VIEWS``; ``px`` pixel columns; ``x0``, ``x1``
     the zoomed range; ``have`` ``id:version`` pairs; ``want`` ids in sight; ``stat``, ``layer`` and ``at`` of the
     heatmap; ``axis``, ``smooth``, ``metrics``, ``attempt`` and ``pins`` of the story. For compare ``run`` stands
     several times, and there are ``axis``, ``smooth``, ``metrics`` and ``log``.
@@ -149,18 +151,22 @@ def _compared(compared: Comparison, query: Mapping[str, str]) -> list[Chart]:
 def _view(run: Run, path: Path, query: Mapping[str, str]) -> tuple[list[Chart], list[Mark]]:
     view = query.get("view", "story")
     if view == "system":
-        return system_charts(run), []
+        return system_charts(run, int(_number(query, "rank") or 0)), []
     if view == "ranks":
         return rank_charts(run), []
     marks = story_marks(run, incidents_of(DIAGNOSES.of(path, run.version)))
     if view == "landscape":
         return landscape_charts(run), marks
+    if view == "speed":
+        return speed_charts(run), marks
+    if view == "checkpoints":
+        return checkpoint_charts(run), [mark for mark in marks if mark.kind in CHECKPOINT_MARKS]
     if view == "layers":
         return layer_charts(run, stretch_of(query.get("at")), query.get("layer")), marks
     if view == "story":
         charts = story(run, query)
         return charts if marks else [chart for chart in charts if chart.kind != "events"], marks
-    raise ValueError(f"unknown view {view!r}; accepted: story, layers, landscape, system, ranks, compare")
+    raise ValueError(f"unknown view {view!r}; accepted: {', '.join(VIEWS)}")
 
 
 def story(run: Run, query: Mapping[str, str]) -> list[Chart]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from app.charts.describe import Chart, Mark, Trace
@@ -485,9 +486,27 @@ _SYSTEM_LABELS = {
 }
 
 
-def system_charts(run: Run) -> list[Chart]:
-    """What the machine did, over seconds since the first sample."""
-    table = run.system()
+def speed_charts(run: Run) -> list[Chart]:
+    """Where the time of the steps went and what was done in it, over steps."""
+    names = set(run.names)
+    charts = [
+        _parts(run, names),
+        _throughput(run, names),
+        *(_of_signals(run, names, chart_id) for chart_id in ("samples_per_s", "mfu", "tflops", "device_time")),
+    ]
+    return [replace(chart, section="") for chart in charts if chart is not None]
+
+
+def checkpoint_charts(run: Run) -> list[Chart]:
+    """The curves that tell which checkpoint is worth going back to."""
+    names = set(run.names)
+    lane = Chart("events", "Checkpoints, resumes and rewinds", kind="events", height=58)
+    return [lane, *(chart for chart in (_loss(run, names), _gradient_norm(run, names)) if chart is not None)]
+
+
+def system_charts(run: Run, rank: int = 0) -> list[Chart]:
+    """What the machine did, as one rank saw it, over seconds since the first sample."""
+    table = run.system(rank=rank)
     if not len(table):
         return []
     seconds = table["time"].to_numpy(dtype=float)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
@@ -12,14 +14,18 @@ from app.data import DIAGNOSES, READERS
 from app.facts import Facts, facts_of
 from app.views import actions
 from app.views.common import badge, bullets, health_badge, state_badge
+from monitor.errors import RunError
+from monitor.runfile.lineage import Piece
 
 WARNINGS_SHOWN = 3
+LINE_SHOWN = 4  # attempts of a long lineage that are named
 
 
 def show(path: Path, name: str, was_live: bool) -> None:
     """State, health, progress and the latest numbers; runs by itself every second while the training does."""
     with READERS.reading(path) as run:
         facts, version, created = facts_of(run), run.version, run.created
+        line, parent = run.line, run.parent
     if facts.live != was_live:
         st.rerun()  # it has ended or was resumed: the other parts follow it at another pace from now on
     made = DIAGNOSES.of(path, version)
@@ -29,6 +35,7 @@ def show(path: Path, name: str, was_live: bool) -> None:
     with beside.container(horizontal=True, horizontal_alignment="right", vertical_alignment="center"):
         actions.show(path, facts)
     progress(facts, created)
+    lineage(facts, line, parent)
     numbers(facts)
     actions.receipt(path)
     troubles(facts)
@@ -50,6 +57,28 @@ def progress(facts: Facts, created: float) -> None:
     st.progress(facts.share, text=words)
 
 
+def lineage(facts: Facts, line: Sequence[Piece], parent: Mapping[str, Any] | None) -> None:
+    """Which attempts make up the run, and which run it was forked from; nothing for one attempt of its own."""
+    said = []
+    if facts.attempts > 1:
+        pieces = [f"{piece.attempt} from step {text.count(max(0, piece.after) + 1)}" for piece in line[-LINE_SHOWN:]]
+        earlier = "earlier ones, " if len(line) > LINE_SHOWN else ""
+        said.append(f"{facts.attempts} attempts, the run as it stands is {earlier}{', then '.join(pieces)}")
+    if not parent:
+        if said:
+            st.caption(said[0])
+        return
+    run_id = str(parent.get("run"))
+    said.append(f"forked from {text.markdown(run_id, 120)} at step {text.markdown(parent.get('step'), 20)}")
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption("; ".join(said), width="content")
+        try:
+            data.find_run(run_id)
+        except RunError:
+            return
+        st.page_link("views/run.py", label="To the parent", query_params={"run": run_id})
+
+
 def numbers(facts: Facts) -> None:
     """The latest values, each with its unit."""
     clip = (
@@ -67,6 +96,7 @@ def numbers(facts: Facts) -> None:
         ("Throughput", text.rate(facts.tokens_per_s, "tokens/s"), "Median of the last 50 steps, over all ranks."),
         ("Step time", step_time(facts.step_time_s), None),
         ("Monitor cost", percent(facts.monitor_share), "Share of the step time that measuring takes."),
+        ("MFU", mfu(facts), "Share of the device's peak that the model's operations reach."),
         ("Device", device(facts), None),
         ("Non-finite values", text.count(bad), where),
     )
@@ -78,6 +108,11 @@ def numbers(facts: Facts) -> None:
 def device(facts: Facts) -> str:
     """``CPU, no GPU``, or the device's name; a dash when it is not known."""
     return {None: "–", "auto": "–", "cpu": "CPU, no GPU"}.get(facts.device) or str(facts.device)
+
+
+def mfu(facts: Facts) -> str:
+    """``41 %``; ``no GPU`` where no peak is known because there is none."""
+    return percent(facts.mfu) if facts.mfu is not None else "no GPU" if facts.device == "cpu" else "–"
 
 
 def percent(share: float | None) -> str:

@@ -8,7 +8,7 @@ from app import data
 from app.data import DIAGNOSES, READERS
 from app.facts import facts_of
 from app.page_tools import page_tools
-from app.views import attention, config, header, incidents, landscape, layers, log, ranks, story, system
+from app.views import attention, checkpoints, config, header, incidents, landscape, layers, log, ranks, story, system
 from app.views.common import refused
 from monitor.errors import RunError
 
@@ -22,6 +22,7 @@ SHOW = {
     "Ranks": ranks.show,
     "Config": config.show,
     "Log": log.show,
+    "Checkpoints": checkpoints.show,
 }
 LIST_COMMAND = "gradiometer runs"
 # How long opening a run may wait for its diagnosis; after that the page says that it is being made. A comment, not a

@@ -13,7 +13,7 @@ from tests.app import runs_for_tests as made
 from tests.app.conftest import Open, Runs, listed, words
 from trainer.config import TrainConfig, form_fields, load_config, with_values
 
-SECTIONS = ["Story", "Incidents", "Layers", "Landscape", "System", "Config", "Log"]
+SECTIONS = ["Story", "Incidents", "Layers", "Landscape", "System", "Config", "Log", "Checkpoints"]
 
 
 def test_an_empty_folder_shows_the_two_commands(no_runs, open_page: Open):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,16 @@ pytestmark = [
     # Lightning's own, with a torch that is newer than it.
     pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
+    # Where Slurm is installed; Lightning says so each time that a training is not started by it.
+    pytest.mark.filterwarnings("ignore:The `srun` command is available on your system:UserWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def _no_slurm_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside a Slurm job Lightning would take the job's tasks for its own."""
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
+        monkeypatch.delenv(name)
 
 
 class Digits(lightning.LightningModule):

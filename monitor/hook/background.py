@@ -18,6 +18,9 @@ from monitor.runfile.control import Inbox
 
 WAKE_S = 0.25
 SYSTEM_S = 2.0
+SYSTEM_AT_FIRST_S = 0.5
+"""For the first ``AT_FIRST_S``: a leak that a short trial would show is seen before the long training begins."""
+AT_FIRST_S = 60.0
 BEAT_S = 0.5
 LOOK_S = 1.0
 """Between two looks for requests: one listing of a small folder, which over a network file system is a round trip."""
@@ -51,7 +54,7 @@ class Background:
             self._thread.join(timeout=5.0)
 
     def _run(self) -> None:
-        next_sample = next_beat = next_look = time.monotonic()
+        began = next_sample = next_beat = next_look = time.monotonic()
         while not self._stop.wait(WAKE_S):
             now = time.monotonic()
             self._rows.tend()
@@ -68,7 +71,7 @@ class Background:
             if now >= next_sample:
                 with contained("samples of the machine"):
                     self._sampler.sample()
-                next_sample = now + SYSTEM_S
+                next_sample = now + (SYSTEM_AT_FIRST_S if now - began < AT_FIRST_S else SYSTEM_S)
         if self._findings is not None:
             with contained("findings while training"):
                 self._findings.close()

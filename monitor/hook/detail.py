@@ -14,6 +14,7 @@ from monitor.hook.communication import communication
 from monitor.hook.directions import Directions
 from monitor.hook.early_signs import EarlySigns
 from monitor.hook.gradient_values import GradientValues
+from monitor.hook.hyperparameters import Hyperparameters
 from monitor.hook.layers import layer_table
 from monitor.hook.local_gradients import local_probe
 from monitor.hook.modules import module_probes
@@ -55,7 +56,8 @@ def default_probes(
     local = local_probe(model, table) if world_size > 1 else None
     probes: list[Probe] = [
         GradientValues(table, optimizers, count_nonfinite=full),
-        Gradientless(table, optimizers),
+        Gradientless(table, optimizers, model),
+        Hyperparameters(),
         Directions(table, unmoved),
         unmoved,
         Updates(table),

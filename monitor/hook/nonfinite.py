@@ -5,6 +5,9 @@ few blocks and of the model (NaN and infinity survive a sum), and is looked at o
 not to be finite. That step's event names the block; from then on every module is watched for a while, inputs and own
 weights too, and a second event names the module if it happens again.
 
+On the CPU nothing is summed but the model's own output: what its blocks returned is kept until then, and is looked at
+only when that is not finite. A model too small for eight sums a step is watched in this way all the same.
+
 Not finite in the forward pass: the earliest module in the order of execution. Finite loss, but gradients that are not:
 the layer nearest to the loss, which is the first one in the order of the backward pass.
 """
@@ -27,9 +30,11 @@ from monitor.hook.probe import Decoded, Probe, Reading, Stat
 BLOCKS = 8
 """Most modules watched in every step, beside the model itself."""
 PARAMETERS_PER_BLOCK = 500_000
-"""A small model has fewer: a hook that sums costs 10 to 60 µs, and its step is short."""
+"""On a device a small model has fewer: a hook that sums costs 10 to 60 µs, and its step is short."""
 MOST_CALLS = 512
 """Calls watched in one step."""
+MOST_KEPT = 64
+"""Outputs kept until the model returns."""
 MOST_EVENTS = 20
 """Events of one attempt."""
 
@@ -64,7 +69,9 @@ class NonFinite(Probe):
         super().__init__()
         self._model = model
         size = sum(weight.numel() for weight in model.parameters())
-        self._most = min(BLOCKS, size // PARAMETERS_PER_BLOCK) if blocks is None else blocks
+        on_host = all(weight.get_device() < 0 for weight in model.parameters())
+        few = BLOCKS if on_host else min(BLOCKS, size // PARAMETERS_PER_BLOCK)
+        self._most = few if blocks is None else blocks
         self._table = layer_table(model)
         self._names = list(named_modules(model))
         self._watched = Watchable(model)
@@ -80,6 +87,8 @@ class NonFinite(Probe):
         self._all = False
         self._order: list[int] = []
         self._sums: list[Tensor] = []
+        self._kept: list[tuple[int, Tensor]] = []
+        """Outputs of this forward pass that were not looked at yet."""
         self._broken_weights: list[int] | None = None
 
     def begin(self) -> None:
@@ -97,10 +106,16 @@ class NonFinite(Probe):
     def _saw(self, index: int, module: nn.Module, args: Any, _kwargs: Any, output: Any) -> None:
         if not self.measuring or not self.watch.in_forward() or len(self._order) >= MOST_CALLS:
             return
+        values = first_float(output)
+        if values is None:
+            return
+        if index != _MODEL and not self._all and values.get_device() < 0:
+            if len(self._kept) < MOST_KEPT:
+                self._kept.append((index, values))
+            return
         with self.watch.charged(self):
-            values = first_float(output)
-            if values is None:
-                return
+            if index == _MODEL:
+                self._look_at_kept(values)
             self._order.append(index)
             self._sums.append(_sum(values))
             if self._all:
@@ -109,6 +124,17 @@ class NonFinite(Probe):
                 zero = torch.zeros_like(self._sums[-1])
                 self._sums.append(zero if given is None else _sum(given).to(zero.device))
                 self._sums.append(sum(own, zero))
+
+    def _look_at_kept(self, output: Tensor) -> None:
+        """The model has returned ``output``: were the outputs of its blocks finite, when this is not?"""
+        kept, self._kept = self._kept, []
+        if kept and output.get_device() < 0 and not math.isfinite(_sum(output).item()):
+            room = MOST_CALLS - 1 - len(self._order)
+            self._order += [index for index, _ in kept[:room]]
+            self._sums += [_sum(values) for _, values in kept[:room]]
+
+    def backward_ended(self) -> None:
+        self._kept = []  # of a loop that runs the forward pass without calling the model
 
     def before_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         # On the CPU the sums can be read at once, and it is not too late to look at the weights that made them.

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from monitor.hook.layers import LayerTable
+from monitor.hook.layers import LayerTable, plain_name
 from monitor.hook.passes import LOW_PRECISION, owned_by
 from monitor.hook.probe import Decoded, Probe, Reading
 
@@ -38,9 +38,12 @@ class Gradientless(Probe):
     every = 10
     first_steps = PATIENCE
 
-    def __init__(self, table: LayerTable, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+    def __init__(
+        self, table: LayerTable, optimizers: Sequence[torch.optim.Optimizer], model: nn.Module | None = None
+    ) -> None:
         super().__init__()
         self._table = table
+        self._model = model
         self._optimizers = tuple(optimizers)
         self._missing = [0] * len(table)
         """Measured steps without a gradient since it could have one; -1 when it had one, or has been told of."""
@@ -63,12 +66,29 @@ class Gradientless(Probe):
                 trained = parameter.requires_grad and parameter.numel() > 0
                 if row is not None and _counted(self._missing, row, trained, parameter.grad is None):
                     silent.append(row)
+        replaced = [row for row in silent if self._was_replaced(row)]
+        if replaced:
+            self._tell(
+                replaced, "not_in_optimizer",
+                "parameters that the optimizer holds and the model has no more: the model got new ones after attach, "
+                "which are in no optimizer",
+                strangers=len(replaced),
+            )  # fmt: skip
+        silent = [row for row in silent if row not in replaced]
         if silent:
             self._tell(
                 silent, "missing_gradients",
                 f"trainable parameters without a gradient in {PATIENCE} measured steps: not in the graph of the loss "
                 "(detached, unused, or under no_grad)",
             )  # fmt: skip
+
+    def _was_replaced(self, row: int) -> bool:
+        """Whether the model has another parameter by this name than when it was attached."""
+        if self._model is None:
+            return False
+        present = {plain_name(name): one for name, one in self._model.named_parameters(remove_duplicate=False)}
+        now = present.get(plain_name(self._table.names[row]))
+        return now is not None and id(now) not in self._table.index
 
     def end_step(self) -> Reading | None:
         if not self._stepped:

@@ -175,14 +175,14 @@ def test_few_modules_are_watched_in_every_step() -> None:
     assert len(chosen) == BLOCKS
 
 
-def test_a_small_model_has_only_its_own_output_watched(tmp_path: Path) -> None:
+def test_a_small_model_on_the_cpu_has_its_blocks_looked_at_when_its_output_is_broken(tmp_path: Path) -> None:
     model, broken = _gpt()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     with watched(tmp_path, model, optimizer, [NonFinite(model)]) as mon:
-        broken.forward_at = torch.nan
-        for step in (1, 2):
+        for step in (1, 2, 3):
+            broken.forward_at = torch.nan if step > 1 else None
             loss = GPT.loss(model, *GPT.batch(step))
             loss.backward()
             mon.step(loss=loss)
-    told = [(event["where"], event["exact"]) for event in recorded.events(mon.run_dir, "nonfinite")]
-    assert told == [(None, False), ("blocks.1.mlp.2", True)]
+    told = [(event["step"], event["where"], event["exact"]) for event in recorded.events(mon.run_dir, "nonfinite")]
+    assert told == [(2, "blocks.1.mlp", False), (3, "blocks.1.mlp.2", True)]

@@ -91,6 +91,18 @@ class Forgetful(torch.optim.AdamW):
                 p.copy_(old)
 
 
+def test_a_layer_put_in_after_attach_is_said_to_be_in_no_optimizer(tmp_path: Path) -> None:
+    model = MLP.made()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+    def replace(step: int) -> None:
+        if step == 1:
+            model[5] = nn.Linear(32, 5)
+
+    (event,) = _run(tmp_path, model, optimizer, each=replace)
+    assert (event["about"], event["step"], event["layers"]) == ("not_in_optimizer", 3, ["5.weight", "5.bias"])
+
+
 def test_weights_that_the_step_does_not_change_are_named(tmp_path: Path) -> None:
     model = MLP.made()
     groups = [{"params": list(model[3].parameters())}, {"params": [*model[0].parameters(), *model[5].parameters()]}]

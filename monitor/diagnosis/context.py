@@ -282,3 +282,13 @@ def joined(spikes: tuple[Spike, ...], *, gap: int = 20, after_shift: int = 200) 
         else:
             groups.append([spike])
     return groups
+
+
+def when_between(signals: Signals, before: int, found: int) -> int | None:
+    """The step at which something happened that is measured seldom, ``found`` changed and at ``before`` not yet: the
+    first one after ``before`` at which the loss or the gradient left its baseline. None when neither did."""
+    loss, norm = signals["train_loss"], gradient_signal(signals)
+    onsets = [int(norm.step[spike.onset]) for spike in gradient_spikes(signals, GRADIENT_SETTINGS).spikes]
+    if not loss_is_signed(signals):
+        onsets += [int(loss.step[spike.onset]) for spike in loss_spikes(signals, LOSS_SETTINGS).spikes]
+    return min((step for step in onsets if before < step <= found), default=None)

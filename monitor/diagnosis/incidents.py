@@ -18,13 +18,22 @@ from monitor.diagnosis.view import Signals
 GAP_STEPS = 20
 """A finding that begins this soon after another one has ended is of the same incident; as alarms are merged in the
 benchmark of the design notes."""
-FROM_OUTSIDE = ("lr-schedule", "odd-input", "resume-mismatch", "mode-mismatch", "missing-zero-grad")
+OVERWRITTEN = "weights-overwritten"
+FROM_OUTSIDE = (
+    "lr-schedule", "optimizer-change", "odd-input", "resume-mismatch", "mode-mismatch", "missing-zero-grad",
+    OVERWRITTEN,
+)  # fmt: skip
 """Findings about what was done to the training. No loss, gradient or weight brings them about, so that one of them at
 the beginning of an event explains what the training then did."""
 LOCATED = ("dead-units", "vanishing-gradient", "attention-collapse")
 """Findings about one place in the model. They explain a loss that went to another level at that time, of which the
 loss alone can say no more than that the data may have changed."""
 UNSPECIFIC = ("data-change", "bad-batch", "unknown")
+OF_THE_MACHINE = (
+    "straggler", "exposed-communication", "stall", "memory-growth", "slower-steps", "input-bound", "low-device-use",
+)  # fmt: skip
+"""Findings about time and memory. They explain no loss and no gradient, and none of those explains them, so that they
+are incidents of their own even when they happen at the same time."""
 SAME_TIME_STEPS = 2
 """A finding for information explains an event only when it begins with it."""
 LONG_STEPS = 100
@@ -59,13 +68,18 @@ def incidents(findings: Sequence[Finding], signals: Signals) -> tuple[Incident, 
     near = span(signals, GAP_STEPS)
     groups: list[list[Finding]] = []
     for finding in sorted(findings, key=lambda f: (f.onset_step, f.first_step)):
-        group = next((group for group in groups if finding.onset_step <= _reach(group) + near), None)
+        group = next((group for group in groups if _joins(finding, group, near)), None)
         if group is None:
             groups.append([finding])
         else:
             group.append(finding)
     told = [_incident(group, signals) for group in groups if any(_is_worse_than_info(f) for f in group)]
     return tuple(sorted(told, key=lambda i: (-i.severity.rank, i.onset_step)))
+
+
+def _joins(finding: Finding, group: list[Finding], near: int) -> bool:
+    alike = (finding.id in OF_THE_MACHINE) == (group[0].id in OF_THE_MACHINE)
+    return alike and finding.onset_step <= _reach(group) + near
 
 
 def _reach(group: list[Finding]) -> int:
@@ -87,12 +101,19 @@ def _incident(group: list[Finding], signals: Signals) -> Incident:
         severity=max((f.severity for f in group if f.severity is not None), key=lambda s: s.rank),
         summary=root.summary,
         findings=tuple(group),
-        layer=root.layer or next((f.layer for f in group if f.layer), None),
+        layer=_layer(root, group),
         rank=root.rank if root.rank is not None else next((f.rank for f in group if f.rank is not None), None),
         causes=root.causes,
         remedy=root.remedy,
         timeline=departures(signals, onset, last),
     )
+
+
+def _layer(root: Finding, group: list[Finding]) -> str | None:
+    """Where it began: the tensor that was written over, when that is what happened; else as the explaining finding
+    says, else as the first one that says."""
+    written = next((f.layer for f in group if f.id == OVERWRITTEN and _may_begin(f, root)), None)
+    return written or root.layer or next((f.layer for f in group if f.layer), None)
 
 
 def _from_outside(finding: Finding) -> bool:
@@ -126,6 +147,9 @@ def explaining(group: Sequence[Finding]) -> Finding:
     and earliest one, else back from that one along causes that are findings of the group themselves."""
     finding = min(group, key=lambda f: (-(f.severity or Severity.INFO).rank, f.onset_step, f.first_step))
     outside = [f for f in group if _from_outside(f) and _may_begin(f, finding)]
+    if any(f.id in LOCATED and _is_worse_than_info(f) for f in group):
+        # That weights were written over is how it came about; what it is, units or logits, says more.
+        outside = [f for f in outside if f.id != OVERWRITTEN]
     if outside:
         began = min(outside, key=lambda f: (-(f.severity or Severity.INFO).rank, f.onset_step))
         # Where both name the same cause, the one that weighed it against others knows more.

@@ -12,7 +12,7 @@ Faults of the catalogue in the design notes, the rules that see them, and what n
     F08 edge of stability                  oscillation
     F09 loss spike                         loss-spike
     F10 unequal update ratios              update-imbalance
-    F11 weight norm runs away              weight-norm
+    F11 weight norm runs away              weight-norm, optimizer-change
     F12 dead units                         dead-units
     F13 saturated units                    saturated-units
     F14 attention collapses                attention-collapse
@@ -34,7 +34,7 @@ Faults of the catalogue in the design notes, the rules that see them, and what n
     F30 batch too small or large           batch-size
     F31 loss of plasticity                 dead-units; not seen: rank of the features
     F32 oscillation                        oscillation
-    F33 silent corruption, flaky device    rank-outlier, machine-trouble
+    F33 silent corruption, flaky device    rank-outlier, machine-trouble, weights-overwritten
     F34 replicas apart                     replicas-apart
     F35 straggler                          straggler
     F36 hang                               stall
@@ -73,6 +73,7 @@ from monitor.diagnosis.rules import (
     non_finite,
     not_learning,
     odd_input,
+    optimizer_change,
     oscillation,
     output_logits,
     overfitting,
@@ -91,6 +92,7 @@ from monitor.diagnosis.rules import (
     validation_too_good,
     vanishing_gradient,
     weight_norm,
+    weights_overwritten,
 )
 
 RULES: tuple[Rule, ...] = (
@@ -108,6 +110,7 @@ RULES: tuple[Rule, ...] = (
     update_imbalance.RULE,
     oscillation.RULE,
     weight_norm.RULE,
+    weights_overwritten.RULE,
     vanishing_gradient.RULE,
     dead_units.RULE,
     saturated_units.RULE,
@@ -120,6 +123,7 @@ RULES: tuple[Rule, ...] = (
     data_order.RULE,
     resume_mismatch.RULE,
     lr_schedule.RULE,
+    optimizer_change.RULE,
     overfitting.RULE,
     validation_too_good.RULE,
     not_learning.RULE,

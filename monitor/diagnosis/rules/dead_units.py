@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from monitor.diagnosis.context import when_between
 from monitor.diagnosis.lasting import Stretch, measured, named, stretches
 from monitor.diagnosis.rule import Cause, Finding, Remedy, Rule, Severity, Verdict
 from monitor.diagnosis.view import Signals
@@ -30,13 +31,13 @@ def dead_units(signals: Signals, *, dead: float = 0.5, rising: float = 0.2, rows
     value = measured(matrix)
     found = stretches(matrix, value > dead, rows)
     if found:
-        return _finding(matrix, value, found, dead)
+        return _finding(signals, matrix, value, found, dead)
     lowest = np.fmin.accumulate(value, axis=0)
     grown = stretches(matrix, (value > rising) & (value > lowest + rising), max(rows, 3))
-    return _finding(matrix, value, grown, dead) if grown else None
+    return _finding(signals, matrix, value, grown, dead) if grown else None
 
 
-def _finding(matrix: LayerMatrix, value: np.ndarray, found: list[Stretch], dead: float) -> Finding:
+def _finding(signals: Signals, matrix: LayerMatrix, value: np.ndarray, found: list[Stretch], dead: float) -> Finding:
     first = found[0]
     together = [s for s in found if s.onset <= first.onset + 20]
     share = float(np.nanmax(value[matrix.step >= first.onset, first.column]))
@@ -45,11 +46,14 @@ def _finding(matrix: LayerMatrix, value: np.ndarray, found: list[Stretch], dead:
     became = len(before) > 0 and float(np.median(before)) < 0.5 * share
     usual = float(np.median(before)) if len(before) else float("nan")
     sudden = became and float(before[-1]) < 0.5 * share
+    # Units are counted seldom, and what kills them at once shows in the loss at once.
+    seen = matrix.step[(matrix.step < first.onset) & np.isfinite(value[:, first.column])]
+    onset = (when_between(signals, int(seen[-1]), first.onset) if sudden else None) or first.onset
     how = f", after {100 * usual:.0f} %" if became else " from the first steps on"
     return Finding(
         summary=f"{100 * share:.0f} % of the units of {named([s.layer for s in together])} are dead: zero for every "
         f"sample{how}",
-        onset_step=first.onset,
+        onset_step=onset,
         first_step=first.told,
         last_step=max(s.last for s in together),
         severity=Severity.WARNING if share > dead and became else Severity.INFO,

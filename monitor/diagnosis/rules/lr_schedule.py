@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from monitor.diagnosis.primitives import episodes, jumps_to_new_height, warmup_rows
@@ -26,6 +28,8 @@ def lr_schedule(
     Why it matters: at a rate of zero every step is lost, silently; a leap is the commonest cause of a divergence, and
     a collapse looks like convergence.
 
+    Every parameter group is looked at, as ``lr``, ``lr/1``, ...
+
     Stays silent: on warm-up and every smooth decay, however steep; on restarts to a height held before; on the usual
     step decays; on zeros at the first rows of a warm-up and at the last of a decay.
 
@@ -36,11 +40,31 @@ def lr_schedule(
     Source: design notes F24; PyTorch documentation of torch.optim.lr_scheduler (scheduler.step() after every batch
     with a schedule meant for epochs is the usual cause).
     """
-    lr = signals["lr"]
-    keep = np.isfinite(lr.value)
-    lr = Signal(lr.name, lr.step[keep], lr.value[keep], lr.unit)
+    lr = _finite(signals["lr"])
     if len(lr) < LEAST_ROWS:
         return Abstained(f"{count(len(lr), 'learning rate')} recorded, at least {LEAST_ROWS} are needed")
+    found = _judged(lr, zero_share, zero_rows, jump, drop)
+    told = {finding.onset_step for finding in found}
+    for name in signals.names:
+        # A group that does what the first one does is not told of again; one that always rests is meant to.
+        group = _finite(signals[name]) if name.startswith("lr/") else None
+        if group is not None and len(group) >= LEAST_ROWS and (group.value > 0).any():
+            of_group = _judged(group, zero_share, zero_rows, jump, drop)
+            found += [_of_group(finding, name) for finding in of_group if finding.onset_step not in told]
+            told |= {finding.onset_step for finding in of_group}
+    return found
+
+
+def _finite(lr: Signal) -> Signal:
+    keep = np.isfinite(lr.value)
+    return Signal(lr.name, lr.step[keep], lr.value[keep], lr.unit)
+
+
+def _of_group(finding: Finding, name: str) -> Finding:
+    return replace(finding, summary=f"Parameter group {name.removeprefix('lr/')}: {finding.summary}")
+
+
+def _judged(lr: Signal, zero_share: float, zero_rows: int, jump: float, drop: float) -> list[Finding]:
     found = [_zero(lr, first, last) for first, last in _zero_stretches(lr.value, zero_share, zero_rows)]
     rising = warmup_rows(lr.value)
     leaps = jumps_to_new_height(lr.value, factor=jump)

@@ -11,28 +11,30 @@ from monitor.diagnosis.primitives.medians import median_of_sorted
 from monitor.diagnosis.remedies import configured
 from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
 from monitor.diagnosis.view import Signals
-from monitor.diagnosis.wording import number
+from monitor.diagnosis.wording import number, times
 from monitor.signals import LayerMatrix
 
 SETTLING_STEPS = 20
 """The second moment starts from nothing; in the first steps its ratio to the gradient means little."""
+LEADING_STEPS = 4
+"""Between two measurements of an embedding: its second moment may have fallen behind that much before it is seen."""
 
 
 def stale_second_moment(
-    signals: Signals, *, rms: float = 5.0, worrying: float = 10.0, own: float = 3.0, rows: int = 2
+    signals: Signals, *, rms: float = 2.3, worrying: float = 10.0, own: float = 3.5, rows: int = 2, longer: float = 3.0
 ) -> Verdict:
     """RMS_t = sqrt(mean(g^2 / v)) of a tensor jumps: its gradient has outgrown Adam's memory of it.
 
     Why it matters: the update is RMS_t times as long as the learning rate says. It is the state 1 to 8 steps before
     the loss spikes of large models, after a long quiet phase of that tensor, often an embedding.
 
-    Stays silent: in the first 20 steps and before three measurements; on values up to ``rms``, which healthy small
-    models reach (up to 3.2 in ten trainings of ours, above the 2.3 of the source); on tensors that are always like
-    that. Information below ``worrying``: the spike may not come.
+    Stays silent: in the first 20 steps and before three measurements; on values up to ``rms``; on tensors that are
+    often like that. Information below ``worrying``, unless that tensor's updates have become longer as well while the
+    learning rate did not rise: else the spike may not come.
 
-    Thresholds: ``rms``, dimensionless, in ``rows`` measurements running, or ``worrying`` in one; ``own``, multiple of
-    the tensor's own median before. The 2.3 of the source is for models of 100 M parameters and more; ours are our
-    judgement.
+    Thresholds: ``rms``, dimensionless, that of the source, and ``own``, multiple of the tensor's own median before, in
+    ``rows`` measurements running (in healthy small models, values above 2.3 stay below 1.7 times their own median); or
+    ``worrying`` in one; ``longer``, rise of the update-to-weight ratio over its own median. Our judgement.
 
     Source: Wortsman et al. 2023, https://arxiv.org/abs/2304.13013 (StableAdamW); 2506.04805, why beta2 matters.
     """
@@ -47,11 +49,11 @@ def stale_second_moment(
         high = (value > rms) & (value > own * usual)
         very_high = (value > worrying) & (value > own * usual)
     found = sorted(stretches(matrix, high, rows) + stretches(matrix, very_high, 1), key=lambda s: s.onset)
-    return _finding(signals, matrix, value, found, worrying) if found else None
+    return _finding(signals, matrix, value, found, worrying, longer) if found else None
 
 
 def _usual(value: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """float64[T, L]: median of a tensor's measurements before each block of 16 rows, at least 1; NaN without three.
+    """float64[T, L]: median of a tensor's measurements before each block of 16 rows; NaN without three.
 
     Only from the first row of a tensor on that is ``wanted`` (bool[T, L]); NaN before. From there the measurements are
     kept in order as they come: a median over all of the past at every block is quadratic, and took half of the time of
@@ -64,7 +66,7 @@ def _usual(value: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         ordered: list[float] = np.sort(past[np.isfinite(past)]).tolist()
         for start in range(begin, len(value), 16):
             if len(ordered) >= 3:
-                usual[start : start + 16, column] = max(1.0, median_of_sorted(ordered))
+                usual[start : start + 16, column] = median_of_sorted(ordered)
             block = value[start : start + 16, column]
             for one in block[np.isfinite(block)].tolist():
                 insort(ordered, one)
@@ -72,15 +74,20 @@ def _usual(value: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def _finding(
-    signals: Signals, matrix: LayerMatrix, value: np.ndarray, found: list[Stretch], worrying: float
+    signals: Signals, matrix: LayerMatrix, value: np.ndarray, found: list[Stretch], worrying: float, longer: float
 ) -> Finding:
     first = found[0]
     together = [s for s in found if s.onset <= first.onset + 20]
     strongest = max(together, key=lambda s: float(np.nanmax(_within(matrix, value, s))))
     peak = float(np.nanmax(_within(matrix, value, strongest)))
+    update = _update_rise(signals, strongest)
+    acts = update is not None and update >= longer
     beta2 = configured(signals, "optimizer", "beta2")
     supports = [f"RMS_t of {strongest.layer} reached {number(peak)}"]
     against: list[str] = []
+    if update is not None:
+        told = f"its updates became {times(update)} as long, at the same learning rate"
+        (supports if acts else against).append(told)
     if isinstance(beta2, float) and 0 < beta2 < 1:
         memory = f"beta2 {number(beta2)} remembers {1 / (1 - beta2):.0f} steps"
         (supports if beta2 >= 0.99 else against).append(memory)
@@ -90,9 +97,14 @@ def _finding(
         onset_step=first.onset,
         first_step=min(s.told for s in together),
         last_step=max(s.last for s in together),
-        severity=Severity.WARNING if peak > worrying else Severity.INFO,
+        severity=Severity.WARNING if peak > worrying or acts else Severity.INFO,
         layer=strongest.layer,
-        evidence={"rms": peak, "layers": [s.layer for s in together][:20], "layer_reason": "its RMS_t is the highest"},
+        evidence={
+            "rms": peak,
+            "update_rise": update,
+            "layers": [s.layer for s in together][:20],
+            "layer_reason": "its RMS_t is the highest",
+        },
         causes=(Cause("stale-second-moment", 0.8, tuple(supports), tuple(against)),),
         remedy=Remedy(
             f"Go back to the last checkpoint before step {first.onset}. Let Adam's second moment follow faster (beta2 "
@@ -101,6 +113,22 @@ def _finding(
             "optimizer = torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.95))",
         ),
     )
+
+
+def _update_rise(signals: Signals, stretch: Stretch) -> float | None:
+    """Highest update-to-weight ratio of the tensor from the onset on, over its median before; None where it was not
+    measured, or where the learning rate rose as well."""
+    matrix, lr = signals.layers("update_to_weight_ratio"), signals["lr"]
+    if matrix is None or stretch.layer not in matrix.names:
+        return None
+    value = measured(matrix)[:, matrix.names.index(stretch.layer)]
+    before = value[matrix.step < stretch.onset - LEADING_STEPS][-10:]
+    after = value[(matrix.step >= stretch.onset) & (matrix.step <= stretch.told + 2 * SETTLING_STEPS)]
+    before, after = before[np.isfinite(before)], after[np.isfinite(after)]
+    rates = lr.between(stretch.onset - SETTLING_STEPS, stretch.told + SETTLING_STEPS).value
+    if len(before) < 3 or len(after) == 0 or (len(rates) and np.nanmax(rates) > 1.5 * rates[0]):
+        return None
+    return float(after.max() / np.median(before)) if np.median(before) > 0 else None
 
 
 def _within(matrix: LayerMatrix, value: np.ndarray, stretch: Stretch) -> np.ndarray:

@@ -20,7 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,9 +33,10 @@ from monitor.diagnosis.view import Signals
 from monitor.runfile.reader import open_run
 from tests.faults import report
 from tests.faults.cases import Case
-from tests.faults.harness import Forge, job_of
+from tests.faults.harness import Forge, TrainingFailed, job_of
 from tests.faults.metrics import confusion, figures
 from tests.faults.scoring import Score, events, judged, truth_of
+from tests.faults.training import Job
 
 RESULTS = Path(__file__).parent / "results"
 PEERS = os.environ.get("GRADIOMETER_PEERS", sys.executable)
@@ -48,37 +49,56 @@ CLOSE = 1.05
 class Bench:
     """All trainings of some cases and seeds, and what is said of them."""
 
-    def __init__(self, cases: Sequence[Case], seeds: Sequence[int], forge: Forge, jobs: int) -> None:
-        self.work = [(case, seed) for case in cases for seed in seeds]
-        self.spread = range(seeds[0], seeds[0] + HEALTHY_SEEDS)
+    def __init__(self, work: Sequence[tuple[Case, int]], first_seed: int, forge: Forge, jobs: int) -> None:
+        self.work = list(work)
+        self.spread = range(first_seed, first_seed + HEALTHY_SEEDS)
         self.forge, self.jobs = forge, jobs
+        self.failed: dict[str, str] = {}
+        """What the trainings that ended with an error said, by case and seed; they are left out of every figure."""
 
     def train(self, say: Callable[[str], None], *, twins: bool) -> None:
         """Every training there is to score, and with ``twins`` the healthy ones beside the broken ones."""
-        wanted = [job_of(case, seed) for case, seed in self.work]
+        wanted = [(f"{case.name} {seed}", job_of(case, seed)) for case, seed in self.work]
         if twins:
             broken = {case.name: case for case, _ in self.work if not case.healthy}.values()
-            wanted += [job_of(case, seed, healthy=True) for case, seed in self.work if not case.healthy]
-            wanted += [job_of(case, seed, healthy=True) for case in broken for seed in self.spread]
-        jobs = list({json.dumps(job, sort_keys=True): job for job in wanted}.values())
+            pairs = {(case.name, seed): case for case, seed in self.work if not case.healthy}
+            pairs |= {(case.name, seed): case for case in broken for seed in self.spread}
+            wanted += [
+                (f"twin of {name} {seed}", job_of(case, seed, healthy=True)) for (name, seed), case in pairs.items()
+            ]
+        jobs = list({json.dumps(job, sort_keys=True): (name, job) for name, job in reversed(wanted)}.values())[::-1]
         say(f"{len(jobs)} trainings, {self.jobs} at a time")
         with ThreadPoolExecutor(self.jobs) as pool:
-            for number, _ in enumerate(pool.map(self.forge.run, jobs), 1):
+            for number, _ in enumerate(pool.map(lambda one: self._made(*one), jobs), 1):
                 if number % 10 == 0 or number == len(jobs):
                     say(f"  {number}/{len(jobs)}")
+        for name, told in self.failed.items():
+            say(f"left out, its training failed: {name}: {told.splitlines()[-1]:.200}")
+        self.work = [(case, seed) for case, seed in self.work if f"{case.name} {seed}" not in self.failed]
+
+    def _made(self, name: str, job: Job) -> Path | None:
+        try:
+            return self.forge.run(job)
+        except TrainingFailed as error:
+            self.failed[name] = str(error)
+            return None
 
     def judge(self, *, twins: bool) -> list[Score]:
         """The doctor on every training."""
-        paths = [self.forge.run(job_of(case, seed)) for case, seed in self.work]
         asked = []
-        for (case, seed), path in zip(self.work, paths, strict=True):
-            held = None
-            if twins and not case.healthy:
-                twin = self.forge.run(job_of(case, seed, healthy=True))
-                held = (twin, [self.forge.run(job_of(case, other, healthy=True)) for other in self.spread])
-            asked.append((case, seed, path, held))
+        for case, seed in self.work:
+            held = self._held(case, seed) if twins and not case.healthy else None
+            asked.append((case, seed, self.forge.run(job_of(case, seed)), held))
         with multiprocessing.get_context("spawn").Pool(self.jobs) as pool:
             return pool.map(judged, asked, chunksize=2)
+
+    def _held(self, case: Case, seed: int) -> tuple[Path, list[Path]] | None:
+        """The twin and the healthy runs; None where one of them could not be trained."""
+        try:
+            twin = self.forge.run(job_of(case, seed, healthy=True))
+            return twin, [self.forge.run(job_of(case, other, healthy=True)) for other in self.spread]
+        except TrainingFailed:
+            return None
 
     def peers(self) -> dict[str, list[Score] | str]:
         """The other detectors on the scalars of every training."""
@@ -99,17 +119,20 @@ class Bench:
         return answer
 
     def fix(self, scores: Sequence[Score], say: Callable[[str], None]) -> list[Score]:
-        """Train again with the patch of each incident that has one, against the twin's final loss."""
+        """Train again with the patch of each incident that has one, against the twin's final loss. The fault is there
+        again: the patch must bear it."""
         patched = [(case, seed, score) for (case, seed), score in zip(self.work, scores, strict=True) if score.patch]
         say(f"{len(patched)} trainings with the recommended patch")
         with ThreadPoolExecutor(self.jobs) as pool:
-            paths = list(pool.map(lambda one: self.forge.run(job_of(one[0], one[1], patch=one[2].patch)), patched))
-        closed = {
-            (case.name, seed): _final_loss(path)
-            <= CLOSE * _final_loss(self.forge.run(job_of(case, seed, healthy=True)))
-            for (case, seed, _), path in zip(patched, paths, strict=True)
-        }
-        return [replace(score, fixed=closed.get((score.case, score.seed))) for score in scores]
+            closed = list(pool.map(lambda one: self._closes(*one), patched))
+        found = {(case.name, seed): fixed for (case, seed, _), fixed in zip(patched, closed, strict=True)}
+        return [replace(score, fixed=found.get((score.case, score.seed))) for score in scores]
+
+    def _closes(self, case: Case, seed: int, score: Score) -> bool | None:
+        """Whether the patched training ends where the twin does; None where it could not be trained."""
+        path = self._made(f"patched {case.name} {seed}", job_of(case, seed, patch=score.patch))
+        twin = self._made(f"twin of {case.name} {seed}", job_of(case, seed, healthy=True))
+        return None if path is None or twin is None else _final_loss(path) <= CLOSE * _final_loss(twin)
 
 
 def _scalars(run: Signals) -> dict[str, list[float]]:
@@ -131,7 +154,9 @@ def _peer_score(case: Case, seed: int, last_step: int, alarms: Sequence[int]) ->
     if truth.onset is not None:
         in_time = [step for step in alarms if truth.onset - 2 <= step <= truth.onset + truth.window]
         hit, reported = bool(in_time), min(in_time, default=None)
-    return Score(case.name, seed, last_step, truth.onset, found.true, found.false, hit=hit, reported_onset=reported)
+    return Score(
+        case.name, seed, last_step, truth.onset, found.true, found.false, found.late, hit=hit, reported_onset=reported
+    )
 
 
 def _final_loss(path: Path) -> float:
@@ -146,12 +171,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--cases", default="tests.faults.cases", help="module with FAULTS and CONTROLS")
     parser.add_argument("--only", help="names of cases, comma-separated")
-    parser.add_argument("--seeds", type=int, default=3, help="trainings of each case")
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each fault (default: %(default)s)")
+    parser.add_argument("--control-seeds", type=int, help="trainings of each control (default: as of each fault)")
     parser.add_argument("--first-seed", type=int, default=100)
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
     parser.add_argument("--no-twins", action="store_true", help="do not tell silent faults from manifest ones")
     parser.add_argument("--fixes", action="store_true", help="train again with the recommended patches")
-    parser.add_argument("--kept", type=Path, help="folder that keeps trainings; those there are not trained again")
+    parser.add_argument(
+        "--kept", type=Path, help="folder that keeps trainings: an interrupted benchmark goes on where it was"
+    )
     parser.add_argument("--to", type=Path, default=RESULTS, help="folder for the results (default: %(default)s)")
     options = parser.parse_args(arguments)
 
@@ -163,12 +191,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"no case is called {', '.join(sorted(unknown))}; {options.cases} has "
             f"{', '.join(case.name for case in (*module.FAULTS, *module.CONTROLS))}"
         )
-    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    many = options.control_seeds or options.seeds
+    work = [
+        (case, options.first_seed + number)
+        for case in cases
+        for number in range(many if case.healthy else options.seeds)
+    ]
     console = Console(record=True, width=160, highlight=False)
     with tempfile.TemporaryDirectory(prefix="gradiometer-faults-") as folder:
         forge = Forge(options.kept or Path(folder))
         try:
-            bench = Bench(cases, seeds, forge, options.jobs)
+            bench = Bench(work, options.first_seed, forge, options.jobs)
             twins = not options.no_twins
             bench.train(console.print, twins=twins or options.fixes)
             scores = bench.judge(twins=twins)
@@ -177,13 +210,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             others = bench.peers()
         finally:
             forge.close()
-    tell(scores, others, cases, options, console)
+    if forge.under_other_rules:
+        console.print(f"{len(forge.under_other_rules)} of the trainings were made under other rules of the doctor")
+    tell(scores, others, cases, bench.failed, options, console)
 
 
 def tell(
     scores: Sequence[Score],
     others: dict[str, list[Score] | str],
     cases: Sequence[Case],
+    failed: Mapping[str, str],
     options: argparse.Namespace,
     console: Console,
 ) -> None:
@@ -191,6 +227,9 @@ def tell(
     windows = {case.name: case.window for case in cases}
     found = figures(scores, windows.__getitem__)
     console.print(report.by_case(scores))
+    for case in cases:
+        if case.departs:
+            console.print(f"{case.name} departs from the design notes: {case.departs}")
     console.print(report.goals(found))
     console.print(report.peers({"Gradiometer": scores, **others}, windows.__getitem__))
     options.to.mkdir(parents=True, exist_ok=True)
@@ -203,6 +242,8 @@ def tell(
     }
     record = {
         "seeds": [options.first_seed, options.first_seed + options.seeds - 1],
+        "departures": {case.name: case.departs for case in cases if case.departs},
+        "failed": dict(failed),
         "all": found.to_dict(),
         "cases": by_case,
         "causes": confusion(scores),

@@ -69,34 +69,76 @@ def _nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
+class TrainingFailed(RuntimeError):
+    """A process of a training ended with an error."""
+
+
+MAKES = ("trainer", "monitor/*.py", "monitor/hook", "monitor/runfile", "monitor/landscape", "tests/faults/training.py")
+"""What a training follows from, beside its job."""
+ARMS = ("monitor/diagnosis",)
+"""The rules run inside the training, and a finding makes the monitor measure each step for a while. A change of a rule
+changes no training and no signal that is there in each step, so that it does not train anew; the results say how many
+trainings were made under other rules."""
+
+
+def source_of(*places: str) -> str:
+    """A hash of the Python sources in ``places`` of the repository, folders with all that is in them."""
+    files = {
+        path
+        for place in places
+        for found in ROOT.glob(place)
+        for path in (found.rglob("*.py") if found.is_dir() else [found])
+    }
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:20]
+
+
 class Forge:
     """Run directories by what makes them: trained where they are not there yet."""
 
     def __init__(self, folder: Path) -> None:
-        """``folder`` keeps the trainings; remove it after a change of the trainer or of the monitor's hook."""
+        """``folder`` keeps the trainings. One is made again where the source of anything that makes it has changed."""
         self.folder = folder
+        self._source, self._rules = source_of(*MAKES), source_of(*ARMS)
         self._of_thread = threading.local()
         self._started: list[subprocess.Popen[str]] = []
         self._locks: dict[str, threading.Lock] = {}
         self._guard = threading.Lock()
+        self._failed: dict[str, str] = {}
+        self.trained = 0
+        """Trainings made here; the others were in the folder."""
+        self.under_other_rules: set[Path] = set()
+        """Run directories used, that were made while the rules were others."""
 
     def run(self, job: Job) -> Path:
         """The run directory of ``job``.
 
         Raises:
-            RuntimeError: a process of the training ended with an error.
+            TrainingFailed: a process of the training ended with an error; it is tried again by the next Forge only.
         """
-        key = hashlib.sha256((json.dumps(job, sort_keys=True) + _code(job)).encode()).hexdigest()[:20]
+        text = json.dumps(job, sort_keys=True) + _code(job) + self._source
+        key = hashlib.sha256(text.encode()).hexdigest()[:20]
         with self._guard:
             lock = self._locks.setdefault(key, threading.Lock())
         with lock:  # a twin is shared by several cases
             folder = self.folder / key
+            if key in self._failed:
+                raise TrainingFailed(self._failed[key])
             if not (folder / "done").exists():
                 shutil.rmtree(folder, ignore_errors=True)
                 (folder / "runs").mkdir(parents=True)
-                self._train({**job, "runs": str(folder / "runs"), "log": str(folder / "log.txt")})
-                (folder / "done").touch()
+                try:
+                    self._train({**job, "runs": str(folder / "runs"), "log": str(folder / "log.txt")})
+                except TrainingFailed as error:
+                    self._failed[key] = str(error)
+                    raise
+                self.trained += 1
+                (folder / "done").write_text(self._rules)
             (run_dir,) = (folder / "runs").iterdir()
+            if (folder / "done").read_text() != self._rules:
+                self.under_other_rules.add(run_dir)
             return run_dir
 
     def close(self) -> None:
@@ -113,10 +155,12 @@ class Forge:
         process.stdin.write(json.dumps(job) + "\n")
         process.stdin.flush()
         answer = process.stdout.readline()
+        if not answer:  # the process that trainings are forked from is gone: the next one gets another
+            del self._of_thread.process
         if not answer or any(json.loads(answer)):
             log = Path(job["log"])
             told = log.read_text(errors="replace")[-3000:] if log.exists() else ""
-            raise RuntimeError(f"the training ended with {answer.strip() or 'nothing'}: {json.dumps(job)}\n{told}")
+            raise TrainingFailed(f"the training ended with {answer.strip() or 'nothing'}: {json.dumps(job)}\n{told}")
 
     def _process(self) -> subprocess.Popen[str]:
         """The calling thread's own."""

@@ -63,9 +63,12 @@ def onset_error(score: Score) -> int | None:
     return abs(score.reported_onset - score.onset)
 
 
-def precision(scores: Sequence[Score]) -> Share:
+def precision(scores: Sequence[Score], *, late_are_false: bool = True) -> Share:
+    """True events among all events. Without ``late_are_false``, alarms after the window of a fault that goes on are
+    left out, neither true nor false."""
     true = sum(score.true_events for score in scores)
-    return Share(true, true + sum(score.false_events for score in scores))
+    false = sum(score.false_events - (0 if late_are_false else score.late_events) for score in scores)
+    return Share(true, true + false)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,8 @@ class Figures:
     """Every metric of design note 3.4 over some trainings."""
 
     precision: Share
+    precision_in_time: Share
+    """The same without alarms after the window of a fault that goes on."""
     manifest: Share
     """Recall on manifest faults."""
     silent: Share
@@ -110,7 +115,8 @@ def figures(scores: Sequence[Score], windows: Callable[[str], int]) -> Figures:
     drift = [onset_error(score) for score in broken if windows(score.case) > 20]
     lead = quantiles(score.lead for score in broken)
     return Figures(
-        precision=precision(broken),
+        precision=precision(scores),
+        precision_in_time=precision(scores, late_are_false=False),
         manifest=share(score.hit for score in broken if score.silent is False),
         silent=share(score.hit for score in broken if score.silent is True),
         unsorted=share(score.hit for score in broken if score.silent is None),

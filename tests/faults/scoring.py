@@ -50,6 +50,8 @@ class Events:
 
     true: int
     false: int
+    late: int
+    """Of the false ones, those after the window of a fault that goes on, about nothing before it."""
     first_true: int | None
     """Step of the first true alarm."""
 
@@ -58,7 +60,8 @@ def events(alarms: Sequence[tuple[int, int]], truth: Truth) -> Events:
     """Merge ``alarms``, pairs of the step of the alarm and of the onset that it tells of, and hold them against the
     truth.
 
-    An event is true when one of its alarms lies within the window of the fault, or after it while the fault lasts.
+    An event is true when one of its alarms lies from two steps before the onset to the end of the fault's window, as
+    the design notes define it; what the same fault brings about later is a false one.
     """
     merged: list[list[tuple[int, int]]] = []
     for alarm in sorted(alarms):
@@ -67,15 +70,24 @@ def events(alarms: Sequence[tuple[int, int]], truth: Truth) -> Events:
         else:
             merged.append([alarm])
     right = [[alarm[0] for alarm in event if _is_true(alarm, truth)] for event in merged]
+    late = [
+        not steps and any(_is_late(alarm, truth) for alarm in event) for event, steps in zip(merged, right, strict=True)
+    ]
     true = sum(map(bool, right))
-    return Events(true, len(merged) - true, min((step for event in right for step in event), default=None))
+    return Events(true, len(merged) - true, sum(late), min((step for event in right for step in event), default=None))
+
+
+def _is_about(alarm: tuple[int, int], truth: Truth) -> bool:
+    step, onset = alarm
+    return truth.onset is not None and step >= truth.onset - EARLY and onset >= truth.onset - LONGEST_INTERVAL
 
 
 def _is_true(alarm: tuple[int, int], truth: Truth) -> bool:
-    step, onset = alarm
-    if truth.onset is None or step < truth.onset - EARLY or onset < truth.onset - LONGEST_INTERVAL:
-        return False
-    return truth.lasts or step <= truth.onset + truth.window
+    return truth.onset is not None and _is_about(alarm, truth) and alarm[0] <= truth.onset + truth.window
+
+
+def _is_late(alarm: tuple[int, int], truth: Truth) -> bool:
+    return truth.lasts and _is_about(alarm, truth)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +100,8 @@ class Score:
     onset: int | None
     true_events: int
     false_events: int
+    late_events: int = 0
+    """Of the false ones, those after the window of a fault that goes on."""
     hit: bool | None = None
     """A finding in the accept set was there before the window was over."""
     silent: bool | None = None
@@ -133,6 +147,7 @@ def judge(case: Case, seed: int, run_dir: Path, *, silent: tuple[bool, int | Non
         truth.onset,
         found.true,
         found.false,
+        found.late,
         hit=alarm is not None,
         silent=silent[0] if silent else None,
         manifest_step=silent[1] if silent else None,
@@ -209,12 +224,17 @@ def _lead(signals: Signals, truth: Truth, alarm: int | None) -> int | None:
 # Silent or manifest --------------------------------------------------------------------------------------------------
 
 SCALARS = ("train_loss", "grad_norm_preclip", "step_time_s")
-"""What an ordinary log holds."""
+"""What an ordinary log holds: whatever else the monitor records, who has no monitor does not see it."""
+TIMED_ROWS = 25
+"""Step times are medians of so many rows, because single ones are the machine's."""
+LEAST_SPREAD = {"train_loss": 1e-6, "grad_norm_preclip": 1e-6, "step_time_s": 0.02}
+"""Of the logarithm; five healthy runs may agree by chance."""
 
 
 def departure(run_dir: Path, twin_dir: Path, healthy: Sequence[Path], onset: int) -> tuple[bool, int | None]:
-    """Whether the fault is silent, and the step at which it is not: the first one at which a scalar is further from the
-    twin's than three times the spread (standard deviation of the logarithm) of the healthy runs at that step."""
+    """Whether the fault is silent, and the step at which it is not: the first one, within 200, at which a scalar is
+    further from the twin's than three times the spread (standard deviation of the logarithm) of the healthy runs at
+    that step, or is no longer finite."""
     run, twin = (Signals.from_run(open_run(path)) for path in (run_dir, twin_dir))
     others = [Signals.from_run(open_run(path)) for path in healthy]
     first = min(
@@ -229,8 +249,8 @@ def _departed(name: str, run: Signals, twin: Signals, healthy: Sequence[Signals]
     seeds = np.array([_logarithm(one, name, steps) for one in healthy])
     with np.errstate(invalid="ignore"):
         spread = np.std(seeds, axis=0)
-        apart = np.abs(mine - theirs) > SPREADS * np.maximum(spread, 1e-6)
-    lost = np.isfinite(theirs) & (run[name].between(onset, None).value.size > 0) & _is_lost(run, name, steps)
+        apart = np.abs(mine - theirs) > SPREADS * np.maximum(spread, LEAST_SPREAD[name])
+    lost = np.isfinite(theirs) & _is_lost(run, name, steps)
     rows = np.flatnonzero(apart | lost)
     return int(steps[rows[0]]) if len(rows) else None
 
@@ -242,6 +262,9 @@ def _logarithm(signals: Signals, name: str, steps: np.ndarray) -> np.ndarray:
     _, rows, places = np.intersect1d(series.step, steps, return_indices=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         found[places] = np.log(series.value[rows])
+    if name == "step_time_s":  # a median over a row that is missing is none
+        found[TIMED_ROWS - 1 :] = np.median(np.lib.stride_tricks.sliding_window_view(found, TIMED_ROWS), axis=1)
+        found[: TIMED_ROWS - 1] = np.nan
     return found
 
 

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 
 from monitor.diagnosis.rules import RULES
-from tests.faults import peer, report
-from tests.faults.__main__ import main
+from tests.faults import harness, peer, report
+from tests.faults.__main__ import Bench, main
 from tests.faults.cases import CONTROLS, FAULTS, PLACE, SMALL_SET
-from tests.faults.harness import job_of, layers_of, onset_of
-from tests.faults.metrics import confusion, wilson
+from tests.faults.harness import Forge, TrainingFailed, job_of, layers_of, onset_of, source_of
+from tests.faults.metrics import Share, confusion, precision, wilson
 from tests.faults.scoring import Events, Score, Truth, events
+from tests.faults.training import Job
 
 
 @pytest.mark.parametrize(("hits", "trials"), [(0, 5), (3, 5), (5, 5), (97, 100), (1, 1)])
@@ -37,29 +38,69 @@ def test_wilsons_bounds_are_the_shares_that_are_just_not_refuted(hits: int, tria
 @pytest.mark.parametrize(
     ("alarms", "lasts", "expected"),
     [
-        ([100, 102, 119], False, Events(1, 0, 100)),
-        ([97], False, Events(0, 1, None)),
-        ([98], False, Events(1, 0, 98)),
-        ([80, 99], False, Events(1, 0, 99)),
-        ([50, 121, 122], False, Events(0, 2, None)),
-        ([50, 121], True, Events(1, 1, 121)),
-        ([], False, Events(0, 0, None)),
+        ([100, 102, 119], False, Events(1, 0, 0, 100)),
+        ([97], False, Events(0, 1, 0, None)),
+        ([98], False, Events(1, 0, 0, 98)),
+        ([80, 99], False, Events(1, 0, 0, 99)),
+        ([50, 121, 122], False, Events(0, 2, 0, None)),
+        ([50, 121], True, Events(0, 2, 1, None)),
+        ([110, 160], True, Events(1, 1, 1, 110)),
+        ([], False, Events(0, 0, 0, None)),
     ],
 )
-def test_an_event_is_true_within_the_window_or_while_the_fault_lasts(
-    alarms: list[int], lasts: bool, expected: Events
-) -> None:
+def test_an_event_is_true_within_the_window_alone(alarms: list[int], lasts: bool, expected: Events) -> None:
     assert events([(step, step) for step in alarms], Truth("case", 0, 100, 20, lasts, 400)) == expected
 
 
 def test_an_alarm_about_a_time_before_the_fault_is_false_though_it_comes_after() -> None:
     truth = Truth("case", 0, 250, 20, True, 400)
-    assert events([(260, 110)], truth) == Events(0, 1, None)
-    assert events([(300, 201)], truth) == Events(1, 0, 300)  # seen between two measurements, 100 steps apart
+    assert events([(260, 110)], truth) == Events(0, 1, 0, None)
+    assert events([(268, 201)], truth) == Events(1, 0, 0, 268)  # seen between two measurements, 100 steps apart
 
 
 def test_a_control_has_no_true_event() -> None:
-    assert events([(10, 10), (200, 200)], Truth("control", 0, None, 20, False, 400)) == Events(0, 2, None)
+    assert events([(10, 10), (200, 200)], Truth("control", 0, None, 20, False, 400)) == Events(0, 2, 0, None)
+
+
+def test_precision_counts_late_alarms_as_false_and_once_without_them() -> None:
+    scores = [Score("c", 0, 400, 5, 3, 2, 1), Score("control", 0, 400, None, 0, 1)]
+    assert (precision(scores), precision(scores, late_are_false=False)) == (Share(3, 6), Share(3, 5))
+
+
+def test_a_training_that_fails_is_left_out_and_the_others_are_scored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it is made again by the next benchmark, where the others are kept; none is once a source has changed."""
+    made: list[int] = []
+
+    def train(forge: Forge, job: Job) -> None:
+        made.append(job["config"]["seed"])
+        if job["config"]["seed"] == 1:
+            raise TrainingFailed("out of memory")
+        (Path(job["runs"]) / "run").mkdir()
+
+    monkeypatch.setattr(Forge, "_train", train)
+    case = next(case for case in CONTROLS if case.name == "mlp")
+    for again in ([0, 1, 2], [0, 1, 2, 1]):
+        bench = Bench([(case, seed) for seed in range(3)], 0, Forge(tmp_path), 1)
+        bench.train(lambda text: None, twins=False)
+        assert made == again
+        assert [seed for _, seed in bench.work] == [0, 2]
+        assert list(bench.failed) == ["mlp 1"]
+    monkeypatch.setattr(harness, "source_of", lambda *places: "another")
+    Bench([(case, 0)], 0, Forge(tmp_path), 1).train(lambda text: None, twins=False)
+    assert made == [0, 1, 2, 1, 0]
+
+
+def test_the_hash_of_sources_follows_what_is_in_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(harness, "ROOT", tmp_path)
+    (tmp_path / "folder").mkdir()
+    file = tmp_path / "folder" / "a.py"
+    file.write_text("x = 1")
+    before = source_of("folder")
+    assert source_of("folder/*.py") == before
+    file.write_text("x = 2")
+    assert source_of("folder") != before
 
 
 def test_each_case_accepts_findings_that_exist_and_says_where_it_breaks() -> None:
@@ -86,6 +127,11 @@ def test_onset_and_place_come_from_the_seed_and_reach_the_fault() -> None:
         assert fault["layer"].startswith(layers_of(case, seed))
         assert job_of(case, seed, healthy=True)["config"]["fault"] == []
     assert {layers_of(case, seed) for seed in range(30)} == set(case.places.values())
+
+
+def test_every_place_that_a_training_follows_from_is_there() -> None:
+    nothing = source_of("nowhere")
+    assert all(source_of(place) != nothing for place in (*harness.MAKES, *harness.ARMS))
 
 
 def test_confusion_counts_another_accepted_cause_as_right() -> None:

@@ -71,6 +71,12 @@ def precision(scores: Sequence[Score], *, late_are_false: bool = True) -> Share:
     return Share(true, true + false)
 
 
+def _of_incidents(scores: Sequence[Score]) -> Share:
+    counted = [score.incidents for score in scores if score.incidents is not None]
+    true = sum(of[0] for of in counted)
+    return Share(true, true + sum(of[1] for of in counted))
+
+
 @dataclass(frozen=True, slots=True)
 class Figures:
     """Every metric of design note 3.4 over some trainings."""
@@ -78,6 +84,8 @@ class Figures:
     precision: Share
     precision_in_time: Share
     """The same without alarms after the window of a fault that goes on."""
+    precision_of_incidents: Share
+    """The same, where findings that join an incident are no alarms of their own."""
     manifest: Share
     """Recall on manifest faults."""
     silent: Share
@@ -117,6 +125,7 @@ def figures(scores: Sequence[Score], windows: Callable[[str], int]) -> Figures:
     return Figures(
         precision=precision(scores),
         precision_in_time=precision(scores, late_are_false=False),
+        precision_of_incidents=_of_incidents(scores),
         manifest=share(score.hit for score in broken if score.silent is False),
         silent=share(score.hit for score in broken if score.silent is True),
         unsorted=share(score.hit for score in broken if score.silent is None),

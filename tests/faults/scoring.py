@@ -102,6 +102,9 @@ class Score:
     false_events: int
     late_events: int = 0
     """Of the false ones, those after the window of a fault that goes on."""
+    incidents: tuple[int, int] | None = None
+    """True and false events where an alarm is the first one of an incident, as the page tells it, and what joins the
+    incident later is none; None of a detector that has no incidents."""
     hit: bool | None = None
     """A finding in the accept set was there before the window was over."""
     silent: bool | None = None
@@ -136,8 +139,11 @@ def judge(case: Case, seed: int, run_dir: Path, *, silent: tuple[bool, int | Non
     looks = [diagnose(signals, until_step=step) for step in range(EVERY, last, EVERY)]
     alarms = {(f.first_step, f.onset_step) for report in [*looks, final] for f in report.at_least("warning")}
     found = events(sorted(alarms), truth)
+    told = {(i.first_step, i.onset_step) for report in [*looks, final] for i in report.incidents}
+    grouped = events(sorted(told), truth)
+    incidents = (grouped.true, grouped.false)
     if truth.onset is None:
-        return Score(case.name, seed, last, None, found.true, found.false, said=said)
+        return Score(case.name, seed, last, None, found.true, found.false, incidents=incidents, said=said)
     alarm = _first_look(case, truth, signals)
     incident, finding = _answer(case, truth, final)
     return Score(
@@ -148,6 +154,7 @@ def judge(case: Case, seed: int, run_dir: Path, *, silent: tuple[bool, int | Non
         found.true,
         found.false,
         found.late,
+        incidents,
         hit=alarm is not None,
         silent=silent[0] if silent else None,
         manifest_step=silent[1] if silent else None,

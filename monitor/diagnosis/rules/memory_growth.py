@@ -36,8 +36,22 @@ def memory_growth(signals: Signals, *, share: float = 0.03, mib: float = 32.0, p
         return Abstained(
             f"{count(most, 'sample')} of memory after the start, at least {LEAST_SAMPLES} are needed", tuple(WATCHED)
         )
-    found = [_finding(signals, series) for series in judged.values() if _grows(series, share, mib, p)]
+    found = [
+        _finding(signals, series, _first_seen(signals.system(name), share, mib, p))
+        for name, series in judged.items()
+        if _grows(series, share, mib, p)
+    ]
     return found[:1]
+
+
+def _first_seen(series: Signal, share: float, mib: float, p: float) -> int:
+    """Step of the sample from which on the growth could be told, by bisection: what grows goes on growing."""
+    low, high = LEAST_SAMPLES, len(series)
+    while low < high:
+        middle = (low + high) // 2
+        cut = Signal(series.name, series.step[:middle], series.value[:middle], series.unit)
+        low, high = (low, middle) if _grows(_settled(cut), share, mib, p) else (middle + 1, high)
+    return int(series.step[low - 1])
 
 
 def _settled(series: Signal) -> Signal:
@@ -75,7 +89,7 @@ def _onset(series: Signal) -> int:
     return int(series.step[low[-1] if len(low) and low[-1] > 0.15 * len(series.step) else 0])
 
 
-def _finding(signals: Signals, series: Signal) -> Finding:
+def _finding(signals: Signals, series: Signal, told: int) -> Finding:
     first, last = int(series.step[0]), int(series.step[-1])
     grown = float(series.value[-1] - series.value[0])
     per_step = grown / (last - first) * 1024
@@ -90,8 +104,8 @@ def _finding(signals: Signals, series: Signal) -> Finding:
     return Finding(
         summary=f"The {WATCHED[series.name]} grew by {number(grown * 1024)} MiB from step {first} to {last}, "
         f"{number(per_step)} MiB a step, and goes on",
-        onset_step=_onset(series),
-        first_step=last,
+        onset_step=min(_onset(series), told),
+        first_step=told,
         last_step=last,
         severity=Severity.WARNING,
         evidence={"signal": series.name, "mib_per_step": per_step, "grown_mib": grown * 1024},

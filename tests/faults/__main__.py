@@ -20,6 +20,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -33,7 +34,7 @@ from monitor.diagnosis.view import Signals
 from monitor.runfile.reader import open_run
 from tests.faults import report
 from tests.faults.cases import Case
-from tests.faults.harness import Forge, TrainingFailed, job_of
+from tests.faults.harness import NO_TIME, Forge, TrainingFailed, job_of
 from tests.faults.metrics import confusion, figures
 from tests.faults.scoring import Score, events, judged, truth_of
 from tests.faults.training import Job
@@ -58,23 +59,33 @@ class Bench:
 
     def train(self, say: Callable[[str], None], *, twins: bool) -> None:
         """Every training there is to score, and with ``twins`` the healthy ones beside the broken ones."""
-        wanted = [(f"{case.name} {seed}", job_of(case, seed)) for case, seed in self.work]
+        first = [one for one in self.work if one[1] == self.spread[0]]
+        wanted = [(f"{case.name} {seed}", job_of(case, seed)) for case, seed in first]
         if twins:
-            broken = {case.name: case for case, _ in self.work if not case.healthy}.values()
-            pairs = {(case.name, seed): case for case, seed in self.work if not case.healthy}
-            pairs |= {(case.name, seed): case for case in broken for seed in self.spread}
-            wanted += [
-                (f"twin of {name} {seed}", job_of(case, seed, healthy=True)) for (name, seed), case in pairs.items()
-            ]
+            wanted += self._twins()
+        wanted += [(f"{case.name} {seed}", job_of(case, seed)) for case, seed in self.work if (case, seed) not in first]
         jobs = list({json.dumps(job, sort_keys=True): (name, job) for name, job in reversed(wanted)}.values())[::-1]
         say(f"{len(jobs)} trainings, {self.jobs} at a time")
         with ThreadPoolExecutor(self.jobs) as pool:
             for number, _ in enumerate(pool.map(lambda one: self._made(*one), jobs), 1):
                 if number % 10 == 0 or number == len(jobs):
                     say(f"  {number}/{len(jobs)}")
+        late = [name for name, told in self.failed.items() if told == NO_TIME]
+        if late:
+            say(f"{len(late)} trainings were not begun in the time given")
         for name, told in self.failed.items():
-            say(f"left out, its training failed: {name}: {told.splitlines()[-1]:.200}")
+            if told != NO_TIME:
+                say(f"left out, its training failed: {name}: {told.splitlines()[-1]:.200}")
         self.work = [(case, seed) for case, seed in self.work if f"{case.name} {seed}" not in self.failed]
+
+    def _twins(self) -> list[tuple[str, Job]]:
+        """The healthy trainings to hold broken ones against; those that most cases share come first."""
+        broken = {case.name: case for case, _ in self.work if not case.healthy}.values()
+        pairs = {(case.name, seed): case for case, seed in self.work if not case.healthy}
+        pairs |= {(case.name, seed): case for case in broken for seed in self.spread}
+        named = [(f"twin of {name} {seed}", job_of(case, seed, healthy=True)) for (name, seed), case in pairs.items()]
+        shared = Counter(json.dumps(job, sort_keys=True) for _, job in named)
+        return sorted(named, key=lambda one: -shared[json.dumps(one[1], sort_keys=True)])
 
     def _made(self, name: str, job: Job) -> Path | None:
         try:
@@ -175,6 +186,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--control-seeds", type=int, help="trainings of each control (default: as of each fault)")
     parser.add_argument("--first-seed", type=int, default=100)
     parser.add_argument("--jobs", type=int, default=2, help="trainings at a time, one thread each")
+    parser.add_argument("--minutes", type=float, help="begin no training later than that, and score what there is")
     parser.add_argument("--no-twins", action="store_true", help="do not tell silent faults from manifest ones")
     parser.add_argument("--fixes", action="store_true", help="train again with the recommended patches")
     parser.add_argument(
@@ -194,16 +206,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     many = options.control_seeds or options.seeds
     work = [
         (case, options.first_seed + number)
+        for number in range(max(many, options.seeds))  # all cases with one seed, then all with the next
         for case in cases
-        for number in range(many if case.healthy else options.seeds)
+        if number < (many if case.healthy else options.seeds)
     ]
     console = Console(record=True, width=160, highlight=False)
     with tempfile.TemporaryDirectory(prefix="gradiometer-faults-") as folder:
-        forge = Forge(options.kept or Path(folder))
+        forge = Forge(options.kept or Path(folder), None if options.minutes is None else 60 * options.minutes)
         try:
             bench = Bench(work, options.first_seed, forge, options.jobs)
             twins = not options.no_twins
             bench.train(console.print, twins=twins or options.fixes)
+            console.print("the doctor looks at them")
             scores = bench.judge(twins=twins)
             if options.fixes:
                 scores = bench.fix(scores, console.print)

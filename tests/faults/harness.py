@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,8 @@ class TrainingFailed(RuntimeError):
     """A process of a training ended with an error."""
 
 
+NO_TIME = "not begun in the time given"
+
 MAKES = ("trainer", "monitor/*.py", "monitor/hook", "monitor/runfile", "monitor/landscape", "tests/faults/training.py")
 """What a training follows from, beside its job."""
 ARMS = ("monitor/diagnosis",)
@@ -98,9 +101,11 @@ def source_of(*places: str) -> str:
 class Forge:
     """Run directories by what makes them: trained where they are not there yet."""
 
-    def __init__(self, folder: Path) -> None:
-        """``folder`` keeps the trainings. One is made again where the source of anything that makes it has changed."""
+    def __init__(self, folder: Path, seconds: float | None = None) -> None:
+        """``folder`` keeps the trainings. One is made again where the source of anything that makes it has changed.
+        After ``seconds`` none is begun."""
         self.folder = folder
+        self._until = None if seconds is None else time.monotonic() + seconds
         self._source, self._rules = source_of(*MAKES), source_of(*ARMS)
         self._of_thread = threading.local()
         self._started: list[subprocess.Popen[str]] = []
@@ -127,6 +132,8 @@ class Forge:
             if key in self._failed:
                 raise TrainingFailed(self._failed[key])
             if not (folder / "done").exists():
+                if self._until is not None and time.monotonic() > self._until:
+                    raise TrainingFailed(NO_TIME)
                 shutil.rmtree(folder, ignore_errors=True)
                 (folder / "runs").mkdir(parents=True)
                 try:

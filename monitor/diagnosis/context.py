@@ -127,6 +127,19 @@ def is_reinforcement(signals: Signals) -> bool:
     return any(REWARDED.search(name) for name in signals.names)
 
 
+_OF_POLICY = re.compile(
+    r"reward|(^|[/_])(advantages?|ep_rew_mean|returns?|policy_loss|policy_gradient_loss)($|[/_])", re.I
+)
+_PREFERENCES = re.compile(r"rewards/(chosen|rejected|margins)")
+
+
+def loss_follows_policy(signals: Signals) -> bool:
+    """Whether the loss is that of a policy or its value function, which is as large as the returns are: it grows while
+    the policy gets better. Not so in preference learning, whose "rewards" are log ratios and whose loss is a loss."""
+    names = signals.names
+    return any(_OF_POLICY.search(name) for name in names) and not any(_PREFERENCES.search(name) for name in names)
+
+
 def loss_is_signed(signals: Signals, *, share: float = 0.02, zeros: float = 0.3) -> bool:
     """Whether the training loss is often <= 0, so that its ratios have no meaning (reinforcement learning, densities).
 

@@ -15,7 +15,7 @@ from monitor.importers import trackio_db, wandb_file
 from monitor.importers.json_files import read_json_lines, read_records, read_trainer_state
 from monitor.importers.lines import encoding_of
 from monitor.importers.rows import Account, Row, Source
-from monitor.importers.tables import delimiter_of, read_table
+from monitor.importers.tables import delimiter_of, exported_runs, read_run, read_table
 from monitor.importers.tensorboard import is_events, read_events
 from monitor.importers.text import read_log
 from monitor.runfile import format as fmt
@@ -120,25 +120,28 @@ def _file(path: Path, whole: bool) -> list[Source]:
         if whole:
             raise RunError(f"{path}: an empty file. Accepted: {ACCEPTED}.")
         return []
-    return [_text(path, text)]
+    return _text(path, text)
 
 
-def _text(path: Path, head: str) -> Source:
+def _text(path: Path, head: str) -> list[Source]:
     start = head.lstrip()
     lines = [line for line in start[:HEAD_BYTES].splitlines() if line.strip()]
     if start.startswith("{") and (path.name == "trainer_state.json" or '"log_history"' in head):
-        return _state(path)
+        return [_state(path)]
     first = _object(lines[0]) if start.startswith("{") else None
     if first and not all(isinstance(value, list) for value in first.values()):
-        return _source("JSON lines", path, partial(read_json_lines, path))
+        return [_source("JSON lines", path, partial(read_json_lines, path))]
     if first or start.startswith("[{") or (start.startswith(("{", "[")) and path.suffix.lower() == ".json"):
-        return _source("JSON", path, partial(read_records, path))
+        return [_source("JSON", path, partial(read_records, path))]
     delimiter = delimiter_of(lines[:4]) if len(lines) > 1 else None
     if delimiter is None and path.suffix.lower() in (".csv", ".tsv"):
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     if delimiter is not None:
-        return _source("CSV", path, partial(read_table, path, delimiter))
-    return _source("text log", path, partial(read_log, path))
+        if runs := exported_runs(lines[0], delimiter):
+            read = partial(read_run, delimiter=delimiter)
+            return _runs(path, "W&B export", [(run, run if len(runs) > 1 else "") for run in runs], read, whole=False)
+        return [_source("CSV", path, partial(read_table, path, delimiter))]
+    return [_source("text log", path, partial(read_log, path))]
 
 
 def _object(line: str) -> dict[str, object] | None:

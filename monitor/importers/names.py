@@ -17,7 +17,7 @@ _SIGNALS: tuple[tuple[str, float, tuple[str, ...]], ...] = (
         r"loss[/_](?:train(?:ing)?|total)", r"trl", r"loss_metrics/global_avg_loss",
         r"train/(?:ce_loss|crossentropyloss)",
         r"(?:train/)?epoch_loss", r"train(?:ing)?[/_](?:avg_|average_|mean_)?loss(?:_?epoch)?",
-        r"(?:avg|average|mean)_(?:train(?:ing)?_)?loss", r"loss/train_epoch|losses?/(?:train_)?loss")),
+        r"(?:avg|average|mean)_(?:train(?:ing)?_)?loss", r"loss/train_epoch|losses?/(?:train_)?loss", rf"{_T}cost")),
     ("val_loss", 1.0, (
         rf"{_V}[/_](?:total_|lm_|avg_|average_|mean_)?loss(?:_value|_epoch)?", rf"loss[/_]{_V}", r"tel",
         r"(?:validation|val)/epoch_loss", r"test[/_](?:avg_|average_)?loss|loss[/_]test")),

@@ -12,6 +12,8 @@ from monitor.runfile.format import MAX_COLUMNS
 
 LONGEST_LINE = 1 << 24
 _TIMES = ("wall time", "wall_time", "timestamp", "_timestamp")
+RUN_MARK = " - "
+"""Between the run and the metric in W&B's export."""
 YOLO_LOSSES = ("train/box_loss", "train/cls_loss", "train/dfl_loss")
 
 
@@ -41,6 +43,31 @@ def _cells(line: str, delimiter: str) -> list[str]:
         return next(csv.reader([line], delimiter=delimiter), [])
     except csv.Error:
         return []
+
+
+def exported_runs(line: str, delimiter: str) -> list[str]:
+    """The runs of a header as W&B exports a chart: ``run - train/loss``, once more with ``__MIN`` and ``__MAX``; [] for
+    another table."""
+    names = [name.strip().lstrip("\ufeff") for name in _cells(line, delimiter)]
+    of_runs = [name for name in names if RUN_MARK in name]
+    repeated = [name for name in of_runs if name.endswith(("__MIN", "__MAX"))]
+    if not repeated or len(of_runs) < len(names) - 2:  # beside the step, at most a clock
+        return []
+    return list(dict.fromkeys(name.rpartition(RUN_MARK)[0] for name in of_runs))
+
+
+def read_run(path: Path, run: str, account: Account, *, delimiter: str = ",") -> Iterator[Row]:
+    """One run of such a table, by the names that it had in the training."""
+    account.name = account.name or run[:MAX_NAME]
+    start = f"{run}{RUN_MARK}"
+    for row in read_table(path, delimiter, account):
+        mine = {name.removeprefix(start): value for name, value in row.values.items() if _is_of(name, start)}
+        if any(name.startswith(start) for name in row.values):  # the others have their rows at other steps
+            yield Row(row.step, row.time, mine, fresh=row.fresh)
+
+
+def _is_of(name: str, start: str) -> bool:
+    return name.startswith(start) or RUN_MARK not in name
 
 
 def read_table(path: Path, delimiter: str, account: Account) -> Iterator[Row]:

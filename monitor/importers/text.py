@@ -1,7 +1,8 @@
 """Logs made for people: any line of ``key value``, ``key=value`` or ``key: value``, whoever printed it.
 
 Known by their own lines: nanoGPT, llm.c, Megatron-LM, torchtitan, fairseq, DeepSpeed, Hugging Face's printed dicts,
-Keras, timm, mmengine, tqdm's bars. Numbers are found first; what stands before each is its name.
+Keras, timm, mmengine, darknet, tqdm's bars, Stable-Baselines3's boxes. Numbers are found first; what stands before each
+is its name.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from monitor.importers.blocks import Box, Columns, joined
 from monitor.importers.lines import plain, read_lines
 from monitor.importers.rows import Account, Row, number_of, step_of
 
@@ -72,18 +74,39 @@ _PLACE = re.compile(r"\b[\w/]+\.(?:py|cpp|cc|cu):\d+|\b(?:cuda|npu|xpu|xla|mps):
 """Where in the code, on which device or in which process: numbers that measure nothing."""
 _CALLBACK = re.compile(r"Epoch 0*\d+: \w+ (?:did not improve|improved from|reached|reducing|early stopping).*", re.I)
 """Keras' callbacks speak into the bar's line, and count epochs from 0 in old versions."""
+_OVERFLOW = re.compile(r"overflow\b.{0,60}loss scale to:? *(\d[\d.e+-]*)", re.I)
+"""As fairseq and its kin say it between two rows."""
+LAST_OVERFLOWS = 3
+"""Overflows after the last row that are more than the ordinary search for a scale."""
+_DARKNET = re.compile(r"\s*(\d{1,12}): ([-\d.einfa]+), ([-\d.einfa]+) avg loss, ([\d.e-]+) rate,")
 _ERROR = re.compile(r"^(?:[\w.]*(?:Error|Exception|Interrupt)\b.*)")
 
 
 def read_log(path: Path, account: Account) -> Iterator[Row]:
     """A row per line with metrics. Lines of other ranks than the first are left out, and it is said."""
-    reader = _Log(path, account)
+    reader, box, columns = _Log(path, account), Box(), Columns()
+    for line in joined(_plain_lines(path, account)):
+        taken = box.takes(line) or columns.takes(line)
+        yield from _out_of(box.rows)
+        yield from _out_of(columns.rows)
+        row = None if taken else reader.line(line)
+        if row is not None:
+            yield row
+    columns.end()
+    yield from _out_of(columns.rows)
+    yield from reader.end()
+
+
+def _out_of(rows: list[Row]) -> list[Row]:
+    taken = rows.copy()
+    rows.clear()
+    return taken
+
+
+def _plain_lines(path: Path, account: Account) -> Iterator[str]:
     for line in read_lines(path, account):
         for part in line.split("\x08") if "\x08" in line else (line,):
-            row = reader.line(plain(part))
-            if row is not None:
-                yield row
-    reader.end()
+            yield plain(part)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,14 +136,22 @@ class _Log:
         self._step: int | None = None
         self._error: str | None = None
         self._traceback = False
+        self._overflows: list[float] = []
+        """Loss scales since the last row."""
 
     def line(self, line: str) -> Row | None:
         if "Traceback (most recent call last)" in line:
             self._traceback = True
         elif self._traceback and (match := _ERROR.match(line)):
             self._error, self._traceback = match[0][:300], False
+        if match := _OVERFLOW.search(line):
+            self._overflows.append(float(match[1]))
+            return None
         if not _HINT.search(line):
             return None
+        if match := _DARKNET.match(line):
+            values = {"loss": match[2], "avg loss": match[3], "lr": match[4]}
+            return self._row(int(match[1]), None, {name: float(value) for name, value in values.items()})
         if len(line) > LONGEST_METRICS:
             self._account.say("printed", f"{self._path}: a line of {len(line):,} characters is not taken for metrics.")
             return None
@@ -136,8 +167,11 @@ class _Log:
             return self._row(int(match[1]), time, {name: float(match[3])})
         return self._metrics(text, time)
 
-    def end(self) -> None:
-        """Say how the log ends."""
+    def end(self) -> Iterator[Row]:
+        """Say how the log ends: the loss scales after the last row are those of steps that were not taken."""
+        if self._step is not None and len(self._overflows) >= LAST_OVERFLOWS:
+            for number, scale in enumerate(self._overflows, 1):
+                yield Row(self._step + number, None, {"loss_scale": scale})
         if self._error is not None:
             self._account.outcome, self._account.reason = "crashed", f"The log ends with: {self._error}"
 
@@ -225,7 +259,7 @@ class _Log:
         return self._passes * total + done
 
     def _row(self, step: int | None, time: float | None, values: dict[str, float]) -> Row:
-        self._error = None  # it went on after all
+        self._error, self._overflows = None, []  # it went on after all
         self._step = step
         return Row(step, time, values)
 

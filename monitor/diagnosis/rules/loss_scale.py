@@ -38,7 +38,8 @@ def loss_scale(
     interval. Information only: activations near fp16's largest number that do not grow.
 
     Thresholds: ``halvings`` of the scale net within ``rows`` rows, after it had grown once or stayed for 50 rows; a
-    scale at or below ``lowest``; ``underflow``, rise of the share of exact zeros in the gradient of the typical
+    scale at or below ``lowest`` (below it in the last row of a log without falls); ``underflow``, rise of the share of
+    exact zeros in the gradient of the typical
     tensor while the scale is at or below ``low``; ``activation``, magnitude of a module's output (fp16 ends at 65504),
     a warning where it has grown by ``growth`` since the first measurements. From the design notes (F05); the rise and
     the growth are our judgement.
@@ -54,7 +55,33 @@ def loss_scale(
         _underflow(signals, scale, low, underflow),
         _near_the_end(signals, activation, growth),
     )
-    return [finding for finding in found if finding is not None]
+    told = [finding for finding in found if finding is not None]
+    collapsed = None if told else _collapsed(signals)
+    return told + ([collapsed] if collapsed else [])
+
+
+def _collapsed(signals: Signals) -> Finding | None:
+    """A log of few rows whose last scale is below 1: nobody begins there, so it has fallen between the rows. A scale of
+    exactly 0 is one that the log rounded, if the run crashed; else there may be no scaler."""
+    scale = signals["loss_scale"]
+    if len(scale) == 0 or not 0 <= scale.value[-1] < 1:
+        return None
+    last = float(scale.value[-1])
+    if last == 0 and signals.facts.state != "crashed":
+        return None
+    rows = np.flatnonzero(scale.value >= 1)
+    first = int(scale.step[rows[-1] + 1 if len(rows) else 0])
+    return Finding(
+        summary=f"The loss scale is {number(last)} at step {int(scale.step[-1])}, below 1: fp16 cannot hold these "
+        "gradients",
+        onset_step=first,
+        first_step=first,
+        last_step=int(scale.step[-1]),
+        severity=Severity.WARNING,
+        evidence={"scale": last},
+        causes=_causes(None),
+        remedy=_leave_fp16(),
+    )
 
 
 def _fallen(signals: Signals, scale: Signal, halvings: int, rows: int, lowest: float) -> Finding | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from monitor.diagnosis.context import (
     gradient_moved,
     is_lost,
     joined,
+    loss_follows_policy,
     loss_is_signed,
     loss_spikes,
 )
@@ -70,10 +71,19 @@ def loss_spike(
     if (rows := int((loss.value > 0).sum())) <= settings.least:
         if rows < LEAST_OF_FEW:
             return Abstained(f"{count(len(loss), 'loss')} recorded, at least {LEAST_OF_FEW} are needed for a baseline")
-        return _of_few(loss)
+        return _of_policy(signals, loss, _of_few(loss))
     groups = joined(loss_spikes(signals, settings).spikes)
     course = Course(linger=linger, diverged=diverged, effect=effect)
-    return [_finding(signals, loss, group, course, small) for group in groups]
+    found = (_of_policy(signals, loss, _finding(signals, loss, group, course, small)) for group in groups)
+    return [finding for finding in found if finding is not None]
+
+
+def _of_policy(signals: Signals, loss: Signal, finding: Finding | None) -> Finding | None:
+    """The finding, as information where a policy's loss rose that is not lost: it is as large as the returns."""
+    if finding is None or not loss_follows_policy(signals):
+        return finding
+    base = float(finding.evidence["baseline_loss"])
+    return finding if is_lost(loss, finding.onset_step, base) else replace(finding, severity=Severity.INFO)
 
 
 def _of_few(loss: Signal) -> Finding | None:

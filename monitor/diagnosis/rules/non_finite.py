@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +31,7 @@ def non_finite(
     zero_rows: int = 3,
     zero_fall: float = 0.02,
 ) -> Verdict:
-    """A NaN or an infinity in the training loss, the validation loss, the gradient norm or one layer's gradient.
+    """A NaN or an infinity in the training loss or a part of it, the validation loss, the gradient norm or one layer's.
 
     Why it matters: one optimizer step with a NaN in the gradient makes every weight NaN, and the run is lost from
     there on whatever the later steps look like.
@@ -55,7 +56,7 @@ def non_finite(
     isolated = [finding for finding in findings if finding.severity is Severity.INFO]
     if len(isolated) > 3:
         findings = [f for f in findings if f.severity is not Severity.INFO] + [_together(isolated)]
-    return findings + _validation(signals)
+    return findings + _validation(signals) + ([] if findings else _parts(signals))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,7 @@ def _lowered(scale: Signal, step: int) -> bool:
     if row >= len(scale) or scale.step[row] != step:
         return False
     if row + 1 == len(scale):
-        return True
+        return bool(scale.value[row] > 1)  # a scale of 1 is that of a run without a scaler
     return bool(scale.value[row + 1] < scale.value[row]) or (row > 0 and bool(scale.value[row] < scale.value[row - 1]))
 
 
@@ -312,6 +313,37 @@ def _together(isolated: list[Finding]) -> Finding:
             "steps": [finding.first_step for finding in isolated][:50],
         },
     )
+
+
+_OF_TRAINING = re.compile(r"loss", re.I)
+_OF_EVALUATION = re.compile(r"val|test|eval|dev|loss[_ ]?scale", re.I)
+
+
+def _parts(signals: Signals) -> list[Finding]:
+    """A part of the training loss under a name of its own that is non-finite to the end, while the whole is finite or
+    is not known."""
+    found = []
+    for name in signals.names:
+        if not _OF_TRAINING.search(name) or _OF_EVALUATION.search(name) or name == "train_loss":
+            continue
+        part = signals[name]
+        bad = nonfinite_rows(part.value)
+        if len(bad) == 0 or bad[-1] != len(part) - 1:
+            continue
+        first_bad = len(part) - int(np.argmax(np.isfinite(part.value[::-1]))) if np.isfinite(part.value).any() else 0
+        first = int(part.step[first_bad])
+        found.append(
+            Finding(
+                summary=f"{name} became {word_for(float(part.value[first_bad]))} at step {first} and stayed so to the "
+                "last step recorded",
+                onset_step=first,
+                first_step=first,
+                last_step=int(part.step[-1]),
+                severity=Severity.WARNING,
+                evidence={"began_in": "part of the loss", "part": name, "nonfinite_rows": len(part) - first_bad},
+            )
+        )
+    return found[:3]
 
 
 def _validation(signals: Signals) -> list[Finding]:

@@ -9,6 +9,7 @@ from monitor.diagnosis.context import (
     LOSS_SETTINGS,
     first_level,
     loss_drifts,
+    loss_follows_policy,
     loss_is_signed,
     loss_spikes,
 )
@@ -20,6 +21,8 @@ from monitor.signals import Signal
 
 LAST_ROWS = 3
 """Rows of a log of few rows that must all lie above what was before."""
+MANY_LAST_ROWS = 5
+"""So many of them make up for a third row before."""
 ABOVE_ALL = 1.5
 """Multiple of the highest loss before above which these rows must lie."""
 LOOK_BACK_ROWS = 100
@@ -45,7 +48,8 @@ def slow_divergence(
     falls over as long again); on restarts of the learning rate and logged changes of data, after which the best level
     is looked for anew; on wander that the run has recently shown and recovered from; on a rise within the noise of a
     single step; on a loss that is nearly zero; on a jump that loss-spike reports. Abstains on a loss often <= 0. In a
-    log of 6 to 20 rows the last three or more, each above 1.5 times the highest before, show it.
+    log of 6 to 20 rows the last three or more, each above 1.5 times the highest before, show it. Information where the
+    loss is a policy's: it grows with the returns.
 
     Thresholds: ``k`` and ``h`` of the CUSUM in standard deviations; ``effect``, ``worrying``, ``lost`` and
     ``early_effect`` are relative rises of the median of ten losses over the best rolling median of 50: smallest that
@@ -60,24 +64,25 @@ def slow_divergence(
         return Abstained("the loss is often zero or negative, so a rise relative to its best level has no meaning")
     if (rows := int(np.isfinite(loss.value).sum())) <= settings.least:
         return (
-            _of_few(loss)
+            _of_few(signals, loss)
             if rows >= 2 * LAST_ROWS
             else Abstained(f"{count(len(loss), 'loss')} recorded, at least {2 * LAST_ROWS} are needed for a best level")
         )
     drifts = loss_drifts(signals, settings, early_effect=early_effect).drifts
     learnt = LOSS_NEAR_ZERO * first_level(loss)
     told = (drift for drift in drifts if drift.peak_level > learnt and not _is_a_jump(signals, drift))
-    return [_finding(loss, drift, worrying, lost) for drift in told]
+    return [_finding(signals, loss, drift, worrying, lost) for drift in told]
 
 
-def _of_few(loss: Signal) -> Finding | None:
+def _of_few(signals: Signals, loss: Signal) -> Finding | None:
     """A log of 6 to 20 rows, often means over hundreds of steps: its last three rows or more lie above all before."""
     keep = np.isfinite(loss.value)
     step, value = loss.step[keep], loss.value[keep]
     highest = np.maximum.accumulate(value)
     lowest_ahead = np.minimum.accumulate(value[::-1])[::-1]
     above = lowest_ahead[1:] > ABOVE_ALL * highest[:-1]
-    starts = np.flatnonzero(above[LAST_ROWS - 1 : len(value) - LAST_ROWS]) + LAST_ROWS
+    rows_before = LAST_ROWS if len(value) < LAST_ROWS + MANY_LAST_ROWS else 2
+    starts = np.flatnonzero(above[rows_before - 1 : len(value) - LAST_ROWS]) + rows_before
     if len(starts) == 0:
         return None
     first = int(starts[0])
@@ -90,7 +95,7 @@ def _of_few(loss: Signal) -> Finding | None:
         onset_step=int(step[first]),
         first_step=int(step[first + LAST_ROWS - 1]),
         last_step=int(step[-1]),
-        severity=Severity.CRITICAL,
+        severity=Severity.INFO if loss_follows_policy(signals) else Severity.CRITICAL,
         evidence={"best_level": best, "highest_level": float(value[peak]), "rise": rise, "rows": len(value)},
     )
 
@@ -101,7 +106,7 @@ def _is_a_jump(signals: Signals, drift: Drift) -> bool:
     return any(drift.onset - 10 <= spike.onset <= drift.fired <= spike.last for spike in spikes)
 
 
-def _finding(loss: Signal, drift: Drift, worrying: float, lost: float) -> Finding:
+def _finding(signals: Signals, loss: Signal, drift: Drift, worrying: float, lost: float) -> Finding:
     start = first_level(loss)
     # At `loss no better than at the start` everything learnt is gone, whatever the ratio.
     if drift.rise > lost or (drift.peak_level > start and drift.rise > 3 * worrying):
@@ -111,6 +116,8 @@ def _finding(loss: Signal, drift: Drift, worrying: float, lost: float) -> Findin
     else:
         severity = Severity.INFO
     if drift.over and severity is Severity.WARNING and drift.rise < 2.5 * worrying:
+        severity = Severity.INFO
+    if loss_follows_policy(signals):
         severity = Severity.INFO
     before = max(0, drift.onset - LOOK_BACK_ROWS)
     turned = before + turning_row(loss.value[before : drift.fired + 1])

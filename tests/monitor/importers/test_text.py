@@ -303,3 +303,93 @@ def test_what_powershell_writes_is_read(tmp_path):
     path = tmp_path / "train.log"
     path.write_bytes("\n".join(f"step {step} loss {3 - step / 8}" for step in range(9)).encode("utf-16"))
     assert series(read(path, tmp_path / "runs"), "train_loss")[8] == 2.0
+
+
+BOX = """\
+------------------------------------
+| rollout/           |             |
+|    ep_len_mean     | 28.3        |
+|    ep_rew_mean     | {reward:<11} |
+| time/              |             |
+|    total_timesteps | {step:<11} |
+| train/             |             |
+|    approx_kl       | 0.009214947 |
+|    loss            | {loss:<11} |
+------------------------------------
+"""
+
+
+def test_boxes_of_stable_baselines_are_rows_with_their_sections(tmp_path: Path) -> None:
+    boxes = "".join(BOX.format(reward=-20 + n, step=2048 * n, loss=5.0 / n) for n in range(1, 5))
+    run = read(log(tmp_path, f"Using cpu device\n{boxes}| a line | that is no box |\n"), tmp_path / "runs")
+    assert series(run, "train_loss") == pytest.approx({2048 * n: 5.0 / n for n in range(1, 5)})
+    assert series(run, "rollout/ep_rew_mean") == {2048 * n: -20 + n for n in range(1, 5)}
+    assert series(run, "train/approx_kl")[2048] == 0.009214947
+
+
+@pytest.mark.parametrize("indent", [None, 4], ids=["pprint", "json"])
+def test_dictionaries_printed_over_several_lines_are_one_row(tmp_path: Path, indent: int | None) -> None:
+    rows = [{"epoch": n / 10, "grad_norm": 1.5, "learning_rate": 1e-5, "loss": 2.0 - n / 10} for n in range(1, 5)]
+    text = [json.dumps(row, indent=indent) if indent else str(row).replace(", ", ",\n ") for row in rows]
+    code = "def f():\n  return {\n    x: 3 for x in loss_names\n  }"
+    run = read(log(tmp_path, "\n".join([code, *text])), tmp_path / "runs")
+    assert list(series(run, "train_loss").values()) == pytest.approx([1.9, 1.8, 1.7, 1.6])
+    assert set(series(run, "lr").values()) == {1e-5}
+
+
+def test_a_markdown_table_is_a_course_when_it_counts_and_no_course_when_it_compares(tmp_path: Path) -> None:
+    table = "| epoch | train loss | val loss |\n| :--- | ---: | ---: |\n| 5 | 2.24 | 2.89 |\n| 10 | 1.86 | nan |\n"
+    results = "| model | loss |\n|---|---|\n| small | 0.5 |\n| large | 0.4 |\n"
+    run = read(log(tmp_path, f"Our training\n\n{table}\n{results}"), tmp_path / "runs")
+    assert series(run, "train_loss") == {5: 2.24, 10: 1.86}
+    assert same(series(run, "val_loss"), {5: 2.89, 10: math.nan})
+
+
+def test_the_last_state_of_a_yolo_bar_is_the_epochs_row(tmp_path: Path) -> None:
+    header = "      Epoch    GPU_mem   box_loss   cls_loss   dfl_loss  Instances       Size"
+    bars = [
+        f"      {epoch}/3   2.5G   {1.0 / epoch:.4f}   {state}   1.0    14     640: {done}%|##  | 4/9"
+        for epoch in (1, 2, 3)
+        for done, state in ((50, "9.0"), (100, "nan" if epoch == 3 else "0.5"))
+    ]
+    text = "\n".join(f"{header}\n" * (n % 2 == 0) + bar for n, bar in enumerate(bars))
+    run = read(log(tmp_path, text), tmp_path / "runs")
+    assert same(series(run, "train_loss"), {1: 2.5, 2: 2.0, 3: math.nan})
+    assert series(run, "train/box_loss") == {1: 1.0, 2: 0.5, 3: 0.3333}
+
+
+def test_darknets_line_is_loss_average_and_rate(tmp_path: Path) -> None:
+    lines = [f" {n}: {100 / n:.6f}, {200 / n:.6f} avg loss, 0.001000 rate, 0.95 seconds, 704 images" for n in (1, 2, 3)]
+    region = "Region 23 Avg IOU: -nan, Class: -nan, Obj: -nan, No Obj: 0.556013, .5R: -nan, .75R: -nan,  count: 0"
+    run = read(log(tmp_path, f"\n{region}\n".join(lines)), tmp_path / "runs")
+    assert same(series(run, "train_loss"), {1: 100.0, 2: 50.0, 3: 33.333333})
+    assert set(series(run, "lr").values()) == {1e-3}
+
+
+@pytest.mark.parametrize(("after", "scales"), [(4, [64.0, 32.0, 16.0, 8.0, 4.0]), (1, [64.0])])
+def test_overflows_that_end_a_log_are_steps_with_their_loss_scales(
+    tmp_path: Path, after: int, scales: list[float]
+) -> None:
+    row = "| epoch 001 | loss 3.9 | num_updates {step} | lr 0.0003 | gnorm 0.6 | loss_scale 64.000"
+    note = "| WARNING: overflow detected, setting loss scale to: {scale}"
+    between = "\n".join(note.format(scale=scale) for scale in (32.0, 16.0, 8.0, 4.0)[:after])
+    run = read(log(tmp_path, f"{row.format(step=100)}\n{between}\n"), tmp_path / "runs")
+    assert list(series(run, "loss_scale").values()) == scales
+    went_on = log(tmp_path, f"{row.format(step=100)}\n{between}\n{row.format(step=101)}\n", "on.log")
+    assert list(series(read(went_on, tmp_path / "on"), "loss_scale")) == [100, 101]
+
+
+def test_an_export_of_wandb_has_its_runs_by_their_own_names(tmp_path: Path) -> None:
+    runs = ("calm-sea-1", "lr - 3e-4")
+    columns = [f"{run} - train/loss{end}" for run in runs for end in ("", "__MIN", "__MAX")]
+    lines = [",".join(f'"{name}"' for name in ("Step", *columns))]
+    lines += [f'"{step}","2.5","2.4","2.6",' + (",," if step == 20 else '"3","3","NaN"') for step in (10, 20, 30)]
+    dirs = [
+        open_run(path)
+        for one in import_path(log(tmp_path, "\n".join(lines), "e.csv"), tmp_path / "r")
+        for path in one.runs
+    ]
+    assert {run.name for run in dirs} == set(runs)
+    found = {run.name: series(run, "train_loss") for run in dirs}
+    assert found == {runs[0]: {10: 2.5, 20: 2.5, 30: 2.5}, runs[1]: {10: 3.0, 30: 3.0}}
+    assert all(run.names == ("train_loss",) for run in dirs)

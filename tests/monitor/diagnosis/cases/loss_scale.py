@@ -38,6 +38,13 @@ def outputs(first: float, then: float, precision: str = "fp16") -> Signals:
 
 
 FIRES = (
+    Case(
+        "one row, below 1",
+        lambda: only(train_loss=level()[:1], loss_scale=np.array([0.5])),
+        "warning",
+        onset=1,
+        words="below 1",
+    ),
     Case("halved every other step", lambda: scaled([AT, AT + 2, AT + 4], inf=[]), "warning", words="fell to 8192"),
     Case("at 1 in the first steps", lambda: scaled(list(range(16)), inf=[]), "warning", onset=1, words="fell to 1 "),
     Case("more zeros at a scale of 64", lambda: zeros(64, 0.6), "warning", words="underflow"),
@@ -46,6 +53,7 @@ FIRES = (
 )
 
 NEAR_MISSES = (
+    Case("one row of 0, and no crash", lambda: only(train_loss=level()[:1], loss_scale=np.zeros(1))),
     Case("two halvings", lambda: scaled([AT, AT + 2], inf=[])),
     Case("three halvings in 120 steps", lambda: scaled([AT - 60, AT, AT + 60], inf=[])),
     Case("looking for its scale", lambda: scaled(list(range(12)), inf=[])),

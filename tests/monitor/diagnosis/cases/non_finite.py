@@ -24,6 +24,18 @@ from tests.monitor.diagnosis.controls import LAYERS
 
 FIRES = (
     Case(
+        "a part of the loss to the end",
+        lambda: only(train_loss=level(), **{"train/box_loss": put(level(), slice(AT, None), np.nan)}),
+        "warning",
+        words="train/box_loss became NaN",
+    ),
+    Case(
+        "three NaN gradients are all there is, at a scale of 1",
+        lambda: only(grad_norm_preclip=np.full(3, np.nan), loss_scale=np.ones(3)),
+        "critical",
+        onset=1,
+    ),
+    Case(
         "NaN loss to the end",
         lambda: only(train_loss=put(level(), slice(AT, None), np.nan)),
         "critical",
@@ -71,6 +83,10 @@ FIRES = (
 )
 
 NEAR_MISSES = (
+    Case(
+        "a part of an evaluation's loss, as of one without targets",
+        lambda: only(train_loss=level(), **{"eval/box_loss": put(level(), slice(AT, None), np.nan)}),
+    ),
     Case("finite and huge", lambda: only(train_loss=put(level(), AT, 1e30))),
     Case("overflow that the scaler skipped", lambda: scaled([AT], inf=[AT])),
     Case("overflow on the last row, scaler undecided", lambda: scaled([], inf=[STEPS - 1])),

@@ -9,6 +9,13 @@ from tests.monitor.diagnosis.cases.drawn import AT, STEPS, Case, changed, climbi
 
 FIRES = (
     Case(
+        "two rows, then six far above them",
+        lambda: only(train_loss=np.r_[1.59, 1.41, 3.32, 6.44, 5.48, 4.86, 4.87, 4.6]),
+        "critical",
+        onset=3,
+        words="above all before",
+    ),
+    Case(
         "+0.2 % a step",
         lambda: only(train_loss=climbing(0.002), lr=constant_lr()),
         "warning",
@@ -26,6 +33,10 @@ FIRES = (
 )
 
 NEAR_MISSES = (
+    Case(
+        "a policy's loss grows with its returns",
+        lambda: only(train_loss=climbing(0.004), **{"rollout/ep_rew_mean": np.arange(STEPS, dtype=float)}),
+    ),
     Case("few rows, two high ones at the end", lambda: only(train_loss=np.r_[2.3, 2.0, 1.8, 1.7, 1.6, 7.4, 7.3])),
     Case("few rows, noisy", lambda: only(train_loss=np.random.default_rng(0).gamma(3.0, 0.5, 18))),
     Case("+0.02 % a step", lambda: only(train_loss=climbing(0.0002), lr=constant_lr())),

@@ -20,7 +20,9 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "monitor.importers": ("monitor.signals", "monitor.errors", "monitor.runfile", "monitor.importers"),
     "monitor.diagnosis": ("monitor.signals", "monitor.errors", "monitor.runfile", "monitor.diagnosis"),
     "monitor.landscape": ("monitor.signals", "monitor.errors", "monitor.guard", "monitor.landscape"),
+    "monitor.alerts": ("monitor.errors",),
     "monitor.hook": (
+        "monitor.alerts",
         "monitor.signals",
         "monitor.errors",
         "monitor.guard",
@@ -57,6 +59,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "trainer": ("monitor", "trainer"),
     "app": (
+        "monitor.alerts",
         "monitor.signals",
         "monitor.errors",
         "monitor.runfile",

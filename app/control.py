@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from app import access
 from app.data import READERS, is_sample, launch_folder
+from app.dry_run import DRY_RUNS
 from monitor.errors import RunError
 from monitor.runfile import control as requests
 from monitor.runfile.store import run_state
@@ -34,6 +35,16 @@ def start(config: TrainConfig, run_id: str | None = None) -> str:
     from trainer import launch
 
     return launch.start(config, launch_folder(), run_id=run_id).run_id
+
+
+def dry_run(config: TrainConfig) -> None:
+    """Try a configuration out for a few steps, in a process that writes nothing; returns at once.
+
+    Raises:
+        RunError: the page is read-only, or another one is being tried.
+    """
+    _may_act()
+    DRY_RUNS.begin(config)
 
 
 def stop(path: Path) -> str:

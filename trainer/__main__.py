@@ -61,7 +61,7 @@ def _run(options: argparse.Namespace, words: list[str], stop: StopFlag) -> int:
     if options.dry_run:
         from trainer.dryrun import dry_run
 
-        return dry_run(config)
+        return dry_run(config, as_json=options.json)
     if config.parallel.processes > 1 and not _under_torchrun():
         from trainer.parallel.workers import run_workers
 
@@ -213,6 +213,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="say what it would take, in parameters, memory and time, and train nothing",
     )
+    parser.add_argument("--json", action="store_true", help="with --dry-run: as one JSON object")
     parser.add_argument(
         "--resume", type=Path, metavar="RUN_DIR", help="go on with this run from its newest complete checkpoint"
     )

@@ -5,6 +5,7 @@ Everything runs as in the training, on one process, and nothing is written: no r
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass, replace
 
@@ -50,9 +51,12 @@ class Plan:
     """Training data, in tokens."""
 
 
-def dry_run(config: TrainConfig) -> int:
-    """Print the plan of ``config``; gives back the exit code."""
+def dry_run(config: TrainConfig, as_json: bool = False) -> int:
+    """Print the plan of ``config``, for people or as one JSON object; gives back the exit code."""
     plan = make_plan(config)
+    if as_json:
+        print(json.dumps({"describes": describe(config), "rows": plan_rows(plan, config)}))
+        return 0
     print(describe(config))
     for name, value in plan_rows(plan, config):
         print(f"  {name:<42}{value}")

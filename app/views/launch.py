@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from app import control, data, text
+from app.dry_run import DRY_RUNS
 from app.views.common import refused
 from monitor.errors import ConfigError, GradiometerError
+from monitor.runfile.format import new_run_id
 from trainer import launch
 from trainer.config import PRESETS, FormField, TrainConfig, describe, form_fields, load_config, with_values
 
@@ -209,19 +213,74 @@ def summary(config: TrainConfig | None, problem: str | None, bad: dict[str, str]
             st.caption(
                 f"{text.count(config.tokens_per_step)} tokens per step, {in_all} in all. {text.markdown(reason or '')}"
             )
+    off = config is None or reason is not None
     with action.container(horizontal=True, horizontal_alignment="right"):
-        pressed = st.button("Start", type="primary", disabled=config is None or reason is not None, key="start")
+        st.button(
+            "Dry run",
+            on_click=try_out,
+            args=(config,),
+            disabled=off,
+            help="A few real steps that write nothing: parameters, memory, steps per second.",
+            key="dry_run",
+        )
+        st.button("Start", type="primary", on_click=start, args=(config,), disabled=off, key="start")
     if config is not None:
+        st.fragment(tried_out, run_every=1.0 if is_running(config) else None)(config)
         folder = data.launch_folder()
         st.caption(f"The same in a terminal; either way the run is written to {text.markdown(folder)}")
         st.code(shlex.join(launch.command(config, folder, config.name)), language=None, wrap_lines=True)
-    if pressed and config is not None:
-        try:
-            run_id = control.start(config)
-        except (GradiometerError, OSError) as error:
-            refused(error)
-            return
-        st.switch_page("views/run.py", query_params={"run": run_id})
+    if refusal := st.session_state.pop("launch_refused", None):
+        refused(refusal)
+    if started := st.session_state.pop("launched", None):
+        st.session_state.pop("launch_id", None)
+        st.switch_page("views/run.py", query_params={"run": started})
+
+
+def start(config: TrainConfig) -> None:
+    """Start the training. A second click that comes before the page has turned means the same one."""
+    run_id = st.session_state.setdefault("launch_id", new_run_id(config.name or config.task.kind))
+    attempted(lambda: st.session_state.update(launched=control.start(config, run_id)))
+
+
+def try_out(config: TrainConfig) -> None:
+    """Begin a dry run."""
+    attempted(lambda: control.dry_run(config))
+
+
+def attempted(act: Callable[[], None]) -> None:
+    """Do it; a refusal is shown when the page is drawn."""
+    try:
+        act()
+    except (GradiometerError, OSError) as error:
+        st.session_state["launch_refused"] = str(error)
+        st.session_state.pop("launch_id", None)
+
+
+def is_running(config: TrainConfig) -> bool:
+    """Whether it is being tried out."""
+    outcome = DRY_RUNS.of(config)
+    return outcome is not None and outcome.running
+
+
+def tried_out(config: TrainConfig) -> None:
+    """What the dry run of this configuration has found."""
+    outcome = DRY_RUNS.of(config)
+    if outcome is None:
+        return
+    if outcome.running:
+        st.caption("Dry run: a few real steps are taken in a process beside the page; this takes some seconds.")
+        return
+    if st.session_state.get("dry_run_seen") != config.model_dump_json():
+        st.session_state["dry_run_seen"] = config.model_dump_json()
+        st.rerun()  # it has just ended: nothing more is asked for every second
+    if outcome.problem is not None:
+        st.warning(text.markdown(f"Dry run: {outcome.problem}", 600))
+        return
+    st.dataframe(
+        pd.DataFrame(outcome.rows, columns=["What it takes", "Measured in a dry run"]),
+        hide_index=True,
+        width="stretch",
+    )
 
 
 page()

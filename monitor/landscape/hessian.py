@@ -41,9 +41,9 @@ _NO_SECOND = ("derivative for", "double backward", "does not require grad", "not
 class Hessian:
     """The second derivative of one loss at the model's present weights, as products with vectors. A context manager.
 
-    ``loss_fn`` gives a tensor; it runs in eval mode, always from the same random state. The model is given back as it
-    was, bit for bit, gradients included. Under autocast the products have the precision of its type: three digits or
-    fewer in bfloat16.
+    ``loss_fn`` gives a tensor; it runs in eval mode, always from the same random state, and does not communicate (under
+    DistributedDataParallel call the module inside). The model is given back as it was, bit for bit, gradients
+    included. Under autocast the products have the precision of its type: three digits or fewer in bfloat16.
 
     Args:
         method: ``DOUBLE``, ``DIFFERENCES``, or None: the first, where it can be had.

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from monitor.errors import ConfigError, RunError
 from monitor.landscape.measures import barrier
 from monitor.runfile.reader import open_run
 from monitor.runfile.writer import begin_attempt, create_run
+from tests.test_readme import ROOT
 from tests.trainer.conftest import Desk, Trained
 from trainer import landscape
 from trainer.landscape import Question, look, main, seconds
@@ -158,6 +163,27 @@ def test_the_command_prints_words_or_json(run_dir: Path, capsys: pytest.CaptureF
     assert main([*words, "--json", "--budget", "5m", "--set", "threads=1"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["step"], told["complete"], len(told["loss"])) == (6, True, 3)
+
+
+def test_ctrl_c_keeps_what_is_done_and_the_command_goes_on(run_dir: Path) -> None:
+    """The real command in a process of its own, far from its end when it is interrupted."""
+    words = [sys.executable, "-m", "app.cli", "landscape", str(run_dir), "--kind", "plane"]
+    endless = [*words, "--points", "501", "--with", f"examples={EXAMPLES}"]
+    with subprocess.Popen(endless, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            deadline = time.monotonic() + 200
+            while not list(run_dir.glob("landscape/*.arrows")):
+                assert process.poll() is None and time.monotonic() < deadline
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=200)
+        finally:
+            process.kill()
+    assert process.returncode == 130 and "the same command goes on" in said
+    (part,) = open_run(run_dir).landscape("plane")
+    assert 0 < len(part.loss) < part.detail["points"] == 501**2
+    again = look(run_dir, Question("plane", points=501, examples=EXAMPLES), budget_s=1e-9)
+    assert len(again.sample.loss) == len(part.loss)  # the very answer is continued
 
 
 def refusal(run_dir: Path, question: Question | None = None, **options: Any) -> str:

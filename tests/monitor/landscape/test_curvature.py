@@ -216,6 +216,33 @@ def test_an_optimizer_diverges_above_its_limit_and_not_below(name: str, share: f
     assert (abs(weight.item()) > 1e-3) == grows
 
 
+def test_full_batch_gradient_descent_ends_at_the_edge_of_stability():
+    """Sharpness rises to 2 / lr and hovers there, and the loss falls nevertheless (Cohen et al. 2021)."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 24), nn.Tanh(), nn.Linear(24, 1)).double()
+    x = torch.randn(40, 8, generator=torch.Generator().manual_seed(1)).double()
+    y = torch.sign(x[:, :1] * x[:, 1:2])
+
+    def loss() -> Tensor:
+        return (model(x) - y).square().mean()
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2)
+    shares, losses, start = [], [], None
+    for step in range(1, 1801):
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        optimizer.step()
+        if step in (1, 1000) or (step > 1000 and step % 200 == 0):
+            found = curvature(model, loss, optimizer, start=start, tolerance=1e-2)
+            start = found.vector
+            shares.append(found.over_limit)
+            losses.append(found.loss)
+    assert shares[0] < 0.7
+    assert 0.8 < np.median(shares[2:]) < 1.2, shares
+    assert max(shares) < 1.3 and losses[-1] < 0.01 * losses[0]
+
+
 def test_groups_of_other_rates_share_one_limit():
     weights = [nn.Parameter(torch.ones(1)) for _ in range(2)]
     optimizer = torch.optim.SGD([{"params": weights[:1], "lr": 0.1}, {"params": weights[1:], "lr": 0.4}])

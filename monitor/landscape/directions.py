@@ -147,6 +147,7 @@ class Mover:
         self._line = self._origin
         """Origin of the line along the last direction."""
         self._outer: tuple[float, ...] = (0.0,) * (len(directions) - 1)
+        self._on_host = all(weight.device.type == "cpu" for weight in self._weights)
         self._narrow = any(weight.dtype in NARROW for weight in self._weights)
 
     @torch.no_grad()
@@ -160,6 +161,11 @@ class Mover:
                     self._line = list(torch._foreach_add(self._line, direction, alpha=distance))
         if last and self._narrow:
             torch._foreach_copy_(self._weights, torch._foreach_add(self._line, self._directions[-1], alpha=last))
+            return
+        if last and self._on_host:
+            # One pass over memory where a copy and an addition in place are two.
+            for weight, start, along in zip(self._weights, self._line, self._directions[-1], strict=True):
+                torch.add(start, along, alpha=last, out=weight)
             return
         torch._foreach_copy_(self._weights, self._line)
         if last:

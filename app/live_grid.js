@@ -86,7 +86,7 @@ function newState(root) {
   root.replaceChildren(bar, charts);
   const S = {
     root, status, cursor, spanText: span, resetButton: reset, pauseButton: pause, charts,
-    slots: new Map(), versions: {}, extent: null, marks: [], state: null, range: null, layer: null, at: null, pins: [], stat: null,
+    slots: new Map(), versions: {}, extent: null, marks: [], state: null, range: null, layer: null, at: null, pins: [], logs: {}, stat: null,
     timer: 0, reportTimer: 0, resizeTimer: 0, soonTimer: 0, busy: false, again: false, paused: false, updated: 0, failed: false, theme: '',
     bar: 0, given: -1, stopped: false, drawnOnce: false, open: new Set(),
   };
@@ -361,7 +361,7 @@ function newSlot(S, spec) {
   const wrap = element('div', 'gm-plot');
   wrap.append(plot, cross, tip);
   node.append(head, wrap);
-  const slot = { id: spec.id, spec, node, plot, wrap, cross, tip, title, unit, legend, note, tools, visible: !spec.section || spec.open, dirty: false, drawn: false, data: null, log: null, own: 0 };
+  const slot = { id: spec.id, spec, node, plot, wrap, cross, tip, title, unit, legend, note, tools, visible: !spec.section || spec.open, dirty: false, drawn: false, data: null, log: S.logs[spec.id] ?? null, own: 0 };
   node.__slot = slot;
   S.seen.observe(node);
   wrap.addEventListener('mousemove', (event) => hover(S, slot, event));
@@ -371,7 +371,7 @@ function newSlot(S, spec) {
     const button = element('button', '', 'log');
     button.type = 'button';
     button.title = 'Logarithmic value axis';
-    button.onclick = () => { slot.log = !isLog(slot); slot.dirty = true; draw(S, slot); };
+    button.onclick = () => setLog(S, slot, !isLog(slot));
     slot.logButton = button;
     tools.append(button);
   }
@@ -456,6 +456,14 @@ function pin(S, id) {
   S.pins = S.pins.includes(id) ? S.pins.filter((other) => other !== id) : [...S.pins, id];
   S.api.setStateValue('pins', S.pins);
   tick(S);
+}
+
+function setLog(S, slot, log) {
+  S.logs = { ...S.logs, [slot.id]: log };
+  slot.log = log;
+  slot.dirty = true;
+  draw(S, slot);
+  S.api.setStateValue('logs', Object.entries(S.logs).map(([id, on]) => `${id}:${on ? 1 : 0}`));
 }
 
 const isLog = (slot) => (slot.log === null ? slot.spec.log || exploded(slot) : slot.log);
@@ -1103,6 +1111,11 @@ export default function (component) {
   if (S.layerGiven !== S.data.layer) { S.layerGiven = S.data.layer; S.layer = S.data.layer; }
   if (S.atGiven !== S.data.at) { S.atGiven = S.data.at; S.at = S.data.at; }
   if (S.pinsGiven !== S.data.pins.join()) { S.pinsGiven = S.data.pins.join(); S.pins = S.data.pins; }
+  if (S.logsGiven !== S.data.logs.join()) {
+    S.logsGiven = S.data.logs.join();
+    S.logs = Object.fromEntries(S.data.logs.map((one) => [one.slice(0, -2), one.endsWith('1')]));
+    for (const slot of S.slots.values()) if (slot.log !== (S.logs[slot.id] ?? null)) { slot.log = S.logs[slot.id] ?? null; slot.dirty = true; if (slot.visible) draw(S, slot); }
+  }
   if (S.asked && S.asked !== JSON.stringify(S.data.query)) S.versions = {};    // another look: nothing of it is here
   S.asked = JSON.stringify(S.data.query);
   tick(S);

@@ -35,11 +35,13 @@ def live_grid(
     layer: str | None = None,
     at: str | None = None,
     pins: Sequence[str] = (),
+    logs: Sequence[str] = (),
     query: Mapping[str, str] | None = None,
     every_s: float = 2.0,
     on_range_change: Callable[[], None] = lambda: None,
     on_cell_change: Callable[[], None] = lambda: None,
     on_pins_change: Callable[[], None] = lambda: None,
+    on_logs_change: Callable[[], None] = lambda: None,
     on_incident_change: Callable[[], None] = lambda: None,
 ) -> Any:
     """Mount the live charts of one view of a run, or of several runs over each other.
@@ -50,17 +52,19 @@ def live_grid(
         query: more for the question that the charts ask, by name.
         layer, at: the layer, and the steps (``400-420``), whose curve and profile are shown.
         pins: ids of the charts that come first.
+        logs: ``id:1`` or ``id:0`` for each chart whose value axis was made logarithmic or linear by hand.
         span: the zoomed range to start with, in units of the x axis.
         span_given: a number to raise when ``span`` is to replace the range that the person has zoomed to since.
         every_s: seconds between questions while the run is live.
         on_range_change: called after a zoom; the result's ``range`` is ``[x0, x1]``, or ``[]`` when it was reset.
         on_cell_change: called after a click on the heatmap or on a profile over depth; ``cell`` has the ``layer`` and
             the steps ``at`` which it was, both None when nothing is chosen any more.
-        on_pins_change: called after a chart was pinned or no longer is; ``pins`` are the charts' ids.
+        on_pins_change, on_logs_change: called after a chart was pinned or no longer is, or got the other value axis;
+            ``pins`` and ``logs`` are as the arguments.
         on_incident_change: called after a click on an incident; ``incident`` is its key.
 
     Returns:
-        The component's result, with ``range``, ``cell``, ``pins`` and ``incident``.
+        The component's result, with ``range``, ``cell``, ``pins``, ``logs`` and ``incident``.
     """
     js, css = source_of(_HERE / "live_grid.js", _HERE / "live_grid.css")
     component = st.components.v2.component("gradiometer_live_grid", html=_HTML, css=css, js=js, isolate_styles=False)
@@ -77,6 +81,7 @@ def live_grid(
             "layer": layer,
             "at": at,
             "pins": list(pins),
+            "logs": list(logs),
             "every": every_s,
             "base": f"/{base}" if base else "",
             "plotly": plotly_version(),
@@ -84,5 +89,6 @@ def live_grid(
         on_range_change=on_range_change,
         on_cell_change=on_cell_change,
         on_pins_change=on_pins_change,
+        on_logs_change=on_logs_change,
         on_incident_change=on_incident_change,
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from app import text
 from app.charts.describe import Chart, Trace
 from app.charts.measures import Choice, choices, is_sparse, layer_curve, matrix_of
 from app.charts.profile import profile_chart, telling_row, values_at
@@ -64,6 +65,8 @@ def own_curves(run: Run, layer: str) -> list[Chart]:
                 zero=measure.scale != "log",
                 height=120,
                 help=choice.explained,
+                section=text.plain(layer, 120),
+                open=True,
             )
         )
     return charts

@@ -14,7 +14,7 @@ from app import text
 from app.data import READERS
 from app.facts import Facts
 from app.live_grid import live_grid
-from app.views.common import keep_range, zoomed
+from app.views.common import keep_steps, zoomed_steps
 from monitor.runfile.reader import Checkpoint, Run
 from monitor.signals import Signal
 
@@ -27,7 +27,7 @@ def show(path: Path, facts: Facts) -> None:
     st.fragment(table, run_every=4.0 if facts.live else None)(path)
     key = f"checkpoints-{path.name}"
     st.fragment(live_grid)(
-        path.name, "checkpoints", key=key, span=zoomed(), every_s=4.0, on_range_change=lambda: keep_range(key)
+        path.name, "checkpoints", key=key, span=zoomed_steps(), every_s=4.0, on_range_change=lambda: keep_steps(key)
     )
 
 

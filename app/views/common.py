@@ -96,6 +96,17 @@ def zoomed() -> tuple[float, float] | None:
     return (first, last) if math.isfinite(first) and math.isfinite(last) and first < last else None
 
 
+def zoomed_steps() -> tuple[float, float] | None:
+    """The range in the address for charts along steps; None while it is one of tokens or seconds."""
+    return zoomed() if st.session_state.get("story_axis", "step") == "step" else None
+
+
+def keep_steps(key: str) -> None:
+    """Write the zoomed range of charts along steps into the address, unless that holds one of tokens or seconds."""
+    if st.session_state.get("story_axis", "step") == "step":
+        keep_range(key)
+
+
 def keep_range(key: str) -> None:
     """Write the zoomed range into the address."""
     span = st.session_state[key].get("range")

@@ -16,7 +16,14 @@ def axis_choice(axes: Sequence[str]) -> str:
     if st.session_state.get("axis", axes[0]) not in axes:
         del st.session_state["axis"]
     axis = st.segmented_control(
-        "Along", axes, default="step", required=True, key="axis", bind="query-params", on_change=forget_range
+        "Along",
+        axes,
+        default="step",
+        required=True,
+        key="axis",
+        bind="query-params",
+        persist_state="page",
+        on_change=forget_range,
     )
     return axis or axes[0]
 
@@ -32,6 +39,7 @@ def smoothing_choice() -> float:
         format="%.3f",
         key="smooth",
         bind="query-params",
+        persist_state="page",
         width=220,
         help="The debiased moving average of TensorBoard, the same for the same number. What was recorded stays "
         "visible behind it. It begins anew after a value that is not finite and after a restart.",
@@ -45,6 +53,7 @@ def metrics_choice() -> str:
         placeholder="regular expression, for example loss|grad.*norm",
         key="metrics",
         bind="query-params",
+        persist_state="page",
         width=300,
     )
     try:

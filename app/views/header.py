@@ -100,7 +100,7 @@ def numbers(facts: Facts) -> None:
         ("Device", device(facts), None),
         ("Non-finite values", text.count(bad), where),
     )
-    with st.grid(min_column_width=118, gap="small"):
+    with st.grid(min_column_width=104, gap="small"):
         for label, value, explained in shown:
             st.metric(label, text.markdown(value), help=text.markdown(explained) if explained else None)
 

@@ -10,7 +10,7 @@ from app.charts.still import slice_figure
 from app.data import READERS
 from app.facts import Facts
 from app.live_grid import live_grid
-from app.views.common import keep_range, zoomed
+from app.views.common import keep_steps, zoomed_steps
 
 
 def show(path: Path, facts: Facts) -> None:
@@ -25,7 +25,7 @@ def show(path: Path, facts: Facts) -> None:
         return
     key = f"landscape-{path.name}"
     st.fragment(live_grid)(
-        path.name, "landscape", key=key, span=zoomed(), every_s=4.0, on_range_change=lambda: keep_range(key)
+        path.name, "landscape", key=key, span=zoomed_steps(), every_s=4.0, on_range_change=lambda: keep_steps(key)
     )
     st.fragment(slices, run_every=10.0 if facts.live else None)(path)
 

@@ -12,7 +12,7 @@ from app.charts.layers import Measured, measured_at
 from app.data import READERS
 from app.facts import Facts
 from app.live_grid import live_grid
-from app.views.common import keep, keep_cell, keep_range, zoomed
+from app.views.common import keep, keep_cell, keep_steps, zoomed_steps
 from app.web import stretch_of
 
 MOST_ROWS = 2_000
@@ -33,12 +33,12 @@ def layers(path: Path, facts: Facts) -> None:
         path.name,
         "layers",
         key=key,
-        span=zoomed(),
+        span=zoomed_steps(),
         span_given=st.session_state.get("span_given", 0),
         layer=st.query_params.get("layer"),
         at=st.query_params.get("at") if at else None,
         every_s=4.0,
-        on_range_change=lambda: keep_range(key),
+        on_range_change=lambda: keep_steps(key),
         on_cell_change=lambda: keep_cell(key),
     )
     st.fragment(tables, run_every=10.0 if facts.live else None)(path, at)

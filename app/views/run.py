@@ -70,4 +70,5 @@ def page() -> None:
 
 if st.session_state.get("go_to_section"):
     st.session_state["section"] = st.session_state.pop("go_to_section")
+    st.session_state["axis"] = "step"  # the way there is given in steps
 page()

@@ -54,6 +54,7 @@ def stack(path: Path) -> None:
         attempts = [attempt.number for attempt in run.attempts]
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium"):
         axis = axis_choice([axis for axis in AXES if axis != "tokens" or "tokens" in names])
+        st.session_state["story_axis"] = axis
         query = {"axis": axis, "smooth": f"{smoothing_choice():g}", "metrics": metrics_choice()}
         if len(attempts) > 1:
             query["attempt"] = attempt_choice(attempts)
@@ -68,11 +69,13 @@ def stack(path: Path) -> None:
         stat=stat,
         layer=st.query_params.get("layer"),
         at=st.query_params.get("at"),
-        pins=pins_of(st.query_params.get("pins", "")),
+        pins=listed("pins"),
+        logs=[one for one in listed("logs") if one[-2:] in (":0", ":1")],
         query=query,
         on_range_change=lambda: keep_range(key),
         on_cell_change=lambda: keep_cell(key),
-        on_pins_change=lambda: keep_pins(key),
+        on_pins_change=lambda: keep_listed(key, "pins"),
+        on_logs_change=lambda: keep_listed(key, "logs"),
         on_incident_change=lambda: open_incident(str(st.session_state[key].get("incident"))),
     )
     if st.session_state.get("section") == "Incidents":
@@ -83,7 +86,7 @@ def attempt_choice(attempts: list[int]) -> str:
     """The attempt whose curves are shown, by its number; empty for the run as it stands."""
     whole = "as it stands"
     chosen = st.selectbox(
-        "Attempt", [whole, *map(str, attempts)], key="attempt", bind="query-params", width=150,
+        "Attempt", [whole, *map(str, attempts)], key="attempt", bind="query-params", persist_state="page", width=150,
         help="The run as it stands, with what a later attempt took over in grey; or one attempt alone.",
     )  # fmt: skip
     return "" if chosen in (None, whole) else str(chosen)
@@ -99,16 +102,17 @@ def heatmap_choice(there: list[measures.Choice]) -> str | None:
         format_func=lambda key: text.plain(by_key[key].label),
         key="stat",
         bind="query-params",
+        persist_state="page",
         width=330,
         help=text.markdown(chosen.explained, 400) or None,
     )
 
 
-def pins_of(address: str) -> list[str]:
-    """The ids of the charts that the address pins."""
-    return [pin for pin in address.split(",") if pin][:MOST_PINS]
+def listed(name: str) -> list[str]:
+    """What the address has under ``name``, between commas."""
+    return [one for one in st.query_params.get(name, "").split(",") if one][:MOST_PINS]
 
 
-def keep_pins(key: str) -> None:
-    """Write the pinned charts into the address."""
-    keep("pins", ",".join(map(str, st.session_state[key].get("pins") or [])))
+def keep_listed(key: str, name: str) -> None:
+    """Write what the charts report as ``name`` into the address."""
+    keep(name, ",".join(map(str, st.session_state[key].get(name) or [])))

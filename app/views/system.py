@@ -11,7 +11,7 @@ from app import text
 from app.data import READERS
 from app.facts import Facts
 from app.live_grid import live_grid
-from app.views.common import keep_range, zoomed
+from app.views.common import keep_steps, zoomed_steps
 
 
 def show(path: Path, facts: Facts) -> None:
@@ -21,7 +21,7 @@ def show(path: Path, facts: Facts) -> None:
         per_step = run.bytes_per_step
     key = f"speed-{path.name}"
     st.fragment(live_grid)(
-        path.name, "speed", key=key, span=zoomed(), every_s=4.0, on_range_change=lambda: keep_range(key)
+        path.name, "speed", key=key, span=zoomed_steps(), every_s=4.0, on_range_change=lambda: keep_steps(key)
     )
     st.fragment(machine)(path, ranks)
     if not facts.has_gpu:

@@ -42,6 +42,8 @@ def test_keys_pins_search_and_the_address(tab: Tab, app: App):
     chart(tab, "lr").get_by_role("button", name="pin").click()
     tab.wait(f"() => {IN_ORDER}[1] === 'lr'")
     tab.wait("() => new URL(location).searchParams.get('pins') === 'lr'")
+    chart(tab, "loss").get_by_role("button", name="log").click()
+    tab.wait("() => new URL(location).searchParams.get('logs') === 'loss:1'")
     page.keyboard.press("m")
     page.keyboard.type("loss|^learn")
     page.keyboard.press("Enter")
@@ -51,6 +53,7 @@ def test_keys_pins_search_and_the_address(tab: Tab, app: App):
     tab.rest()
     tab.wait(f"() => {IN_ORDER}.join() === 'events,lr,loss,loss_deviation,loss_spike_share'")
 
+    tab.wait(f"() => {LOSS}?._fullLayout.yaxis.type === 'log'")
     page.locator("h2").first.click()  # away from the field
     page.keyboard.press("3")
     tab.wait("() => new URL(location).searchParams.get('section') === 'Layers'")

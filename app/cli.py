@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
+from app import fix_commands
 from app.cli_sweep import sweep
 from app.terminal import AsJson, RunArgument, RunsFolder, fail, or_exit
 from app.text import plain
@@ -400,6 +401,10 @@ def rewind(
 
     path = or_exit(lambda: _run_path(run, runs))
     print(or_exit(lambda: rewound(path, to, set_ or [], skip_batches, as_child=as_child)))
+
+
+cli.command()(fix_commands.fix)
+cli.command()(fix_commands.whatif)
 
 
 @cli.command()

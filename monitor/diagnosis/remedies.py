@@ -14,6 +14,8 @@ from monitor.diagnosis.rule import Finding, Remedy
 from monitor.diagnosis.view import Signals
 from monitor.diagnosis.wording import number, steps
 
+MOST_SKIPPED = 20
+"""Batches; a rise that goes on for longer is no longer theirs. Our judgement."""
 TOLD_APART = 0.9
 """Confidence from which a cause needs no further experiment. Our judgement."""
 
@@ -157,21 +159,22 @@ def _clip_line(limit: float) -> str:
     return f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={number(limit)})  # before optimizer.step()"
 
 
+def skipped(first: int, last: int) -> dict[str, Any]:
+    """The patch that leaves the batches of these steps out of the data, the first twenty of them."""
+    return {"skip.after_step": first - 1, "skip.batches": min(last - first + 1, MOST_SKIPPED)}
+
+
 def _skip_batches(finding: Finding, signals: Signals) -> Remedy:
     ids = signals["batch_id"].between(finding.onset_step, finding.last_step).value
     listed = ", ".join(number(value) for value in ids[:8])
     named = f" (batch_id {listed})" if listed else ""
     which = f"the batches of {steps(finding.onset_step, finding.last_step)}{named}"
     limit = clip_limit(finding, signals)
-    seed = configured(signals, "seed")
-    patch = clip_patch(limit, signals)
-    if isinstance(seed, int):
-        patch["seed"] = seed + 1
-    again = " A new seed draws the data in another order." if "seed" in patch else ""
+    patch = {**skipped(finding.onset_step, finding.last_step), **clip_patch(limit, signals)}
     clip = f", with the gradient clipped at {number(limit)}" if "clip.max_norm" in patch else ""
     return Remedy(
         f"Look at {which}. If they are broken, remove them from the data; else go back to {before(finding)} and skip "
-        f"them{clip}.{again}",
+        f"them{clip}.",
         patch,
         f"if {finding.onset_step} <= step <= {finding.last_step}:\n    continue  # these batches only, after resuming",
     )

@@ -12,7 +12,7 @@ from monitor.errors import RunError
 from monitor.runfile.format import COMMIT_FILE, as_number, attempt_dir
 from monitor.runfile.reader import Run, open_run
 from monitor.runfile.writer import create_run
-from trainer.commit import Checkpoint, adopt, usable_at
+from trainer.commit import Checkpoint, adopt, newest_before, usable_at
 from trainer.config import (
     FaultConfig,
     TrainConfig,
@@ -159,6 +159,21 @@ def fork(
 def skipping(step: int, batches: int) -> list[str]:
     """The overrides that leave out ``batches`` batches after ``step``; none for 0."""
     return [f"skip.after_step={step}", f"skip.batches={batches}"] if batches else []
+
+
+def healthy_before(run_dir: str | os.PathLike[str], step: int) -> tuple[int, int]:
+    """Step of the newest complete checkpoint on the current line before ``step``, 0 for none; and whose ``step`` is.
+
+    Raises:
+        RunError: not a run directory.
+    """
+    run = open_run(Path(run_dir).absolute())
+    number = run.attempt_of(step)
+    of = next((one for one in run.attempts if one.number == number), None)
+    if of is None:
+        return 0, 0
+    found = newest_before(run.path / "checkpoints", step, attempt=of.number, start_step=of.resume_step)
+    return (found.step, of.number) if found else (0, of.number)
 
 
 def stop(run_dir: str | os.PathLike[str], *, grace_s: float | None = None) -> StopResult:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,7 @@ from monitor.runfile import control as requests
 from monitor.runfile.store import run_state
 
 if TYPE_CHECKING:
+    from app.fixes import Plan as FixPlan
     from trainer.config import TrainConfig
     from trainer.sweep import Plan
 
@@ -133,6 +137,57 @@ def ask(path: Path, do: str, seen: int | None, **values: Any) -> requests.Reques
     """
     _may_act(path)
     return requests.ask(path, do, via="page", seen=seen, **values)
+
+
+def try_fix(path: Path, plan: FixPlan) -> str:
+    """Start a child run that tries ``plan`` on an incident of the run at ``path``; returns the child's id.
+
+    Raises:
+        RunError: the page is read-only, or it was refused.
+        ConfigError: the change does not fit the configuration.
+    """
+    _may_act(path)
+    from app import fixes
+
+    child = fixes.begin(path, plan)
+    READERS.forget(path)
+    return child.name
+
+
+def what_if(path: Path, incident: str) -> str:
+    """Try several changes on ``incident`` one after the other, in a process that outlives the page.
+
+    Raises:
+        RunError: the page is read-only, or no process could be started.
+    """
+    _may_act(path)
+    from trainer.launch.local import child_environment
+
+    words = [sys.executable, "-P", "-m", "app", "whatif", str(path), "--incident", incident]
+    nothing = subprocess.DEVNULL
+    try:
+        started = subprocess.Popen(
+            words, stdin=nothing, stdout=nothing, stderr=nothing, env=child_environment({}), start_new_session=True
+        )
+    except OSError as error:
+        raise RunError(f"the what-if set could not be started: {error.strerror}.") from None
+    threading.Thread(target=started.wait, name="what-if", daemon=True).start()  # no zombie under the page
+    return "one change after the other is tried; each appears here when it begins"
+
+
+def rewind(path: Path, step: int, changes: list[str], skip_batches: int, *, as_child: bool) -> str:
+    """Go on from the checkpoint of ``step`` with changes; returns what was started, in words.
+
+    Raises:
+        RunError: the page is read-only, or it was refused.
+        ConfigError: a change is refused.
+    """
+    _may_act(path)
+    from app import fixes
+
+    words = fixes.rewound(path, step, changes, skip_batches, as_child=as_child)
+    READERS.forget(path)
+    return words.splitlines()[0]
 
 
 def _may_act(path: Path | None = None) -> None:

@@ -168,10 +168,15 @@ def trouble_of(child: Run) -> Trouble:
         RunError: for none.
     """
     fix = (child.parent or {}).get("fix")
+    incident = fix.get("incident") if isinstance(fix, dict) else None
+    if not isinstance(incident, dict):
+        raise RunError(f"run {child.id} was not started to try a fix.")
     try:
-        return Trouble.read(fix["incident"])  # type: ignore[index]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise RunError(f"run {child.id} was not started to try a fix ({error}).") from None
+        return Trouble.read(incident)
+    except ValueError as error:
+        raise RunError(
+            f"{child.path / 'run.json'}: the incident that it was started for is damaged: {error}."
+        ) from None
 
 
 def outcome_of(child: Run, parent: Run | None = None) -> Outcome:

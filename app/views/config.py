@@ -14,6 +14,7 @@ from app.compare import MOST_KEYS, config_difference
 from app.data import READERS, find_run
 from app.facts import Facts, attempt_rows
 from app.incident import as_lines
+from app.views import rewind
 from monitor.errors import RunError
 
 
@@ -28,6 +29,7 @@ def show(path: Path, facts: Facts) -> None:
         st.caption("None has begun.")
     if parent:
         against_parent(asked, parent)
+    rewind.show(path, facts)
     left, right = st.columns(2, gap="large")
     with left:
         st.markdown("**Configuration**")

@@ -27,6 +27,7 @@ from app.incident import (
     span_of,
     where,
 )
+from app.views import fixes
 from app.views.common import HEALTH, bullets, severity_badge
 from monitor.diagnosis.report import set_words
 from monitor.runfile.reader import Run
@@ -115,6 +116,7 @@ def incident(path: Path, found: dict[str, Any], findings: list[dict[str, Any]]) 
         with right:
             causes(found)
         remedy(path, found)
+        fixes.show(path, found, findings)
         inside = findings_in(found, findings)
         with st.expander(f"Findings of this incident ({len(inside)})"):
             for index, finding in enumerate(inside):

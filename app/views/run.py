@@ -8,7 +8,20 @@ from app import data
 from app.data import DIAGNOSES, READERS
 from app.facts import facts_of
 from app.page_tools import page_tools
-from app.views import attention, checkpoints, config, header, incidents, landscape, layers, log, ranks, story, system
+from app.views import (
+    attention,
+    checkpoints,
+    config,
+    fixes,
+    header,
+    incidents,
+    landscape,
+    layers,
+    log,
+    ranks,
+    story,
+    system,
+)
 from app.views.common import refused
 from monitor.errors import RunError
 
@@ -53,6 +66,7 @@ def page() -> None:
         st.session_state["waited_for"] = run_id
         DIAGNOSES.of(path, version, wait=DIAGNOSIS_WAIT_S)
     st.fragment(header.show, run_every=1.0 if facts.live else 3.0)(path, name, facts.live)
+    fixes.note(path)
     choice, tools = st.columns([4, 1], vertical_alignment="center")
     section = choice.segmented_control(
         "Section",

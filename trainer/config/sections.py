@@ -964,6 +964,20 @@ PRESETS: dict[str, tuple[str, dict[str, Any]]] = {
             "evaluation": {"every_steps": 50},
         },
     ),
+    "explosion": (
+        "A small GPT whose learning rate rises until it explodes, in seconds: to see an incident, and to try its fix.",
+        {
+            "steps": 150,
+            "task": {"seq_len": 16, "max_data_mib": 0.5},
+            "model": {"n_layer": 2, "d_model": 32, "n_head": 2, "qk_norm": True},
+            "optimizer": {"kind": "sgd", "lr": 4.0, "weight_decay": 0.0},
+            "schedule": {"kind": "constant", "warmup_steps": 200},
+            "clip": {"max_norm": None},
+            "evaluation": {"every_steps": None, "batches": 1, "sample_bytes": None},
+            "checkpoint": {"every_steps": 20, "keep_last": 20},
+            "monitor": {"landscape_every": None, "budget": 0.5},
+        },
+    ),
     "bf16": ("The default GPT with bf16 autocast: for GPUs, slower on CPUs.", {"precision": {"kind": "bf16"}}),
     "fp16": (
         "The default GPT with fp16 autocast and a gradient scaler: for GPUs, slower on CPUs.",

@@ -131,7 +131,9 @@ def _list(plans: list[Plan]) -> None:
 def _from(plan: Plan) -> str:
     onset = plan.trouble.onset_step
     if plan.step == 0:
-        return f"from the start with the same seed, for there is no complete checkpoint of before step {onset}"
+        return (
+            f"from the start with the same seed: no checkpoint of before step {onset} is complete and fits the change"
+        )
     return f"from the checkpoint of step {plan.step}, before the onset at step {onset}"
 
 

@@ -30,6 +30,8 @@ from monitor.runfile.format import as_number, check_run_id
 from monitor.runfile.reader import Run, open_run
 
 Fields = Mapping[str, Any]
+ANOTHER_MODEL = ("model.", "adapter.", "task.", "optimizer.kind")
+"""Beginnings of fields whose change makes other weights, other moments or other data."""
 POLL_S = 0.5
 MOST_SHARE = 0.2
 """Of the time that judging a child may take while it trains. Our judgement."""
@@ -80,7 +82,8 @@ class Plan:
     experiment: Experiment
     trouble: Trouble
     step: int
-    """The last healthy checkpoint's, 0 where there is none: then from the start, with the same seed."""
+    """The last healthy checkpoint's; 0, from the start with the same seed, where there is none or the change makes
+    another model."""
     attempt: int
     """Whose configuration is changed."""
 
@@ -98,7 +101,15 @@ def plans(run: Run, incident: Fields, findings: Sequence[Fields]) -> list[Plan]:
 
     step, attempt = launch.healthy_before(run.path, incident["onset_step"])
     trouble = Trouble.of(incident, findings)
-    return [Plan(one, trouble, step, attempt) for one in experiments(incident, run.config or {})]
+    return [
+        Plan(one, trouble, 0 if _is_another_model(one) else step, attempt)
+        for one in experiments(incident, run.config or {})
+    ]
+
+
+def _is_another_model(experiment: Experiment) -> bool:
+    """Whether the state of a checkpoint does not fit the change, which then has to be there from the start."""
+    return any(name.startswith(ANOTHER_MODEL) for name in experiment.patch)
 
 
 def begin(path: Path, plan: Plan, *, budget: bool = False, **more: Any) -> Path:

@@ -76,7 +76,7 @@ def offer(path: Path, plans: list[fixes.Plan], key: str) -> None:
     where = (
         f"from the checkpoint of step {text.count(plan.step)}, the last before the onset at step {onset}"
         if plan.step
-        else f"from the start with the same seed, for there is no complete checkpoint of before step {onset}"
+        else f"from the start with the same seed: no checkpoint of before step {onset} is complete and fits the change"
     )
     what = "with the change above" if plan.experiment.patch else plan.experiment.text
     st.caption(

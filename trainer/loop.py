@@ -29,6 +29,8 @@ from torch import Tensor, nn
 
 import monitor
 from monitor.alerts import alerts_from
+from monitor.diagnosis.verdict import Trouble, judge, steps_needed
+from monitor.diagnosis.view import Signals
 from monitor.errors import ConfigError, RunError
 from monitor.runfile.control import KINDS
 from monitor.runfile.format import attempt_dir
@@ -118,9 +120,9 @@ def train(
         assert place is not None  # rank 0 gave it
         print_into(attempt_dir(place.run_dir, place.attempt))
         parallel = parallel.laid_out(config.parallel)
-        rewinds = config.monitor.rewinds
+        rewinds, back = config.monitor.rewinds, None
         while True:
-            outcome = _attempt(config, place, stop, parallel, rewinds)
+            outcome = _attempt(config, place, stop, parallel, rewinds, back.trouble if back else None)
             back = outcome.rewind
             if back is None:
                 return outcome
@@ -135,8 +137,13 @@ def train(
         stop_parallel(parallel)
 
 
-def _attempt(config: TrainConfig, place: Place, stop: StopFlag, parallel: Parallel, rewinds: int) -> Outcome:
-    """One attempt, from building everything to its exit record; nothing of it is left for the next one."""
+def _attempt(
+    config: TrainConfig, place: Place, stop: StopFlag, parallel: Parallel, rewinds: int, mended: Trouble | None
+) -> Outcome:
+    """One attempt, from building everything to its exit record; nothing of it is left for the next one.
+
+    ``mended`` is what a rewind to this attempt has gone back before.
+    """
     if asked := parallel.highest(stop.number):
         return Outcome("stopped", place.start_step, f"{reason(asked)}, before the first step", asked)
     if config.threads is not None:
@@ -145,7 +152,7 @@ def _attempt(config: TrainConfig, place: Place, stop: StopFlag, parallel: Parall
         session = build_session(config, parallel, resumed=place.checkpoint is not None)
         parts = checkpoint.restore(place.checkpoint, session.state, parallel) if place.checkpoint else []
     display = _display(session)
-    critical = Critical(config, rewinds)
+    critical = Critical(config, rewinds, mended)
     try:
         with attach(session, place, critical, display) as mon:
             _announce(session, place, parts, display, mon)
@@ -243,6 +250,8 @@ def _steps(
         tell_saves(saver, mon, display, requests)
         if state.step == judged_at:
             judge_resume(session, place, parts, mon, display)
+        if critical.mended and (last or state.step >= critical.mended.onset_step + steps_needed(critical.mended)):
+            judge_rewind(session, place, critical, mon, display)
         if early and not last:
             return stop_early(session, place, saver, early, mon, display)
     if config.last_step < config.steps:
@@ -375,6 +384,8 @@ def answer_critical(
     state, parallel, action = session.state, session.parallel, session.config.monitor.on_critical
     finding = parallel.shared(critical.take())
     why = said(finding)
+    if critical.mended:
+        judge_rewind(session, place, critical, mon, display)
     if action == "rewind":
         saver.wait()  # the checkpoint to go back to may be the one that is being written
         back = parallel.shared(critical.way_back(finding, place) if parallel.is_first else None)
@@ -457,6 +468,24 @@ def judge_resume(session: Session, place: Place, parts: list[checkpoint.Part], m
     told = fidelity.fields({part.name: part.problem for part in parts}, place.changed, found)
     mon.event("fidelity", step=place.start_step, **told)
     display.say(f"resumed after step {place.start_step}, {told['verdict']}: {told['text']}")
+
+
+def judge_rewind(session: Session, place: Place, critical: Critical, mon: Any, display: Display) -> None:
+    """Record, once, whether what this attempt has gone back before is gone, moved or came back."""
+    trouble, critical.mended = critical.mended, None
+    if trouble is None or not session.parallel.is_first or not session.config.monitor.enabled:
+        return
+    with mon.phase("rewind check"):
+        mon.sync()
+        try:
+            signals = Signals.from_run(open_run(place.run_dir))
+        except RunError as error:
+            display.say(f"the rewind cannot be judged: {error}")
+            return
+        outcome = judge(trouble, signals, place.start_step, ended=session.state.step == session.config.last_step)
+    told = {"word": outcome.word, "text": outcome.text, "loss": outcome.loss, "loss_before": outcome.loss_before}
+    mon.event("rewind_outcome", to_step=place.start_step, onset_step=trouble.onset_step, **told)
+    display.say(f"step {session.state.step}  after the rewind: {outcome.word}, {outcome.text}")
 
 
 # --- before the first step --------------------------------------------------------------------------------------------

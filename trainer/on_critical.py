@@ -6,6 +6,9 @@
     rewind       go back to the newest checkpoint before the incident and on from there with the remedy's configuration,
                  as a new attempt; when that cannot be, or has been tried ``monitor.rewinds`` times, stop
 
+Each way back is an event (``rewind``), and so is what came of it (``rewind_outcome``): gone, moved or came back, as
+``monitor/diagnosis/verdict.py`` has it.
+
 Rank 0 alone is told of a finding; that there is one goes to all ranks with the flag that asks to stop, so that they
 act at the same step.
 """
@@ -16,6 +19,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from monitor.diagnosis.rule import Severity
+from monitor.diagnosis.verdict import Trouble
 from monitor.errors import ConfigError
 from trainer.commit import Checkpoint, newest_before
 from trainer.config import TrainConfig, with_values
@@ -30,6 +35,8 @@ class Rewind:
     """Where a training goes back to, and what is changed there."""
 
     checkpoint: Checkpoint
+    trouble: Trouble
+    """What is gone back before."""
     patch: Mapping[str, Any]
     config: TrainConfig
     """With the patch."""
@@ -38,7 +45,9 @@ class Rewind:
 class Critical:
     """The critical findings that the loop has not answered yet. Empty on all ranks but the first."""
 
-    def __init__(self, config: TrainConfig, rewinds: int = 0) -> None:
+    def __init__(self, config: TrainConfig, rewinds: int = 0, mended: Trouble | None = None) -> None:
+        """``mended`` is what this attempt has gone back before."""
+        self.mended = mended
         self._config = config
         self._rewinds = rewinds
         self._findings: list[Mapping[str, Any]] = []
@@ -83,7 +92,13 @@ class Critical:
         found = newest_before(place.checkpoints, onset, attempt=place.attempt, start_step=place.start_step)
         if found is None:
             return f"there is no complete checkpoint of before step {onset}"
-        return Rewind(found, patch, config)
+        return Rewind(found, trouble_of(finding), patch, config)
+
+
+def trouble_of(finding: Mapping[str, Any]) -> Trouble:
+    """The finding as what its return is recognised by."""
+    kinds = frozenset({str(finding["id"])})
+    return Trouble(_onset(finding), finding["first_step"], kinds, Severity(finding["severity"]), finding["layer"])
 
 
 def said(finding: Mapping[str, Any]) -> str:

@@ -15,12 +15,15 @@ import pytest
 from monitor import Monitor
 from monitor.diagnosis.follow import said
 from monitor.diagnosis.rule import Finding, Remedy, Severity
+from monitor.diagnosis.verdict import judge
+from monitor.diagnosis.view import Signals
 from monitor.hook import findings
 from monitor.runfile.reader import open_run
 from tests.trainer.conftest import TINY, Desk, assert_same
 from trainer.commit import newest_complete
 from trainer.config import load_config
 from trainer.loop import train
+from trainer.on_critical import trouble_of
 from trainer.place import new_run, resumed_run
 from trainer.stop import StopFlag
 
@@ -108,6 +111,9 @@ def test_a_rewind_is_a_resume_with_the_remedy(desk: Desk, found: Callable[..., N
     assert first.exit is not None and "back to step 5 after a critical finding" in first.exit["reason"]
     (event,) = trained.run.events("rewind")
     assert (event.step, event.fields["to_step"], event.fields["patch"]) == (AT, 5, {"optimizer.lr": 1e-4})
+    (told,) = trained.run.events("rewind_outcome")
+    assert (told.step, told.attempt, told.fields["word"]) == (20, 1, "not decided")
+    assert told.fields["text"] == f"11 of 60 steps past the onset at step {ONSET} and the training has ended"
     assert trained.run.series("lr").step.tolist() == list(range(1, 21))
     assert_same(trained.weights(), resumed.weights())
 
@@ -119,6 +125,8 @@ def test_after_so_many_rewinds_it_stops(desk: Desk, found: Callable[..., None]) 
     assert "as often as monitor.rewinds allows" in trained.outcome.reason
     assert [attempt.resume_step for attempt in trained.run.attempts] == [0, 5, 5]
     assert len(trained.run.events("rewind")) == 2
+    told = [event.fields["word"] for event in trained.run.events("rewind_outcome")]
+    assert len(told) == 2, "one of each way back"
 
 
 @pytest.mark.parametrize(
@@ -171,3 +179,14 @@ def test_two_ranks_go_back_at_one_step(tmp_path: Path, texts: Path) -> None:
     for rank in (0, 1):
         assert run.series("lr", rank=rank).step.tolist() == list(range(1, AT + 1))
     assert "after_finding" in json.loads((path / "checkpoints" / f"{AT:08d}" / "COMMIT.json").read_text())
+
+
+def test_what_came_of_a_rewind_is_judged_as_a_fix_is_and_written_down(desk: Desk, found: Callable[..., None]) -> None:
+    found(lambda attempt: {"optimizer.lr": 1e-4})
+    more = ("steps=90", "schedule.kind=constant", "monitor.on_critical=rewind")
+    trained = desk.train(*SHORT, *more)
+    (told,) = trained.run.events("rewind_outcome")
+    assert (told.step, told.fields["word"]) == (ONSET + 60, "gone"), told.fields["text"]
+    signals = Signals.from_run(trained.run).until(told.step)
+    again = judge(trouble_of(finding({})), signals, 5)
+    assert (again.word, again.text) == (told.fields["word"], told.fields["text"])

@@ -32,7 +32,7 @@ import numpy as np
 from app import fixes
 from monitor.diagnosis.engine import diagnose
 from monitor.runfile.reader import open_run
-from tests.faults.cases import CNN, FAULTS, GPT, Case
+from tests.faults.cases import FAULTS, GPT, Case
 from tests.faults.harness import job_of, onset_of
 from tests.faults.metrics import Share, share
 from trainer.config import FaultConfig, TrainConfig, from_record, load_config, with_values
@@ -70,7 +70,6 @@ FIXABLE: tuple[Fixable, ...] = (
     Fixable(_named("inputs-x1000"), "data"),
     Fixable(_named("repeated-token"), "data"),
     Fixable(Case("random-bytes", faults=({"kind": "random_bytes", "steps": 1},)), "data"),
-    Fixable(Case("labels-shuffled-once", config=CNN, faults=({"kind": "shuffled_labels", "steps": 1},)), "data"),
     Fixable(_named("gradient-x50-gpt"), "once"),
     Fixable(_named("gradient-x50-mlp"), "once"),
     Fixable(_named("gradient-x50-cnn"), "once"),

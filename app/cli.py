@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.core import TyperCommand
 
-from app import fix_commands
+from app import cli_fix
 from app.cli_sweep import sweep
 from app.terminal import AsJson, RunArgument, RunsFolder, fail, or_exit
 from app.text import plain
@@ -403,8 +403,8 @@ def rewind(
     print(or_exit(lambda: rewound(path, to, set_ or [], skip_batches, as_child=as_child)))
 
 
-cli.command()(fix_commands.fix)
-cli.command()(fix_commands.whatif)
+cli.command()(cli_fix.fix)
+cli.command()(cli_fix.whatif)
 
 
 @cli.command()

@@ -10,7 +10,7 @@ import streamlit as st
 from app import control, data, fixes, text
 from app.data import READERS
 from app.facts import Facts
-from monitor.errors import GradiometerError
+from monitor.errors import ConfigError, GradiometerError
 
 
 def show(path: Path, facts: Facts) -> None:
@@ -49,24 +49,33 @@ def dialog(path: Path, facts: Facts, steps: list[int]) -> None:
         help="Otherwise the run itself goes back, as a new attempt; what came after the checkpoint is superseded.",
         key="rewind_child",
     )
-    changes = [
-        f"{name.strip()}={value.strip()}" for name, _, value in (line.partition("=") for line in typed.split("\n"))
-    ]
-    changes = [change for change in changes if change != "="]
     if st.button(
         "Start",
         type="primary",
         on_click=ask,
-        args=(path, int(step or 0), changes, int(skip), as_child),
+        args=(path, int(step or 0), typed or "", int(skip), as_child),
         key="rewind_go",
     ):
         st.rerun()
 
 
-def ask(path: Path, step: int, changes: list[str], skip: int, as_child: bool) -> None:
+def changes_in(typed: str) -> list[str]:
+    """``name=value`` of each line; empty ones are left out.
+
+    Raises:
+        ConfigError: a line is none.
+    """
+    lines = [line.strip() for line in typed.splitlines() if line.strip()]
+    for line in lines:
+        if "=" not in line:
+            raise ConfigError(f"{line}: not of the form name = value, such as optimizer.lr = 3e-4.")
+    return ["=".join(part.strip() for part in line.split("=", 1)) for line in lines]
+
+
+def ask(path: Path, step: int, typed: str, skip: int, as_child: bool) -> None:
     """Carry out the request and keep its receipt; never waits for a training."""
     try:
-        words = control.rewind(path, step, changes, skip, as_child=as_child or not step)
+        words = control.rewind(path, step, changes_in(typed), skip, as_child=as_child or not step)
         st.session_state["rewind_receipt"] = (str(path), time.time(), words, True)
     except (GradiometerError, OSError) as error:
         st.session_state["rewind_receipt"] = (str(path), time.time(), str(error), False)

@@ -78,7 +78,7 @@ def offer(path: Path, plans: list[fixes.Plan], key: str) -> None:
         if plan.step
         else f"from the start with the same seed: no checkpoint of before step {onset} is complete and fits the change"
     )
-    what = "with the change above" if plan.experiment.patch else plan.experiment.text
+    what = "with the change above" if plan.experiment.key == "remedy" else plan.experiment.text
     st.caption(
         text.markdown(
             f"A child run {what}, {where}. It trains on to the end; {steps_needed(plan.trouble)} steps past the onset "

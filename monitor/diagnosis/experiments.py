@@ -28,12 +28,12 @@ class Experiment:
 def experiments(incident: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[Experiment, ...]:
     """What can be tried on ``incident``, of the doctor's JSON, in a training of ``config``; the best known first.
 
-    The first is what *Try this fix* tries: the recommended change, or the same again where none is known.
+    The first is what *Try this fix* tries: the recommended change; where none is known, the batches of the onset are
+    left out, which mends what lay in them and what the machine did once.
     """
     onset, last = incident["onset_step"], incident["last_step"]
     patch = (incident.get("remedy") or {}).get("config_patch") or {}
-    again = Experiment("again", "the same steps again, nothing changed", {})
-    found = [Experiment("remedy", "as recommended", patch)] if patch else [again]
+    found = [Experiment("remedy", "as recommended", patch)] if patch else []
     left_out = skipped(onset, last)
     found.append(
         Experiment("skip-batches", f"without the {left_out['skip.batches']} batches from step {onset}", left_out)
@@ -44,7 +44,7 @@ def experiments(incident: Mapping[str, Any], config: Mapping[str, Any]) -> tuple
         found.append(Experiment("lower-lr", f"half the learning rate, {half:g}", {"optimizer.lr": half}))
     tighter = 1.0 if limit is None else float(f"{limit / 4:.3g}")
     found.append(Experiment("tighter-clip", f"the gradient clipped at {tighter:g}", {"clip.max_norm": tighter}))
-    found.append(again)
+    found.append(Experiment("again", "the same steps again, nothing changed", {}))
     patches: list[Mapping[str, Any]] = []
     for one in found:
         if one.patch not in patches:

@@ -107,7 +107,8 @@ class Result:
     case: str
     seed: int
     recurs: Recurs
-    mended: bool
+    mended: bool | None
+    """None without an incident, on which nothing can be tried."""
     why: str = ""
     onset: int | None = None
     incident: int | None = None
@@ -127,7 +128,7 @@ def tried(one: Fixable, seed: int, runs: Path) -> Result:
     onset = onset_of(one.case, seed) if one.case.onset != (0, 0) else None
     incident = _incident(report["incidents"], onset)
     if incident is None:
-        return Result(**head, mended=False, why="no incident was found at the onset", onset=onset)
+        return Result(**head, mended=None, why="no incident was found at the onset", onset=onset)
     plan = fixes.plans(open_run(broken), incident, report["findings"])[0]
     patch = plan.experiment.patch
     child = fixes.begin(broken, plan, _faults=_recurring(one, broken_config.fault, patch))
@@ -241,7 +242,7 @@ def write(results: Sequence[Result], folder: Path) -> None:
 
 
 def _line(result: Result) -> str:
-    said = "mended" if result.mended else "NOT mended"
+    said = {True: "mended", False: "NOT mended", None: "nothing to try"}[result.mended]
     losses = f"loss {result.loss:.4g}, twin {result.twin:.4g}"
     return f"{result.case} {result.seed}: {said}; {result.word or '-'}; {losses}; {dict(result.patch)}; {result.why}"
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from monitor.diagnosis.engine import diagnose
+from monitor.diagnosis.experiments import experiments
 from monitor.diagnosis.rule import Severity
 from monitor.diagnosis.verdict import LEAST_AT_END, Outcome, Trouble, continued, judge, ranked, steps_needed
 from monitor.diagnosis.view import Signals
@@ -134,3 +135,17 @@ def test_a_warning_where_it_was_critical_is_bounded_and_the_loss_decides() -> No
     child = losses(1, spike=ONSET + 3)
     signals = continued(PARENT, run(child, FORK + 1), FORK)
     assert judge(critical, signals, FORK, before=PARENT).word == "gone"
+
+
+def test_the_recommended_change_is_tried_first_and_without_one_the_batches_are_left_out() -> None:
+    config = {"optimizer": {"lr": 0.002}, "clip": {"max_norm": 1.0}}
+    incident = {"onset_step": 200, "last_step": 205, "remedy": {"config_patch": {"optimizer.lr": 0.001}}}
+    found = experiments(incident, config)
+    assert [one.key for one in found] == ["remedy", "skip-batches", "tighter-clip", "again"], (
+        "half the rate stands there"
+    )
+    assert found[1].patch == {"skip.after_step": 199, "skip.batches": 6}
+    assert experiments({**incident, "remedy": {"config_patch": {}}, "last_step": 390}, {})[0].patch == {
+        "skip.after_step": 199,
+        "skip.batches": 20,
+    }

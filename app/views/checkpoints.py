@@ -14,6 +14,7 @@ from app import text
 from app.data import READERS
 from app.facts import Facts
 from app.live_grid import live_grid
+from app.views import rewind
 from app.views.common import keep_steps, zoomed_steps
 from monitor.runfile.reader import Checkpoint, Run
 from monitor.signals import Signal
@@ -24,6 +25,7 @@ MOST_FILES = 10_000
 
 def show(path: Path, facts: Facts) -> None:
     """The curves with the checkpoints on them, and the table."""
+    rewind.show(path, facts)
     st.fragment(table, run_every=4.0 if facts.live else None)(path)
     key = f"checkpoints-{path.name}"
     st.fragment(live_grid)(

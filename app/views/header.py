@@ -10,7 +10,8 @@ from typing import Any
 import streamlit as st
 
 from app import data, text
-from app.data import DIAGNOSES, READERS
+from app.bell import bell
+from app.data import DIAGNOSES, READERS, incidents_of
 from app.facts import Facts, facts_of
 from app.views import actions
 from app.views.common import badge, bullets, health_badge, state_badge
@@ -34,6 +35,8 @@ def show(path: Path, name: str, was_live: bool) -> None:
     title.markdown(f"## {text.markdown(name, 120)} {' '.join(badges)}")
     with beside.container(horizontal=True, horizontal_alignment="right", vertical_alignment="center"):
         actions.show(path, facts)
+        if facts.live:
+            bell(path.name, name, None if made.value is None else incidents_of(made))
     progress(facts, created)
     lineage(facts, line, parent)
     numbers(facts)

@@ -29,7 +29,8 @@ const MARKS = {
   data_stage: { word: 'data stage', sign: '▷', symbol: 'triangle-right-open', level: 1 },
   note: { word: 'note', sign: '●', symbol: 'circle', level: 1 },
   request: { word: 'request', sign: '▽', symbol: 'triangle-down-open', level: 1 },
-  cadence: { word: 'measured less often', sign: '⊕', symbol: 'circle-cross-open', level: 0 },
+  cadence: { word: 'cadence changed', sign: '⊕', symbol: 'circle-cross-open', level: 0 },
+  coverage: { word: 'layers measured', sign: '⊖', symbol: 'circle-x-open', level: 0 },
   thinning: { word: 'fewer steps kept', sign: '–', symbol: 'line-ew-open', level: 0 },
 };
 const SERIOUS = new Set(['incident', 'crash', 'nonfinite']);

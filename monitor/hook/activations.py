@@ -76,6 +76,8 @@ class Activations(Probe):
             return
         with self.watch.charged(self):
             self._note_channels(module)
+            if index not in self.coverage:
+                return
             calls = self._calls.get(index, 0)
             values = first_float(output) if calls < MOST_CALLS else None
             if values is None:

@@ -66,7 +66,7 @@ class AdamRms(Probe):
             return
         void = getattr(optimizer, "found_inf", None)
         taken = self._norms[id(optimizer)] = []
-        only, sharded = None if self._whole else self._leading, self.watch.over_ranks is not None
+        only, sharded = self.coverage.kept if self._whole else self._leading, self.watch.over_ranks is not None
         for owned in owned_by(optimizer, self._table, only, sharded=sharded):
             moments = moments_of(optimizer, owned)
             if moments is not None and owned.aligned:

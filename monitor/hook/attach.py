@@ -103,7 +103,8 @@ def attach(
         rank, world_size: of this process; by default what torch.distributed says.
         attempt: number of an attempt of the run directory ``run``, for example one that a launcher made.
         writer: write through this one instead of making one; ``run`` and ``attempt`` are then its own.
-        budget: share of the step that the monitor may cost.
+        budget: share of the step that the monitor may cost: above it, it measures less often, and in the end fewer
+            layers. Gradient norms are of every layer in every step.
         detail: what is measured beside the gradient norms of every step. ``standard``: weights, updates, Adam's second
             moment, largest and zero gradients, directions, activations, attention and output logits, each every 10 to
             100 steps, under DDP and FSDP2 this rank's own gradient and when it is ready, fingerprints of the input,

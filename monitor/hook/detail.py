@@ -8,9 +8,11 @@ from typing import Literal, cast, get_args
 import torch
 from torch import nn
 
+from monitor.hook.activations import Activations
 from monitor.hook.adam import AdamFloor, AdamRms, leading_rows
 from monitor.hook.checksum import Checksum
 from monitor.hook.communication import communication
+from monitor.hook.coverage import of_layers, of_modules
 from monitor.hook.directions import Directions
 from monitor.hook.early_signs import EarlySigns
 from monitor.hook.gradient_values import GradientValues
@@ -54,6 +56,7 @@ def default_probes(
     unmoved = Unmoved(table)
     ddp = ddp_of(model)
     local = local_probe(model, table) if world_size > 1 else None
+    leading = leading_rows(model, table)
     probes: list[Probe] = [
         GradientValues(table, optimizers, count_nonfinite=full),
         Gradientless(table, optimizers, model),
@@ -61,7 +64,7 @@ def default_probes(
         Directions(table, unmoved),
         unmoved,
         Updates(table),
-        AdamRms(table, leading_rows(model, table)),
+        AdamRms(table, leading),
         AdamFloor(table),
         *module_probes(model, world_size),
         *([local] if local is not None else []),
@@ -70,6 +73,11 @@ def default_probes(
         *([Checksum(table)] if world_size > 1 else []),
         EarlySigns(),
     ]
+    for probe in probes:
+        if isinstance(probe, GradientValues | Directions | Updates | AdamRms):
+            probe.coverage = of_layers(table, leading)
+        elif isinstance(probe, Activations):
+            probe.coverage = of_modules(model)
     if full:
         for probe in probes:
             probe.every = min(probe.every, FULL_EVERY)

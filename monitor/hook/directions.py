@@ -95,8 +95,9 @@ class Directions(Probe):
         self._unmoved = unmoved
         self._seen: dict[int, _Seen] = {}
         self._whole = True
-        self._before: tuple[int, np.ndarray, np.ndarray] | None = None
-        """Step, gradient sample [L, n] and which rows have one; on the host, of the last reading decoded."""
+        self._before: tuple[int, np.ndarray, np.ndarray, bool] | None = None
+        """Step, gradient sample [L, n], which rows have one, and whether every layer was asked; on the host, of the
+        last reading decoded."""
 
     def due(self, step: int, since_start: int) -> bool:
         return super().due(step, since_start) or super().due(step + 1, since_start + 1)
@@ -115,7 +116,7 @@ class Directions(Probe):
             rate = np.nan if isinstance(lr, Tensor) else lr
             for row, parameter in zip(owned.rows, owned.parameters, strict=True):
                 grad = parameter.grad
-                if grad is not None and self._fits(row, parameter) and self._fits(row, grad):
+                if grad is not None and row in self.coverage and self._fits(row, parameter) and self._fits(row, grad):
                     rows.append(row)
                     gradients.append(grad)
                     rates.append(rate)
@@ -153,11 +154,11 @@ class Directions(Probe):
         self._seen = {}
         if not seen:
             return None
-        step, whole = self.watch.step, self._whole
+        step, whole, all_layers = self.watch.step, self._whole, self.coverage.whole
         kept = [(one.rows, one.rates, one.adam, one.void is not None) for one in seen]
 
         def decode(arrays: list[np.ndarray]) -> Decoded:
-            return self._decode(step, whole, kept, arrays)
+            return self._decode(step, whole, all_layers, kept, arrays)
 
         tensors = [t for one in seen for t in (one.gradient, one.weights, one.change, one.void) if t is not None]
         return Reading(tensors, decode)
@@ -166,6 +167,7 @@ class Directions(Probe):
         self,
         step: int,
         whole: bool,
+        all_layers: bool,
         seen: list[tuple[list[int], list[float], bool, bool]],
         arrays: list[np.ndarray],
     ) -> Decoded:
@@ -186,11 +188,12 @@ class Directions(Probe):
             self._unmoved.looked_at(gradient, weights, ought, change)
         scalars: dict[str, float] = {}
         by_layer: dict[str, Stat] = {}
-        before, self._before = self._before, (step, gradient, taken)
+        before, self._before = self._before, (step, gradient, taken, all_layers)
         if whole:
-            self._add(scalars, by_layer, "update_cosine", gradient, -change, taken)
+            self._add(scalars if all_layers else {}, by_layer, "update_cosine", gradient, -change, taken)
         if whole and before is not None and before[0] == step - 1:
-            self._add(scalars, by_layer, "grad_cosine", gradient, before[1], taken & before[2])
+            in_all = scalars if all_layers and before[3] else {}
+            self._add(in_all, by_layer, "grad_cosine", gradient, before[1], taken & before[2])
         return Decoded(scalars, by_layer)
 
     def _add(

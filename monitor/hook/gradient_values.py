@@ -81,7 +81,7 @@ class GradientValues(Probe):
             return self._added_up(self.watch.over_ranks, taken)
         scale = self.watch.loss_scale()
         names = ["grad_abs_max", "grad_zero_share", *(["grad_nonfinite_share"] if self._count_nonfinite else [])]
-        layers = len(self._table)
+        layers, whole = len(self._table), self.coverage.whole
 
         def decode(arrays: list[np.ndarray]) -> Decoded:
             divisor = float(arrays[-1]) if isinstance(scale, Tensor) else scale
@@ -96,7 +96,7 @@ class GradientValues(Probe):
                 for finite in rest:
                     stats[2, one.rows] = (one.stored - finite) / one.entries
             values = {name: (row.astype(np.float32), present) for name, row in zip(names, stats, strict=True)}
-            return Decoded({"grad_abs_max": float(stats[0, present].max())}, values)
+            return Decoded({"grad_abs_max": float(stats[0, present].max())} if whole else {}, values)
 
         tensors = [tensor for one in taken for tensor in one.tensors]
         return Reading([*tensors, scale] if isinstance(scale, Tensor) else tensors, decode)
@@ -131,7 +131,7 @@ class GradientValues(Probe):
 
     def _owners(self) -> dict[int, Sequence[int]]:
         """Rows by the optimizer that uses them; with one optimizer all are together, whoever owns them."""
-        everything = range(len(self._table))
+        everything = [row for row in range(len(self._table)) if row in self.coverage]
         if len(self._optimizers) == 1:
             return {0: everything}
         owner: dict[int, int] = {}

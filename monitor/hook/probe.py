@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from monitor.guard import contained
+from monitor.hook.coverage import Coverage
 from monitor.hook.over_ranks import OverRanks
 from monitor.hook.timing import StepClock
 
@@ -82,6 +83,8 @@ class Probe:
         """From the first forward of a measured step to its end."""
         self.spent_ns = 0
         """Host time of the step in progress."""
+        self.coverage = Coverage()
+        """What it measures of what is measured layer by layer; changes between two steps only."""
 
     def due(self, step: int, since_start: int) -> bool:
         """Whether to measure ``step``, the ``since_start``-th of this attempt (from 1), in the cruise cadence."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from monitor.hook.estimates import adam_update, estimated, moments_of, sgd_update
 from monitor.hook.layers import LayerTable
@@ -75,7 +75,8 @@ class Updates(Probe):
     def before_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         step = self._steps[id(optimizer)] = _Step()
         void = getattr(optimizer, "found_inf", None)  # fused, under a GradScaler: it decides on the device
-        for owned in owned_by(optimizer, self._table, sharded=self.watch.over_ranks is not None):
+        sharded = self.watch.over_ranks is not None
+        for owned in owned_by(optimizer, self._table, self.coverage.kept, sharded=sharded):
             kind = estimated(optimizer, owned)
             if kind == "adam":
                 step.pending.append(owned)
@@ -121,14 +122,15 @@ class Updates(Probe):
             return self._added_up(self.watch.over_ranks, weights, updates, still)
         if not weights:
             return None
-        layers = len(self._table)
+        layers, whole = len(self._table), self.coverage.whole
 
         def decode(arrays: list[np.ndarray]) -> Decoded:
             split = sum(len(norms.tensors()) for norms in weights)
             weight, has_weight = on_host(layers, weights, arrays[:split])
             update, moved = on_host(layers, updates, arrays[split:])
             moved[still] = True
-            return _decoded(weight, has_weight, update, moved & has_weight)
+            decoded = _decoded(weight, has_weight, update, moved & has_weight)
+            return decoded if whole else Decoded(layers=decoded.layers)
 
         return Reading([tensor for norms in (*weights, *updates) for tensor in norms.tensors()], decode)
 
@@ -157,7 +159,7 @@ class Updates(Probe):
     def _other_weights(self, done: set[int]) -> list[RowNorms]:
         """Norms of the weights that have not been measured with their update."""
         kinds: dict[tuple[torch.device, torch.dtype, bool], list[int]] = {}
-        for row, parameter in enumerate(self._table.parameters):
+        for row, parameter in self._covered():
             trained = parameter.requires_grad or parameter.grad is not None
             if row not in done and trained and self._measurable(parameter) and parameter.numel():
                 kinds.setdefault((parameter.device, parameter.dtype, is_sharded(parameter)), []).append(row)
@@ -172,9 +174,12 @@ class Updates(Probe):
         """Rows that no optimizer changes in this step."""
         changed = unknown | {row for norms in updates for row in norms.rows}
         return [
-            row for row, parameter in enumerate(self._table.parameters)
+            row for row, parameter in self._covered()
             if row not in changed and parameter.requires_grad and self._measurable(parameter)
         ]  # fmt: skip
+
+    def _covered(self) -> list[tuple[int, nn.Parameter]]:
+        return [(row, one) for row, one in enumerate(self._table.parameters) if row in self.coverage]
 
     def _measurable(self, parameter: Tensor) -> bool:
         return type(parameter) in PLAIN or (self.watch.over_ranks is not None and is_sharded(parameter))

@@ -19,6 +19,8 @@ SETTLING_STEPS = 50
 """While a scaler skips the first steps, the second moment is still zero."""
 APART = 50
 """Steps between two measurements that are both looked at."""
+LATELY = 20
+"""Measurements within which a layer's zeros must have been measured: the monitor leaves layers out when it is slow."""
 
 
 def epsilon_floor(signals: Signals, *, share: float = 0.5, rows: int = 2) -> Verdict:
@@ -81,8 +83,12 @@ def epsilon_floor(signals: Signals, *, share: float = 0.5, rows: int = 2) -> Ver
 
 def _zeros_until(floor: LayerMatrix, zeros: LayerMatrix) -> np.ndarray:
     """float64[T, L]: largest share of exact zeros of a layer's gradient up to each row of ``floor``; NaN where it was
-    not measured. The largest, so that an embedding's unseen rows are taken off in full."""
-    highest = np.fmax.accumulate(measured(zeros), axis=0)
+    not measured, or not lately. The largest, so that an embedding's unseen rows are taken off in full."""
+    share = measured(zeros)
+    highest = np.fmax.accumulate(share, axis=0)
+    rows = np.arange(len(share))[:, None]
+    newest = np.maximum.accumulate(np.where(np.isfinite(share), rows, -LATELY), axis=0)
+    highest[rows - newest >= LATELY] = np.nan  # left out since: nobody knows how many there are now
     row = np.searchsorted(zeros.step, floor.step, side="right") - 1
     column = {name: index for index, name in enumerate(zeros.names)}
     answer = np.full(floor.value.shape, np.nan)

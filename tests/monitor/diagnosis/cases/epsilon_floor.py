@@ -12,18 +12,18 @@ from tests.monitor.diagnosis.controls import LAYERS
 EVERY = 50
 
 
-def floor(share: float, zeros: float = 0.05, rows: int = STEPS // EVERY) -> Signals:
-    """The share of one layer from step AT + 1 on, every 50 steps; zeros of its gradient every 10."""
+def floor(share: float, zeros: float = 0.05, rows: int = STEPS // EVERY, zeros_until: int = STEPS) -> Signals:
+    """The share of one layer from step AT + 1 on, every 50 steps; zeros of its gradient every 10, up to a step."""
     step = np.arange(1, rows * EVERY, EVERY)
     held = np.full((len(step), len(LAYERS)), 0.02, np.float32)
     held[step > AT, 5] = share
     off = np.full((STEPS // 10, len(LAYERS)), 0.05, np.float32)
     off[:, 5] = zeros
+    known = np.ones(off.shape, bool)
+    known[zeros_until // 10 :, 5] = False
     layers = {
         "adam_floor_share": LayerMatrix("adam_floor_share", step, LAYERS, held, np.ones(held.shape, bool)),
-        "grad_zero_share": LayerMatrix(
-            "grad_zero_share", np.arange(1, STEPS, 10), LAYERS, off, np.ones(off.shape, bool)
-        ),
+        "grad_zero_share": LayerMatrix("grad_zero_share", np.arange(1, STEPS, 10), LAYERS, off, known),
     }
     return Signals.from_arrays({"train_loss": level()}, layers=layers)
 
@@ -43,6 +43,7 @@ FIRES = (Case("90 % of a tensor", lambda: floor(0.9), "info", words=LAYERS[5]),)
 NEAR_MISSES = (
     Case("thirteen measurements in thirteen steps", lambda: armed(110, 122)),
     Case("40 % of a tensor", lambda: floor(0.4)),
+    Case("90 %, and nobody looks at its zeros any more", lambda: floor(0.9, zeros_until=30)),
     Case("90 %, of which 80 % have no gradient", lambda: floor(0.9, zeros=0.8)),
 )
 

@@ -151,7 +151,8 @@ with monitor.attach(model, optimizer, run=sys.argv[1], detail="full") as mon:
         optimizer.step()
         mon.step()
 dist.destroy_process_group()
-print(mon.run_dir)
+if rank == 0:  # two ranks that print at once may do so into one line
+    print(mon.run_dir)
 """
 
 

@@ -12,4 +12,5 @@ from tests.engines.set_up import CANNOT, WANTED, main
 if status := main():
     sys.exit(0 if status == CANNOT else status)
 os.environ[WANTED] = "1"
-sys.exit(pytest.main(["tests/engines", "--durations=5", *sys.argv[1:]]))
+# much of it is waiting, so two files at a time; each process has a cluster of its own
+sys.exit(pytest.main(["tests/engines", "-n", "2", "--dist", "loadfile", "--durations=5", *sys.argv[1:]]))

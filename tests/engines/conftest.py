@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.cluster import Cluster
+from tests.engines.cluster import Cluster, until
+from tests.engines.ray_head import RayHead
 from tests.engines.set_up import WANTED
 from tests.trainer.launch.conftest import Desk, processes_of
 from trainer.launch.launcher import ENGINES
@@ -45,10 +46,19 @@ def cluster(whole_cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator
     whole_cluster.end_jobs()
 
 
+@pytest.fixture(scope="session")
+def ray_head() -> Iterator[RayHead]:
+    running = RayHead()
+    try:
+        running.start()
+        yield running
+    finally:
+        left = running.stop()
+    assert left == []
+
+
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
     yield Desk(tmp_path / "runs")
-    left = processes_of(tmp_path)
-    for process in left:
-        process.kill()
-    assert not left, f"left behind: {left}"
+    # a run has ended when its record says so; what is below it needs a moment more
+    until(lambda: not processes_of(tmp_path), "the end of all processes")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,37 +17,21 @@ from monitor.errors import RunError
 from monitor.runfile.reader import open_run
 from monitor.runfile.store import run_state
 from tests.engines.cluster import Cluster, until
+from tests.engines.runs import record, until_step, wait_for
 from tests.trainer.launch.conftest import Desk, stand_in
 from tests.trainer.launch.test_real_trainer import TINY
 from trainer.config import TrainConfig, with_values
-from trainer.launch import JobState, JobStatus, log_path, resume, start, status, statuses, stop
+from trainer.launch import JobState, log_path, resume, start, status, statuses, stop
 from trainer.launch.engine import Handle
 from trainer.launch.slurm import SlurmEngine
 
 pytestmark = pytest.mark.timeout(900)
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def job_of(run_dir: Path) -> str:
     newest = max((run_dir / "attempts").glob("*/job.json"))
     return json.loads(newest.read_text())["job"]
-
-
-def record(run_dir: Path, name: str, attempt: int = 0) -> dict[str, Any]:
-    return json.loads((run_dir / "attempts" / f"{attempt:04d}" / name).read_text())
-
-
-def wait_for(run_dir: Path, *states: JobState) -> JobStatus:
-    until(lambda: status(run_dir).state in states, f"{states} of {run_dir.name}; it is {status(run_dir)}")
-    return status(run_dir)
-
-
-def until_step(run_dir: Path, attempt: int, step: int) -> None:
-    def look() -> bool:
-        now, seen = status(run_dir), run_state(run_dir)
-        assert now.running, (now, (log_path(run_dir) or Path()).read_text())
-        return len(open_run(run_dir).attempts) == attempt + 1 and (seen.step or 0) >= step
-
-    until(look, f"step {step} of attempt {attempt}")
 
 
 @pytest.fixture
@@ -226,3 +211,24 @@ def test_one_squeue_for_all_runs_at_most_every_five_seconds(
         assert [one.state for one in states] == [JobState.SUCCEEDED] * 3
     assert len(calls.read_text().splitlines()) <= 1 + (time.monotonic() - began) // 5
     assert [one.state for one in statuses(runs)] == [JobState.SUCCEEDED] * 3
+
+
+def test_command_of_the_readme_hands_a_training_over(cluster: Cluster, tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (line,) = [one for one in readme.splitlines() if one.startswith("gradiometer train --engine slurm")]
+    small = [
+        "--runs",
+        str(tmp_path),
+        "--set",
+        "launch.partition=closed",
+    ]  # where it waits: that it trains is seen above
+    words = [sys.executable, "-m", "app", *line.split()[1:], *small]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    (run_dir,) = tmp_path.iterdir()
+    assert f"gradiometer stop {run_dir}" in done.stdout and "pending" in done.stdout
+    assert "TimeLimit=01:00:00" in cluster.ask("scontrol", "show", "job", job_of(run_dir))
+    stopped = [sys.executable, "-m", "app", "stop", str(run_dir)]
+    said = subprocess.run(stopped, capture_output=True, text=True, timeout=120, cwd=ROOT).stdout
+    assert "taken out of the queue" in said
+    wait_for(run_dir, JobState.CANCELLED)

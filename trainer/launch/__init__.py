@@ -8,8 +8,8 @@
     fork(launched.run_dir, 200, ["optimizer.lr=1e-4"]) # a run of its own from there
 
 Where the processes run is an ``Engine`` (``engine.py``), chosen by ``config.launch.engine``: ``local.py`` is this
-machine, ``slurm.py`` a cluster. Everything an engine knows about a job lies in the attempt folder, so any process that
-reaches the folder and the engine can follow or stop what another one started.
+machine, ``slurm.py`` and ``ray.py`` are clusters. Everything an engine knows about a job lies in the attempt folder, so
+any process that reaches the folder and the engine can follow or stop what another one started.
 """
 
 from __future__ import annotations

@@ -26,12 +26,13 @@ from trainer.config import (
 from trainer.launch.claim import claim_attempt, newest_attempt, read_record
 from trainer.launch.engine import Engine, Handle, JobSpec, JobState, JobStatus, Launched, StopResult
 from trainer.launch.local import CONFIG_VARIABLE, LocalEngine
+from trainer.launch.ray import RayEngine
 from trainer.launch.slurm import SlurmEngine
 
 GRACE_S = 30.0
 """Seconds a trainer gets to save its checkpoint after SIGTERM. A model that fits here is saved in one."""
 
-ENGINES: dict[str, Engine] = {engine.name: engine for engine in (LocalEngine(), SlurmEngine())}
+ENGINES: dict[str, Engine] = {engine.name: engine for engine in (LocalEngine(), SlurmEngine(), RayEngine())}
 
 
 def start(

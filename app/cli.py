@@ -68,6 +68,14 @@ class TableFormat(StrEnum):
     CSV = "csv"
 
 
+class Engine(StrEnum):
+    """What holds a training that does not run in this terminal."""
+
+    LOCAL = "local"
+    SLURM = "slurm"
+    RAY = "ray"
+
+
 class Device(StrEnum):
     """Where a training runs."""
 
@@ -93,11 +101,24 @@ def train(
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     device: Annotated[Device | None, typer.Option(help="Where to train.")] = None,
+    engine: Annotated[
+        Engine | None,
+        typer.Option(help="Hand it over and return: local (this machine, in the background), slurm, ray."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it would take; a few real steps, nothing written.")
     ] = False,
 ) -> None:
     """Train a GPT on real text, or another task, with the monitor attached; follow it with `gradiometer app`."""
+    from app.handover import hand_over
+
+    short = {"name": name, "steps": steps, "device": device, "task.kind": task, "task.data": data}
+    overrides = [*(set_ or []), *(f"{field}={value}" for field, value in short.items() if value is not None)]
+    if not dry_run and (engine or config or any(one.startswith("launch.") for one in overrides)):
+        said = or_exit(lambda: hand_over(config, preset, overrides, runs, engine))
+        if said is not None:
+            print(said)
+            return
     words = [sys.executable, "-m", "trainer", "--runs", str(runs)]
     words += ["--config", str(config)] if config else []
     words += ["--preset", preset] if preset else []

@@ -51,6 +51,13 @@ def dry_run(config: TrainConfig) -> None:
     DRY_RUNS.begin(config)
 
 
+def engines() -> dict[str, str | None]:
+    """Where a training can be launched, and why not: by name, None where it can."""
+    from trainer import launch
+
+    return launch.engines()
+
+
 def stop(path: Path) -> str:
     """Ask the training at ``path`` to save a checkpoint and end; returns what was done, in words.
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from app import text
+from app.engine_state import state_of
 from monitor.runfile.reader import Run
 from monitor.runfile.store import RunState
 from monitor.signals import Signal
 
-LIVE_WORDS = frozenset({"starting", "running", "paused"})
+LIVE_WORDS = frozenset({"starting", "running", "paused", "pending", "requeued"})
 RECENT_STEPS = 50
 """Steps that the speed shown and the time left are taken from (our judgement)."""
 
@@ -61,7 +62,7 @@ class Facts:
 
 def facts_of(run: Run) -> Facts:
     """What is known about ``run`` now."""
-    state = run.state
+    state = state_of(run)
     live = state.word in LIVE_WORDS
     heartbeat = state.heartbeat or {}
     loss = run.series("train_loss")

@@ -29,6 +29,8 @@ STATES: dict[str, tuple[str, str]] = {
     "starting": ("◌", "blue"),
     "running": ("▶", "blue"),
     "paused": ("Ⅱ", "blue"),
+    "pending": ("◌", "gray"),
+    "requeued": ("◌", "gray"),
     "finished": ("■", "green"),
     "stopped": ("■", "gray"),
     "crashed": ("✕", "red"),

@@ -137,7 +137,7 @@ def troubles(facts: Facts) -> None:
     if len(facts.warnings) > WARNINGS_SHOWN:
         with st.expander(f"{len(facts.warnings) - WARNINGS_SHOWN} more warnings"):
             bullets(list(facts.warnings[WARNINGS_SHOWN : WARNINGS_SHOWN + 50]))
-    if facts.state.word in ("crashed", "lost", "stale", "stopped"):
+    if facts.state.word in ("crashed", "lost", "stale", "stopped", "pending", "requeued"):
         st.caption(text.markdown(f"{facts.state.word}: {facts.state.reason}", 400))
     if facts.problems:
         count = len(facts.problems)

@@ -31,6 +31,7 @@ SECTION_TITLES = {
     "compile": "torch.compile",
     "precision": "Precision",
     "parallel": "Processes",
+    "launch": "Where it runs: this machine, Slurm, Ray",
     "evaluation": "Evaluation",
     "checkpoint": "Checkpoints",
     "skip": "Batches left out",
@@ -84,6 +85,8 @@ def fields(base: TrainConfig, preset: str) -> dict[str, Any]:
     for section, members in sections.items():
         title = SECTION_TITLES.get(section, section.replace("_", " ").capitalize())
         with st.expander(title, expanded=section in OPEN_SECTIONS):
+            if section == "launch":
+                tell_engines()
             grid = st.grid(min_column_width=165)
             for field in members:
                 with grid.cell():
@@ -93,6 +96,19 @@ def fields(base: TrainConfig, preset: str) -> dict[str, Any]:
                 if value != before:
                     given[field.name] = value
     return given
+
+
+@st.cache_data(ttl=10, show_spinner=False)
+def engines() -> dict[str, str | None]:
+    """Where a training can be launched, and why not: asked anew after 10 s, since a cluster may take its time."""
+    return control.engines()
+
+
+def tell_engines() -> None:
+    """Which engines cannot be chosen, and why."""
+    for name, reason in engines().items():
+        if reason is not None:
+            st.caption(f"{name} cannot be chosen: {text.markdown(reason, 300)}")
 
 
 def value_at(record: dict[str, Any], name: str) -> Any:
@@ -112,6 +128,8 @@ def widget(field: FormField, before: Any, preset: str) -> Any:
         return st.toggle(label, value=bool(before), key=key, help=explained)
     if field.choices:
         options = [*field.choices, *(["none"] if field.optional else [])]
+        if field.name == "launch.engine":
+            options = [name for name in options if engines()[name] is None]
         options += [before] if before is not None and before not in options else []
         index = options.index("none" if before is None else before)
         chosen = st.selectbox(

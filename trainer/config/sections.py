@@ -825,8 +825,8 @@ class TrainConfig(Section):
         launch, processes = self.launch, self.parallel.processes
         if launch.nodes > 1 and launch.engine != "slurm":
             raise ValueError(
-                f"launch.nodes = {launch.nodes} needs launch.engine = slurm; {launch.engine} starts all processes on "
-                "one host"
+                f"launch.engine = {launch.engine} starts all processes on one host, and launch.nodes = {launch.nodes}; "
+                "several take launch.engine = slurm"
             )
         if processes % launch.nodes:
             raise ValueError(

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from app.incident import config_diff, incident_key
 from app.text import plain
@@ -246,18 +246,26 @@ class Tried:
 
 def tried(parent: Run, onset_step: int | None = None) -> list[Tried]:
     """The fixes that were tried on ``parent``, oldest first; those for the incident of ``onset_step`` where given."""
-    outcomes = {event.fields.get("run"): event.fields for event in parent.events("fix_outcome")}
+    outcomes = {str(event.fields.get("run")): event.fields for event in parent.events("fix_outcome")}
     found = []
     for event in parent.events("fix"):
         fields, step = event.fields, as_number(event.fields.get("from_step"))
         name, patch = fields.get("run"), fields.get("patch")
-        if not isinstance(name, str) or step is None or not math.isfinite(step) or event.step is None:
+        if not _is_run_id(name) or step is None or not math.isfinite(step) or event.step is None:
             continue
         if onset_step in (None, event.step):
             patch = patch if isinstance(patch, dict) else {}
             words = str(fields.get("key")), str(fields.get("text"))
             found.append(Tried(name, *words, int(step), patch, event.step, outcomes.get(name) or {}))
     return found
+
+
+def _is_run_id(name: object) -> TypeGuard[str]:
+    """Whether ``name``, which lies in a run directory, leads nowhere but beside it."""
+    try:
+        return isinstance(name, str) and check_run_id(name) == name
+    except RunError:
+        return False
 
 
 def wait(path: Path, say: Callable[[Outcome], None] = lambda outcome: None) -> Outcome:

@@ -63,10 +63,10 @@ def panel(path: Path, found: Mapping[str, Any], findings: Sequence[Mapping[str, 
 
 @st.cache_data(max_entries=32, show_spinner=False)
 def possible(
-    path: Path, _found: Mapping[str, Any], _findings: Sequence[Mapping[str, Any]], saved: tuple[int, ...]
+    path: Path, found: Mapping[str, Any], _findings: Sequence[Mapping[str, Any]], saved: tuple[int, ...]
 ) -> list[fixes.Plan]:
     """What can be tried; kept while the checkpoints are the same, for each is read and checked whole."""
-    return fixes.plans(open_run(path), _found, _findings)
+    return fixes.plans(open_run(path), found, _findings)
 
 
 def offer(path: Path, plans: list[fixes.Plan], key: str) -> None:

@@ -37,7 +37,8 @@ def test_what_was_tried_is_listed_with_its_outcome_also_when_the_child_is_gone(t
     path = made.nan_run(tmp_path)
     fix: dict[str, Any] = {"run": "a-child", "key": "remedy", "text": "as recommended", "from_step": 200}
     add_afterwards(path, "fix", step=210, attempt=0, patch={"optimizer.lr": 0.1}, incident=INCIDENT, **fix)
-    add_afterwards(path, "fix", step=210, attempt=0, run=["no id"], from_step="NaN")  # from a stranger
+    for stranger in (["no id"], "../../etc", "", 7):
+        add_afterwards(path, "fix", step=210, attempt=0, run=stranger, from_step=200)
     add_afterwards(path, "fix_outcome", step=210, attempt=0, run="a-child", word="gone", text="60 steps")
     (tried,) = fixes.tried(open_run(path), 210)
     assert (tried.run, tried.step, tried.patch, tried.outcome["word"]) == (

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from monitor.diagnosis.engine import diagnose
 from monitor.diagnosis.experiments import experiments
 from monitor.diagnosis.rule import Severity
-from monitor.diagnosis.verdict import LEAST_AT_END, Outcome, Trouble, continued, judge, ranked, steps_needed
+from monitor.diagnosis.verdict import LEAST_AT_END, Outcome, Trouble, Word, continued, judge, ranked, steps_needed
 from monitor.diagnosis.view import Signals
 
 STEPS, FORK, ONSET = 400, 190, 200
@@ -125,8 +125,14 @@ def test_a_trouble_is_read_as_it_was_written_and_what_is_none_is_refused() -> No
 
 
 def test_what_mended_it_ranks_first_and_of_those_the_lowest_loss() -> None:
-    words = [("came back", 1.0), ("gone", 2.0), ("not decided", 0.5), ("gone", 1.5), ("moved", 0.1)]
-    outcomes = [Outcome(word, "", 0, 0, 0, loss) for word, loss in words]  # type: ignore[arg-type]
+    words: list[tuple[Word, float]] = [
+        ("came back", 1.0),
+        ("gone", 2.0),
+        ("not decided", 0.5),
+        ("gone", 1.5),
+        ("moved", 0.1),
+    ]
+    outcomes = [Outcome(word, "", 0, 0, 0, loss) for word, loss in words]
     assert ranked(outcomes) == [3, 1, 2, 4, 0]
 
 

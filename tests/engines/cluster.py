@@ -14,8 +14,6 @@ from typing import TypeVar
 
 import psutil
 
-from tests.trainer.launch.conftest import processes_of
-
 Found = TypeVar("Found")
 PATIENCE_S = 240.0
 """A bound on waiting, not an expectation: the machine may be busy."""
@@ -125,7 +123,7 @@ class Cluster:
         """End all daemons; gives back what is left of them or of their jobs."""
         for name in ("slurmd", "slurmctld", "munged"):
             end(self._daemons(name))
-        left = processes_of(self.folder)
+        left = processes_naming(self.folder)
         end(left)
         shutil.rmtree(self.folder, ignore_errors=True)
         del os.environ["SLURM_CONF"]
@@ -137,7 +135,20 @@ class Cluster:
         subprocess.run([path, *words], check=True, timeout=60, stdout=subprocess.DEVNULL)
 
     def _daemons(self, name: str) -> list[psutil.Process]:
-        return [one for one in processes_of(self.folder) if one.name() == name]
+        return [one for one in processes_naming(self.folder) if one.name() == name]
+
+
+def processes_naming(folder: Path) -> list[psutil.Process]:
+    """Every live process with the folder anywhere on its command line, or that works in it."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = [*process.cmdline(), process.cwd()]
+            if process.status() != psutil.STATUS_ZOMBIE and any(str(folder) in word for word in words):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            continue
+    return found
 
 
 def end(processes: list[psutil.Process]) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.engines.cluster import processes_naming
 from tests.engines.set_up import ray_python
 from trainer.launch.ray import ADDRESS_VARIABLE
 
@@ -61,10 +62,9 @@ class RayHead:
     def processes(self) -> list[psutil.Process]:
         """What names our folder, and all that is below it: workers hide their command line."""
         found: dict[int, psutil.Process] = {}
-        for process in psutil.process_iter():
+        for process in processes_naming(self.folder):
             try:
-                if process.status() != psutil.STATUS_ZOMBIE and any(str(self.folder) in w for w in process.cmdline()):
-                    found |= {one.pid: one for one in (process, *process.children(recursive=True))}
-            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                found |= {one.pid: one for one in (process, *process.children(recursive=True))}
+            except psutil.NoSuchProcess:
                 continue
         return [one for one in found.values() if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]

@@ -9,7 +9,7 @@ Faults of the catalogue in the design notes, the rules that see them, and what n
     F05 fp16 overflow and underflow        loss-scale, non-finite
     F06 stale second moment of Adam        stale-second-moment
     F07 epsilon floor of Adam              epsilon-floor
-    F08 edge of stability                  oscillation
+    F08 edge of stability                  oscillation, edge-of-stability
     F09 loss spike                         loss-spike
     F10 unequal update ratios              update-imbalance
     F11 weight norm runs away              weight-norm, optimizer-change
@@ -55,6 +55,7 @@ from monitor.diagnosis.rules import (
     batch_size,
     data_order,
     dead_units,
+    edge_of_stability,
     epsilon_floor,
     exposed_communication,
     gradient_explosion,
@@ -109,6 +110,7 @@ RULES: tuple[Rule, ...] = (
     update_size.RULE,
     update_imbalance.RULE,
     oscillation.RULE,
+    edge_of_stability.RULE,
     weight_norm.RULE,
     weights_overwritten.RULE,
     vanishing_gradient.RULE,

@@ -93,6 +93,32 @@ def resume(path: Path) -> str:
     return f"attempt {launched.attempt} started"
 
 
+def look_at_landscape(path: Path, arguments: list[str], asked: str) -> None:
+    """Have the loss around a checkpoint computed, without waiting for it.
+
+    Raises:
+        RunError: the page is read-only, the run is a sample, or is being looked at already.
+    """
+    _may_act()
+    if is_sample(path):
+        raise RunError("This is a sample run without checkpoints. Look at the landscape of a training of your own.")
+    from trainer.launch import looking
+
+    looking.look(path.absolute(), arguments, asked)
+
+
+def stop_looking(path: Path) -> None:
+    """End such a computation; what it has found stays.
+
+    Raises:
+        RunError: the page is read-only.
+    """
+    _may_act()
+    from trainer.launch import looking
+
+    looking.stop_looking(path.absolute())
+
+
 def begin_sweep(plan: Plan) -> str:
     """Begin a sweep in the first runs folder and return its id, without waiting for it.
 

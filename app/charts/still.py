@@ -1,4 +1,4 @@
-"""Figures that stand still while they are looked at: the window round an incident, a slice of the loss landscape."""
+"""A figure that stands still while it is looked at: the window round an incident."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import plotly.graph_objects as go
 
 from app.text import plotly as escaped
 from monitor.runfile.downsample import min_max
-from monitor.runfile.reader import LandscapeSample
 from monitor.signals import Signal
 
 CRITICAL = "#d8453a"
@@ -62,32 +61,3 @@ def _scale(finite: np.ndarray) -> dict[str, object]:
     if not len(finite) or finite.min() <= 0 or finite.max() <= 100 * finite.min():
         return {"type": "linear", "nticks": 5}
     return {"type": "log", "dtick": max(1, round(float(np.log10(finite.max() / finite.min())) / 4))}
-
-
-def slice_figure(samples: list[LandscapeSample]) -> go.Figure | None:
-    """The loss along a direction through the weights, the latest before up to four earlier ones; None without any."""
-    lines = [sample for sample in samples if sample.kind == "line" and len(sample.coords)]
-    if not lines:
-        return None
-    shown = (
-        lines[-1:]
-        if len(lines) == 1
-        else [lines[i] for i in sorted({*np.linspace(0, len(lines) - 1, min(5, len(lines))).astype(int)})]
-    )
-    figure = go.Figure()
-    for index, sample in enumerate(shown):
-        latest = index == len(shown) - 1
-        order = np.argsort(sample.coords)
-        finite = np.isfinite(sample.loss[order])
-        figure.add_scatter(
-            x=sample.coords[order], y=np.where(finite, sample.loss[order], np.nan), mode="lines+markers",
-            name=f"step {sample.step:,}".replace(",", "\u202f"), opacity=1.0 if latest else 0.25 + 0.12 * index,
-            line={"width": 2.2 if latest else 1.2, "color": LINE}, marker={"size": 5 if latest else 3, "color": LINE},
-        )  # fmt: skip
-    direction = escaped(shown[-1].direction or "one direction")
-    figure.add_vline(x=0, line={"color": MUTED, "width": 1, "dash": "dot"})
-    figure.update_layout(
-        height=320, margin={"l": 60, "r": 10, "t": 10, "b": 44}, legend={"orientation": "h", "y": 1.08},
-        xaxis_title=f"distance along {direction}, relative to the weights' norm", yaxis_title="loss (nats)",
-    )  # fmt: skip
-    return figure

@@ -437,9 +437,20 @@ def _own_values(run: Run, names: set[str], wanted: Callable[[str], object] | Non
 
 
 def landscape_charts(run: Run) -> list[Chart]:
-    """Mean and variance of the loss under perturbation, over steps."""
+    """Sharpness against the limit of stability, and mean and variance of the loss under perturbation, over steps."""
     names = set(run.names)
     charts = []
+    if "sharpness" in names:
+        wanted = [
+            ("sharpness", "sharpness", 0, "points"),
+            ("sharpness_limit", "limit of stability", 1, "limit"),
+        ]
+        charts.append(
+            Chart(
+                "sharpness", "Sharpness against the limit of stability", "",
+                traces=_traces(run, wanted, names), log=True, height=230, help=CATALOGUE["sharpness"].meaning,
+            )
+        )  # fmt: skip
     if "landscape_loss_mean" in names:
         wanted = [
             ("landscape_loss_mean", "mean over perturbations", 3, "points"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from app.charts.measures import LAYER_MEASURES, MODULE_MEASURES, Choice, matrix_of
-from app.charts.still import slice_figure, window_figure
+from app.charts.still import window_figure
 from app.charts.story import landscape_charts, story_charts, story_marks, system_charts
 from app.facts import facts_of
 from app.incident import incident_key
@@ -194,14 +194,6 @@ def test_landscape_and_system_views_follow_what_was_recorded(all_runs: Runs):
     assert [chart.id for chart in system_charts(healthy)] == ["cpu", "memory", "ram"]
     half = open_run(all_runs.folder / all_runs.half)
     assert landscape_charts(half) == [] and system_charts(half) == []
-
-
-def test_the_slice_shows_the_latest_sample_in_front(all_runs: Runs):
-    run = open_run(all_runs.folder / all_runs.healthy)
-    figure = slice_figure(run.landscape())
-    assert [trace.name for trace in figure.data] == ["step 100", "step 200", "step 300", "step 400"]
-    assert np.allclose(figure.data[-1].y, run.landscape()[-1].loss)
-    assert slice_figure([]) is None
 
 
 def test_the_window_round_an_incident_draws_each_sample_and_marks_the_non_finite():

@@ -29,8 +29,9 @@ from torch import Tensor
 from monitor.errors import GradiometerError, RunError
 from monitor.landscape.curvature import Curvature, curvature
 from monitor.landscape.directions import Direction, between, last_update, norm, random_direction, scaled
-from monitor.landscape.hessian import Hessian, step_to_the_bottom
+from monitor.landscape.hessian import descent
 from monitor.landscape.measures import barrier, curvature_at_zero
+from monitor.landscape.sample import REACH_OF_UPDATE
 from monitor.landscape.surface import LossFn, Surface, axis, fill
 from monitor.landscape.trajectory import principal_plane
 from monitor.landscape.undisturbed import float_buffers, moving, undisturbed
@@ -54,10 +55,8 @@ MOST_POINTS = 501
 TOKENS = 2048
 """Of the batch, unless told otherwise: as many examples as have so many. Our judgement."""
 FEWEST_EXAMPLES, MOST_EXAMPLES = 8, 256
-REACH = {"random": 1.0, "update": 10.0}
+REACH = {"random": 1.0, "update": REACH_OF_UPDATE}
 """To both sides: in norms of each filter, and in last updates."""
-REACH_OF_GRADIENT = 3.0
-"""In steps to the bottom of the parabola that gradient and curvature give."""
 BESIDE = 0.2
 """Share of the trajectory's extent that a plane shows on each side of it."""
 MOST_CHECKPOINTS = 32
@@ -333,12 +332,9 @@ class _Desk:
                     )
                 self._detail["update_norm"] = norm(update)
                 return update, "update", REACH["update"]
-        with Hessian(self._model, self._loss) as hessian:
-            step = step_to_the_bottom(hessian)
-            gradient, self._detail["gradient_norm"] = hessian.gradient, norm(hessian.gradient)
-        if math.isnan(step):  # no bottom ahead: a tenth of the weights
-            step = 0.1 * norm(weights) / max(norm(gradient), 1e-30)
-        return scaled(gradient, -1.0), "gradient", REACH_OF_GRADIENT * step
+        direction, reach = descent(self._model, self._loss)
+        self._detail["gradient_norm"] = norm(direction)
+        return direction, "gradient", reach
 
     def _to_other(self) -> Direction:
         other = _checkpoint(self._run, self._question.other)

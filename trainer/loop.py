@@ -7,7 +7,7 @@
             micro-batches: forward, loss, backward      grad_accum_steps times; gradients are reduced with the last
             unscale, clip, add noise, optimizer step, scaler update, running mean of the weights
             mon.step                                    the measurements of this step are complete
-            landscape sample                            every monitor.landscape_every steps, rank 0
+            landscape and curvature samples             every monitor.landscape_every steps, rank 0
         evaluate                      every evaluation.every_steps, and after the last step; ends training early when
                                       early_stopping.patience evaluations bring no progress
         checkpoint                    every checkpoint.every_steps, at a new lowest held-out loss, after the last step,
@@ -37,6 +37,7 @@ from monitor.runfile.format import attempt_dir
 from monitor.runfile.reader import open_run
 from trainer import checkpoint, fidelity
 from trainer.adversarial import attacked
+from trainer.allowance import Allowance
 from trainer.clipping import Clipping
 from trainer.compiling import compiled
 from trainer.config import TrainConfig
@@ -59,10 +60,6 @@ from trainer.schedules import lr_multiplier
 from trainer.stop import StopFlag, reason
 from trainer.tasks import IGNORED, Batch, EpochSampler, Task, build_model, build_task
 from trainer.unmonitored import Unmonitored
-
-LANDSCAPE_TOKENS = 256
-"""Tokens of the step's first micro-batch that a landscape sample is taken on, in whole examples. A sample is some 20
-forward passes: on all 16 sequences of the default GPT they would cost as much as 7 steps, on two of them 1.2."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +97,8 @@ class Session:
     faults: Faults
     val_batches: list[Batch]
     """This rank's share of the validation pass, on the device."""
+    allowance: Allowance
+    """For samples of the landscape; counts from when the attempt was set up."""
 
 
 def train(
@@ -303,8 +302,8 @@ def training_step(session: Session, mon: Any, display: Display) -> None:
     state.step = step
     state.tokens += tokens
     mon.step(loss=loss, tokens=tokens, batch_id=batch_id)
-    if session.layout.alone and parallel.is_first and _due(config.monitor.landscape_every, step):
-        mon.landscape_sample(_loss_on(session, micro_batches[0]))
+    if session.layout.alone and parallel.is_first and mon.landscape_due:
+        sample_landscape(session, mon, micro_batches[0])
     display.step(step, tokens, lr, loss, grad_norm)
 
 
@@ -530,6 +529,7 @@ def build_session(config: TrainConfig, parallel: Parallel, *, resumed: bool = Fa
         layout.together(model),
         faults,
         _val_batches(config, parallel, layout, task),
+        Allowance(config.monitor.landscape_share),
     )
     # From here on only dropout draws numbers, other ones on each rank that holds other activations.
     seed_everything(config.seed + 1 + parallel.random_stream)
@@ -635,9 +635,20 @@ def _sizes(model: nn.Module) -> tuple[int, int]:
     return sum(size for size, _ in sizes), sum(size for size, trains in sizes if not trains)
 
 
+def sample_landscape(session: Session, mon: Any, batch: Batch) -> None:
+    """The loss around the weights and its curvature, as far as the share of the time for it reaches."""
+    loss = _loss_on(session, batch)
+    samples = {"curvature": mon.curvature_sample, "loss": mon.landscape_sample}
+    for kind in session.allowance.in_turn(list(samples)):
+        if not session.allowance.affords(kind):
+            return  # nor the other one: a cheap kind would leave no room for a dear one for ever
+        with session.allowance.spending(kind):
+            samples[kind](loss)
+
+
 def _loss_on(session: Session, batch: Batch) -> Any:
     """A function that gives the mean loss on part of ``batch``, without dropout, at whatever the weights are then."""
-    few = batch.first(max(1, LANDSCAPE_TOKENS // session.task.tokens_per_example))
+    few = batch.first(max(1, session.config.monitor.landscape_tokens // session.task.tokens_per_example))
     tokens, few = few.tokens, few.to(session.parallel.device)
 
     def loss() -> Tensor:

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +46,8 @@ LR_JUMP = 2.0
 """A learning rate that changes by more than this factor from one step to the next is an event. Our judgement: a
 schedule's own ramps stay below it, except for the first two steps of a linear warm-up, which are exactly at it."""
 TRACEBACK_LINES = 30
+CURVATURE_TOLERANCE = 1e-2
+"""Relative error of a sharpness that is sampled while training; a limit is not known better. Our judgement."""
 MOST_ARMED = 8
 """Findings of one attempt that make the next steps be measured in full: such a step costs about a quarter more."""
 
@@ -96,6 +99,8 @@ class Monitor:
         self._sampled = False
         self._samples: AttentionSamples | None = None
         self.landscape_every = landscape_every
+        self._sign_at: int | None = None
+        self._sharpest: np.ndarray | None = None
         self._model = model
         self._optimizers = tuple(optimizers)
         self._writer = writer
@@ -321,9 +326,18 @@ class Monitor:
 
     @property
     def landscape_due(self) -> bool:
-        """Whether the step that just ended is one of every ``landscape_every``."""
+        """Whether the step that just ended is one of every ``landscape_every``, or the first of an early sign.
+
+        Never without ``landscape_every``. What a sample costs is the loop's to bear: see ``Allowance`` of the trainer.
+        """
         every = self.landscape_every
-        return every is not None and every > 0 < self.step_number and self.step_number % every == 0
+        if every is None or every <= 0 or self.step_number <= 0:
+            return False
+        if not self._probes.armed:
+            self._sign_at = None
+        elif self._sign_at is None:
+            self._sign_at = self.step_number
+        return self.step_number in (self._sign_at, self.step_number // every * every)
 
     def landscape_sample(self, loss_fn: Callable[[], Tensor | float], **options: Any) -> None:
         """Sample the loss around the present weights: mean and variance under perturbation, and a line through them.
@@ -360,22 +374,54 @@ class Monitor:
             loss_fn: the loss of ``batch`` under the model's present weights; for ``curvature`` a tensor.
             batch: a fixed one: the same each time, so that samples can be compared. For the sharpness one of the
                 training data, as large as fits: the limit is about the loss that is trained.
-            curvature: take the largest eigenvalue of the Hessian too (for Adam of the preconditioned one), and the
-                curvature along the gradient and the last update: some 25 to 50 times the cost of two gradients.
+            curvature: also what :meth:`curvature_sample` measures. ``loss_fn`` gives a tensor then.
             options: of :meth:`landscape_sample`.
         """
         self.landscape_sample(lambda: loss_fn(batch), **options)
-        if not (curvature and self._loop.live and self._weights_can_be_moved()):
-            return
-        with self._loop.aside("monitor"), contained("samples of the curvature"):
-            from monitor.landscape.curvature import curvature as measure
+        if curvature:
+            self.curvature_sample(lambda: loss_fn(batch))
 
+    def curvature_sample(
+        self, loss_fn: Callable[[], Tensor | float], *, tolerance: float = CURVATURE_TOLERANCE
+    ) -> None:
+        """Sample the curvature: the sharpness beside the limit of stability, and slices along update and gradient.
+
+        The training does not notice, as with :meth:`landscape_sample`. A sample costs some 25 to 50 times two
+        gradients, later ones less: each begins with the direction that the one before found.
+
+        Args:
+            loss_fn: the loss of a fixed batch of the training data as a tensor that depends on the weights.
+            tolerance: relative error at which the largest eigenvalue is taken as found.
+        """
+        if not (self._loop.live and self._weights_can_be_moved()):
+            return
+        from monitor.landscape.curvature import curvature
+        from monitor.landscape.sample import slices_ahead
+
+        self._sampled = True
+        with self._loop.aside("monitor"), contained("samples of the curvature"):
             optimizer = self._optimizers[0] if len(self._optimizers) == 1 else None
-            found = measure(self._model, lambda: loss_fn(batch), optimizer, seed=self.step_number)
+            found = curvature(
+                self._model, loss_fn, optimizer, sharpness_only=True, tolerance=tolerance, start=self._sharpest,
+                seed=self.step_number,
+            )  # fmt: skip
+            self._sharpest = found.vector
+            now = self._wall()
             self._writer.landscape(
-                self.step_number, self._wall(), kind="curvature", direction="", radius=float("nan"), coords=(), loss=(),
+                self.step_number, now, kind="curvature", direction="", radius=float("nan"), coords=(), loss=(),
                 baseline=found.loss, detail=found.detail(),
             )  # fmt: skip
+            for one in slices_ahead(self._model, loss_fn, optimizer):
+                self._writer.landscape(
+                    self.step_number, now, kind=one.kind, direction=one.direction, radius=one.radius,
+                    coords=one.coords, loss=one.loss, baseline=found.loss, detail={"unit": one.direction},
+                )  # fmt: skip
+            limit = found.stability.limit if found.stability is not None else math.nan
+            measured = {
+                "sharpness": found.sharpness, "sharpness_limit": limit,
+                "curvature_along_gradient": found.along_gradient, "curvature_along_update": found.along_update,
+            }  # fmt: skip
+            self.log({name: value for name, value in measured.items() if not math.isnan(value)})
 
     def _weights_can_be_moved(self) -> bool:
         """Whether the landscape of this model can be taken; says so once when it cannot."""

@@ -70,6 +70,7 @@ def curvature(
     optimizer: torch.optim.Optimizer | None = None,
     *,
     count: int = 1,
+    sharpness_only: bool = False,
     trace_samples: int = 0,
     update: Direction | None = None,
     tolerance: float = TOLERANCE,
@@ -89,6 +90,7 @@ def curvature(
         loss_fn: gives a tensor of one number that depends on the weights; runs in eval mode.
         optimizer: for the limit, the preconditioner and the last update.
         count: eigenvalues; 0 for none, which leaves the sharpness out too.
+        sharpness_only: leave out the eigenvalues of H itself where the sharpness is that of P⁻¹H.
         update: the last update, where it is known better than from the optimizer's state.
         start: ``Curvature.vector`` of a look some steps ago.
         progress: called with the number of products made.
@@ -128,7 +130,7 @@ def curvature(
             with Hessian(model, loss_fn, method=hessian.method, scale=held.scale) as seen:
                 top = eigenvalues(seen, 1, start=start, **options)
                 found = replace(found, sharpness=_first(top), vector=_vector(top), products=seen.products)
-        if count:
+        if count and not (scaled and sharpness_only):
             largest = eigenvalues(hessian, count, start=None if scaled else start, **options)
             found = replace(found, eigenvalues=tuple(largest.values.tolist()))
             if not scaled:

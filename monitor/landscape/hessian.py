@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from monitor.landscape.directions import Direction, dot, norm
+from monitor.landscape.directions import Direction, dot, norm, scaled
 from monitor.landscape.surface import LossFn
 from monitor.landscape.undisturbed import Borrowed, moving, undisturbed
 
@@ -34,6 +34,8 @@ DENSE = 32
 TOLERANCE = 1e-4
 """Relative error at which an eigenvalue is taken as found. Our judgement: a limit is known to fewer digits."""
 MOST_PRODUCTS = 400
+REACH_OF_GRADIENT = 3.0
+"""In steps to the bottom of the parabola that gradient and curvature give."""
 _NO_SECOND = ("derivative for", "double backward", "does not require grad", "not implemented", "differentiate twice")
 """What torch says of an operation that has no second derivative."""
 
@@ -318,6 +320,19 @@ def _random_signs(hessian: Hessian, samples: int, seed: int) -> Iterator[Directi
     generator = np.random.default_rng(seed)
     for _ in range(samples):
         yield hessian.unflat(generator.choice(np.array([-1.0, 1.0]), hessian.size))
+
+
+def descent(model: nn.Module, loss_fn: LossFn) -> tuple[Direction, float]:
+    """Minus the gradient, and how far along it is worth looking: ``REACH_OF_GRADIENT`` steps to the bottom.
+
+    Where the parabola has no bottom ahead, as far as a tenth of the weights' norm.
+    """
+    with Hessian(model, loss_fn) as hessian:
+        step = step_to_the_bottom(hessian)
+        gradient = hessian.gradient
+    if math.isnan(step):
+        step = 0.1 * norm([weight.detach() for weight in moving(model)]) / max(norm(gradient), 1e-30)
+    return scaled(gradient, -1.0), REACH_OF_GRADIENT * step
 
 
 def step_to_the_bottom(hessian: Hessian) -> float:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import nn
 
-from monitor.landscape.directions import Mover, random_direction
+from monitor.landscape.directions import Mover, last_update, random_direction
+from monitor.landscape.hessian import descent
 from monitor.landscape.surface import LossFn, Surface, axis, fill, one_number
-from monitor.landscape.undisturbed import Borrowed, undisturbed
+from monitor.landscape.undisturbed import Borrowed, moving, undisturbed
 
 RADIUS = 0.05
 """Relative size of the perturbations: each filter moves by this share of its own norm. Our judgement: large against a
@@ -17,6 +19,8 @@ training step, small against the distance to another basin."""
 PERTURBATIONS = 8
 LINE_RADIUS = 0.5
 LINE_POINTS = 11
+REACH_OF_UPDATE = 10.0
+"""In last updates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,25 @@ def sample_landscape(
         Slice("perturbation", "filter-normalised gaussian", radius, np.arange(perturbations, dtype=np.float64), near),
         Slice("line", f"filter-normalised gaussian, seed {seed}", line_radius, line.axes[0], line.loss),
     )
+
+
+def slices_ahead(
+    model: nn.Module, loss_fn: LossFn, optimizer: torch.optim.Optimizer | None, *, points: int = LINE_POINTS
+) -> list[Slice]:
+    """The loss along the last update, where the optimizer's state tells it, and along minus the gradient.
+
+    Both go as far back as ahead. The gradient is that of ``loss_fn``, which must give a tensor for it.
+    """
+    moves = last_update(optimizer, moving(model)) if optimizer is not None else None
+    ways = [] if moves is None else [("update", moves, REACH_OF_UPDATE)]
+    ways.append(("gradient", *descent(model, loss_fn)))
+    found = []
+    with undisturbed(model) as borrowed:
+        for name, direction, reach in ways:
+            line = Surface.blank(axis(reach, points))
+            fill(line, borrowed, loss_fn, [direction])
+            found.append(Slice("line", name, reach, line.axes[0], line.loss))
+    return found
 
 
 def perturbed(borrowed: Borrowed, loss_fn: LossFn, *, radius: float, count: int, seed: int) -> np.ndarray:

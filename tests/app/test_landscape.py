@@ -149,13 +149,13 @@ def test_a_sample_run_and_a_page_that_only_shows_compute_nothing(runs: Runs, mon
 def test_one_process_looks_at_a_run_at_a_time_and_its_refusal_is_kept(tmp_path: Path) -> None:
     from tests.trainer.launch.conftest import until
 
-    run_dir = made.healthy_run(tmp_path)  # of no trainer of ours: refused by the process, in words
+    run_dir = made.healthy_run(tmp_path)  # without a checkpoint: refused by the process, in words
     assert not looking.looking(run_dir).running
     looking.look(run_dir, ["--kind", "line"], "a line")
     with pytest.raises(RunError, match="being looked at already"):
         looking.look(run_dir, ["--kind", "line"], "a line")
     until(lambda: not looking.looking(run_dir).running, "the end of the process")
-    assert "trainer" in (looking.looking(run_dir).problem or "")
+    assert "no complete checkpoint" in (looking.looking(run_dir).problem or "")
 
 
 def test_a_forged_record_ends_no_other_process(tmp_path: Path) -> None:

@@ -509,7 +509,19 @@ class MonitorConfig(Section):
         default=True, description="Whether measurements are recorded; the run directory is made either way."
     )
     landscape_every: int | None = Field(
-        default=200, ge=1, description="Optimizer steps between samples of the loss landscape; none turns them off."
+        default=200,
+        ge=1,
+        description="Optimizer steps between samples of the loss landscape and its curvature, which an early sign of "
+        "trouble calls for too; none turns them off.",
+    )
+    landscape_share: float = Field(
+        default=0.015, gt=0, le=1, description="Share of the training's time that these samples may take, at most."
+    )
+    landscape_tokens: int = Field(
+        default=256,
+        ge=1,
+        le=10**9,
+        description="Tokens of the step's first micro-batch that they are taken on, in whole examples.",
     )
     budget: float = Field(
         default=0.02, gt=0, le=1, description="Share of the step time that measuring may cost, dimensionless."

@@ -335,6 +335,7 @@ function unfold(S, node, open) {
 const EMPTY = {
   story: 'No points yet. They appear here as soon as the training has made its first step.',
   landscape: 'No landscape samples in this run. They are taken every monitor.landscape_every steps.',
+  recorder: 'No statistic of layers was recorded round this incident.',
   speed: 'No step time was recorded in this run.',
   checkpoints: 'No loss was recorded in this run.',
   layers: 'No statistic of layers or modules was recorded in this run.',

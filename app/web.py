@@ -28,7 +28,15 @@ from app.charts.layers import layer_charts
 from app.charts.look import look_of, looked_at
 from app.charts.metric_search import checked_pattern
 from app.charts.ranks import rank_charts
-from app.charts.story import checkpoint_charts, landscape_charts, speed_charts, story_charts, story_marks, system_charts
+from app.charts.story import (
+    checkpoint_charts,
+    landscape_charts,
+    recorder_charts,
+    speed_charts,
+    story_charts,
+    story_marks,
+    system_charts,
+)
 from app.compare import Comparison, comparing
 from app.data import DIAGNOSES, READERS, find_run, incidents_of, list_version
 from app.facts import LIVE_WORDS
@@ -40,7 +48,7 @@ from monitor.runfile.reader import Run
 PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 MOST_BUCKETS = 2_000
 """A window of more pixel columns than this is refused down to it; no screen has more."""
-VIEWS = ("story", "layers", "landscape", "speed", "system", "ranks", "checkpoints", "compare")
+VIEWS = ("story", "layers", "landscape", "speed", "system", "ranks", "checkpoints", "recorder", "compare")
 CHECKPOINT_MARKS = {"checkpoint", "checkpoint_failed", "resume", "rewind", "crash", "incident"}
 
 
@@ -157,6 +165,8 @@ def _view(run: Run, path: Path, query: Mapping[str, str]) -> tuple[list[Chart], 
     marks = story_marks(run, incidents_of(DIAGNOSES.of(path, run.version)))
     if view == "landscape":
         return landscape_charts(run), marks
+    if view == "recorder":
+        return recorder_charts(run), marks
     if view == "speed":
         return speed_charts(run), marks
     if view == "checkpoints":

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from app.charts.describe import Chart, Mark, Trace
-from app.charts.measures import chosen, is_sparse, layer_curve, matrix_of
+from app.charts.measures import choices, chosen, is_sparse, layer_curve, matrix_of
 from app.charts.profile import profile_chart, telling_row
 from app.incident import incident_key, onset_of
 from monitor.runfile.reader import Run
@@ -496,6 +496,21 @@ _SYSTEM_LABELS = {
     "gpu_ecc_corrected": "corrected",
     "gpu_ecc_uncorrected": "not corrected",
 }
+
+
+RECORDED = ("grad_norm_preclip", "update_to_weight_ratio", "modules.activation_absmax")
+"""Statistics that tell best where trouble began: what left a layer, what changed it, what it put out."""
+
+
+def recorder_charts(run: Run) -> list[Chart]:
+    """The layers round an incident, by heatmaps: the flight recorder keeps every step of such a window."""
+    there = {choice.key for choice in choices(run)}
+    return [
+        replace(chart, id=f"heat.{key}", height=min(260, chart.height))
+        for key in RECORDED
+        if key in there
+        for chart in _heat(run, key, None, None, None)
+    ]
 
 
 def speed_charts(run: Run) -> list[Chart]:

@@ -100,17 +100,17 @@ def numbers(facts: Facts) -> None:
         ("Step time", step_time(facts.step_time_s), None),
         ("Monitor cost", percent(facts.monitor_share), "Share of the step time that measuring takes."),
         ("MFU", mfu(facts), "Share of the device's peak that the model's operations reach."),
-        ("Device", device(facts), None),
+        *([("Device", device(facts), None)] if facts.device != "cpu" else []),
         ("Non-finite values", text.count(bad), where),
     )
-    with st.grid(min_column_width=104, gap="small"):
+    with st.grid(min_column_width=112, gap="small"):
         for label, value, explained in shown:
             st.metric(label, text.markdown(value), help=text.markdown(explained) if explained else None)
 
 
 def device(facts: Facts) -> str:
-    """``CPU, no GPU``, or the device's name; a dash when it is not known."""
-    return {None: "–", "auto": "–", "cpu": "CPU, no GPU"}.get(facts.device) or str(facts.device)
+    """The device's name; a dash when it is not known. Of a CPU ``MFU`` says that there is no GPU."""
+    return "–" if facts.device in (None, "auto") else str(facts.device)
 
 
 def mfu(facts: Facts) -> str:

@@ -27,6 +27,7 @@ from app.incident import (
     span_of,
     where,
 )
+from app.live_grid import live_grid
 from app.views import fixes
 from app.views.common import HEALTH, bullets, severity_badge
 from monitor.diagnosis.report import set_words
@@ -117,6 +118,7 @@ def incident(path: Path, found: dict[str, Any], findings: list[dict[str, Any]]) 
             causes(found)
         remedy(path, found)
         fixes.show(path, found, findings)
+        recorded(path, found)
         inside = findings_in(found, findings)
         with st.expander(f"Findings of this incident ({len(inside)})"):
             for index, finding in enumerate(inside):
@@ -148,6 +150,16 @@ def around(path: Path, found: dict[str, Any]) -> None:
         st.session_state["go_to_section"] = "Story"
         st.session_state["span_given"] = st.session_state.get("span_given", 0) + 1
         st.rerun()
+
+
+def recorded(path: Path, found: dict[str, Any]) -> None:
+    """All layers round the onset, as densely as the flight recorder kept them."""
+    with READERS.reading(path) as run:
+        has_layers, (first, last) = bool(run.layer_stats), span_of(found, run.last_step)
+    if has_layers and onset_of(found) is not None:
+        st.markdown("**All layers round the onset**")
+        key = f"recorder-{path.name}-{incident_key(found)}"
+        live_grid(path.name, "recorder", key=key, span=(float(first), float(last)), every_s=4.0)
 
 
 def layer_signal(run: Run, layer: str) -> list[tuple[str, Any]]:

@@ -9,11 +9,13 @@ import pytest
 
 from app import web
 from app.frame import Window, unpack
+from app.heatmap import NONFINITE
 from app.views.checkpoints import size_of
 from monitor.runfile.begin import begin_attempt, create_run
 from monitor.runfile.writer import RankWriter
 from tests.app import runs_for_tests as made
 from tests.app.conftest import Open, Runs, words
+from tests.app.test_frame import array
 from tests.app.test_ranks_view import with_ranks
 
 
@@ -85,6 +87,19 @@ def test_checkpoints_are_a_table_and_marks_on_the_curve(child: str, runs: Runs, 
     header, _ = unpack(web.answer(runs.folder / runs.healthy, {"view": "checkpoints"}, Window()) or b"")
     assert {mark["kind"] for mark in header["marks"]} == {"checkpoint"}
     assert [chart["id"] for chart in header["layout"]] == ["events", "loss", "grad_norm"]
+
+
+def test_an_incident_shows_all_layers_round_its_onset(runs: Runs, open_page: Open):
+    page = open_page("run", run=runs.nan, section="Incidents")
+    assert not page.exception
+    (grid,) = [one for one in map(json.loads, protos(page)) if one.get("view") == "recorder"]
+    assert grid["span"][0] == 209 - 60 and grid["span"][1] <= 300
+    header, body = unpack(web.answer(runs.folder / runs.nan, {"view": "recorder"}, Window(400, *grid["span"])) or b"")
+    (heat,) = header["charts"]
+    cells = array(body, heat["cells"]).reshape(len(made.LAYERS), -1)
+    edges = array(body, heat["edges"])
+    at = [int(edges.searchsorted(step, side="right")) - 1 for step in (208, 209, 210)]
+    assert [(cells[:, place] == NONFINITE).sum() for place in at] == [0, 1, len(made.LAYERS)]
 
 
 def test_the_size_of_a_folder_counts_no_links(tmp_path: Path):

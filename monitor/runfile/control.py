@@ -57,7 +57,7 @@ MOST_BYTES = 4096
 MOST_DENSE_STEPS = 1000
 DENSE_STEPS = 64
 MOST_TROUBLES = 50
-"""Events about refused requests in one attempt, and changes of the configuration that are read of one."""
+"""Events about refused requests in one attempt."""
 TRIES = 3
 """Looks at a file that is no JSON before it is refused: where hard links are missing it may be half written."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -52,6 +53,18 @@ def stretches(matrix: LayerMatrix, holds: np.ndarray, rows: int) -> list[Stretch
             )
         )
     return sorted(found, key=lambda s: (s.onset, s.column))
+
+
+def grouped(found: Iterable[Stretch], steps: int = 20, most: int = 4) -> list[list[Stretch]]:
+    """Stretches that began within ``steps`` of the first of them, together; at most ``most`` groups, earliest first. A
+    harmless one at the start must not hide what happens to another layer later."""
+    groups: list[list[Stretch]] = []
+    for stretch in sorted(found, key=lambda s: (s.onset, s.column)):
+        if groups and stretch.onset <= groups[-1][0].onset + steps:
+            groups[-1].append(stretch)
+        else:
+            groups.append([stretch])
+    return groups[:most]
 
 
 def first_run(flags: np.ndarray, rows: int) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from monitor.diagnosis.context import when_between
-from monitor.diagnosis.lasting import Stretch, measured, named, stretches
+from monitor.diagnosis.lasting import Stretch, grouped, measured, named, stretches
 from monitor.diagnosis.rule import Cause, Finding, Remedy, Rule, Severity, Verdict
 from monitor.diagnosis.view import Signals
 from monitor.diagnosis.wording import percent
@@ -31,15 +31,14 @@ def dead_units(signals: Signals, *, dead: float = 0.5, rising: float = 0.2, rows
     value = measured(matrix)
     found = stretches(matrix, value > dead, rows)
     if found:
-        return _finding(signals, matrix, value, found, dead)
+        return [_finding(signals, matrix, value, together, dead) for together in grouped(found)]
     lowest = np.fmin.accumulate(value, axis=0)
     grown = stretches(matrix, (value > rising) & (value > lowest + rising), max(rows, 3))
-    return _finding(signals, matrix, value, grown, dead) if grown else None
+    return [_finding(signals, matrix, value, together, dead) for together in grouped(grown)]
 
 
-def _finding(signals: Signals, matrix: LayerMatrix, value: np.ndarray, found: list[Stretch], dead: float) -> Finding:
-    first = found[0]
-    together = [s for s in found if s.onset <= first.onset + 20]
+def _finding(signals: Signals, matrix: LayerMatrix, value: np.ndarray, together: list[Stretch], dead: float) -> Finding:
+    first = together[0]
     share = float(np.nanmax(value[matrix.step >= first.onset, first.column]))
     before = value[matrix.step < first.onset, first.column]
     before = before[np.isfinite(before)]

@@ -6,7 +6,7 @@ from bisect import insort
 
 import numpy as np
 
-from monitor.diagnosis.lasting import Stretch, measured, named, stretches
+from monitor.diagnosis.lasting import Stretch, grouped, measured, named, stretches
 from monitor.diagnosis.primitives.medians import median_of_sorted
 from monitor.diagnosis.remedies import configured
 from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
@@ -48,8 +48,8 @@ def stale_second_moment(
         usual = _usual(value, value > rms)
         high = (value > rms) & (value > own * usual)
         very_high = (value > worrying) & (value > own * usual)
-    found = sorted(stretches(matrix, high, rows) + stretches(matrix, very_high, 1), key=lambda s: s.onset)
-    return _finding(signals, matrix, value, found, worrying, longer) if found else None
+    found = grouped(stretches(matrix, high, rows) + stretches(matrix, very_high, 1))
+    return [_finding(signals, matrix, value, together, worrying, longer) for together in found]
 
 
 def _usual(value: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -74,10 +74,9 @@ def _usual(value: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def _finding(
-    signals: Signals, matrix: LayerMatrix, value: np.ndarray, found: list[Stretch], worrying: float, longer: float
+    signals: Signals, matrix: LayerMatrix, value: np.ndarray, together: list[Stretch], worrying: float, longer: float
 ) -> Finding:
-    first = found[0]
-    together = [s for s in found if s.onset <= first.onset + 20]
+    first = together[0]
     strongest = max(together, key=lambda s: float(np.nanmax(_within(matrix, value, s))))
     peak = float(np.nanmax(_within(matrix, value, strongest)))
     update = _update_rise(signals, strongest)

@@ -13,7 +13,9 @@ from monitor.diagnosis.engine import diagnose
 from monitor.diagnosis.rule import Severity
 from monitor.diagnosis.rules import RULES
 from tests.monitor.diagnosis.cases import ABSTAINS, FIRES, NEAR_MISSES
-from tests.monitor.diagnosis.cases.drawn import Case
+from tests.monitor.diagnosis.cases.drawn import AT, Case
+from tests.monitor.diagnosis.cases.stale_second_moment import after_a_harmless_one
+from tests.monitor.diagnosis.controls import LAYERS
 
 BY_ID = {rule.id: rule for rule in RULES}
 HEADINGS = ("Why it matters:", "Stays silent:", "Thresholds:", "Source:")
@@ -33,6 +35,12 @@ def test_fires(rule: str, case: Case):
     if case.onset is not None:
         assert first.onset_step == case.onset, first.summary
     assert first.onset_step <= first.first_step <= first.last_step
+
+
+def test_a_harmless_event_of_one_layer_does_not_hide_a_later_one_of_another():
+    findings = diagnose(after_a_harmless_one(), rules=[BY_ID["stale-second-moment"]]).findings
+    told = [(finding.onset_step, str(finding.severity), finding.layer) for finding in findings]
+    assert sorted(told) == [(51, "info", LAYERS[1]), (AT + 1, "warning", LAYERS[2])]
 
 
 @pytest.mark.parametrize(("rule", "case"), named(NEAR_MISSES))

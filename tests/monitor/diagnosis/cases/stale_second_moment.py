@@ -20,6 +20,14 @@ def rms(row: Rows = AT, layer: int = 2, factor: float = 1.0, usual: float = 1.0,
     return Signals.from_arrays({"train_loss": level(), "lr": constant_lr()}, layers=layers)
 
 
+def after_a_harmless_one() -> Signals:
+    """A small jump of another tensor at step 50 comes first."""
+    value = np.exp(np.random.default_rng(0).normal(0, 0.2, (STEPS, len(LAYERS))))
+    value[50:53, 1] *= 9
+    value[AT:, 2] *= 30
+    return Signals.from_arrays({"train_loss": level()}, layers={"adam_rms": (LAYERS, value)})
+
+
 FIRES = (
     Case("x30 for one step", lambda: rms(factor=30), "warning", words=LAYERS[2]),
     Case("x9 for three steps", lambda: rms(slice(AT, AT + 3), factor=9), "info", words=LAYERS[2]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import threading
 import time
@@ -162,17 +163,18 @@ def test_nothing_is_done_where_the_page_only_shows(training: Training, open_page
 def test_every_action_of_the_control_layer_asks_whether_it_may(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """None was forgotten: each public function that is no question refuses."""
     monkeypatch.setattr(control, "read_only_reason", lambda: "Read-only: for this test.")
-    given: dict[str, tuple[Any, ...]] = {"start": (TrainConfig(),), "ask": (tmp_path, "pause", None)}
-    actions = [
-        (name, value)
+    questions = {"read_only_reason", "engines"}
+    actions = {
+        name: value
         for name, value in vars(control).items()
-        if callable(value) and getattr(value, "__module__", "") == control.__name__ and not name.startswith("_")
-        and name != "read_only_reason"
-    ]  # fmt: skip
-    assert {"start", "stop", "resume", "ask"} <= {name for name, _ in actions}
-    for name, action in actions:
+        if inspect.isfunction(value) and value.__module__ == control.__name__ and not name.startswith("_")
+    }
+    assert {"start", "stop", "resume", "ask", *questions} <= actions.keys()
+    for name in actions.keys() - questions:
+        needed = [one for one in inspect.signature(actions[name]).parameters.values() if one.default is one.empty]
+        given: dict[str, Any] = {one.name: tmp_path for one in needed if one.kind is not one.VAR_KEYWORD}
         with pytest.raises(RunError, match="for this test"):
-            action(*given.get(name, (tmp_path,)))
+            actions[name](**given)
 
 
 def test_samples_are_never_acted_on() -> None:

@@ -126,17 +126,20 @@ def receipt(path: Path) -> None:
 
 
 def tried(path: Path, made: list[fixes.Tried]) -> None:
-    """Every change that was tried, the newest first, and one of them beside its parent."""
-    for one in reversed(made):
+    """Every change that was tried, what mended it first, then the newest; and one of them beside its parent."""
+    newest = made[::-1]
+    made = [one for one in newest if one.outcome.get("word") == "gone"]
+    made += [one for one in newest if one not in made]
+    for one in made:
         with st.container(horizontal=True, vertical_alignment="center"):
             st.markdown(f"{verdict(path, one)}", width="stretch")
             link_to(one.run)
     shown = [one for one in made if (path.parent / one.run / "run.json").is_file()]
     if not shown:
         return
-    chosen = shown[-1]
+    chosen = shown[0]
     if len(shown) > 1:
-        named = {one.run: one for one in reversed(shown)}
+        named = {one.run: one for one in shown}
         picked = st.selectbox(
             "Beside this run",
             list(named),

@@ -40,13 +40,13 @@ def test_from_the_alarm_to_a_fix_that_is_verified_without_leaving_the_page(tab: 
     page.get_by_role("button", name="Try this fix").click()
     expect(page.get_by_text("✓ gone")).to_be_visible(timeout=PATIENCE_MS)
     expect(page.get_by_text(re.compile(r"\d+ steps past step \d+ without it; loss \d"))).to_be_visible()
-    (child,) = app.runs.glob("*-remedy-*")
+    told = [json.loads(path.read_text()) for path in sorted((app.runs / run_id / "afterwards").iterdir())]
+    child = app.runs / told[0]["run"]
     tab.charts()  # the child over its parent
     page.wait_for_function(
         "document.querySelector('.gm-chart[data-id=train_loss] .js-plotly-plot')?.data.some((t) => t.x.length > 60)"
     )
     page.screenshot(path=ARTIFACTS / "fix-gone.png", full_page=True)
-    told = [json.loads(path.read_text()) for path in sorted((app.runs / run_id / "afterwards").iterdir())]
     assert [(event["kind"], event["run"]) for event in told] == [("fix", child.name), ("fix_outcome", child.name)]
     assert told[1]["word"] == "gone"
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +41,8 @@ LATER = Odd(loss=1_000_900, nan=1_000_300, norm=1_000_500, layer=1_000_700, time
 
 
 @pytest.fixture(scope="module")
-def million(app: App) -> Path:
-    """A million steps with one of each kind that is odd."""
+def million(app: App) -> Iterator[Path]:
+    """A million steps with one of each kind that is odd; gone afterwards, as its diagnosis holds up those of others."""
     rng, odd = np.random.default_rng(0), EARLIER
     step = np.arange(1, STEPS + 1)
     loss = 1.6 + 3.9 * np.exp(-step / 160_000) + rng.normal(0, 0.05, STEPS)
@@ -55,7 +56,9 @@ def million(app: App) -> Path:
     layers = np.exp(rng.normal(0, 0.2, (STEPS, len(LAYERS))).astype(np.float32))
     layers[odd.layer - 1, 3] = np.inf
     start = time.time() - 0.05 * STEPS - 60
-    return bulk_run(app.runs, scalars, "grad_norm_preclip", layers, LAYERS, run_id="million", start=start)
+    path = bulk_run(app.runs, scalars, "grad_norm_preclip", layers, LAYERS, run_id="million", start=start)
+    yield path
+    shutil.rmtree(path)
 
 
 @pytest.fixture
@@ -115,7 +118,7 @@ def plot(chart: str) -> str:
     return f"document.querySelector('[data-id=\"{chart}\"] .js-plotly-plot')"
 
 
-def shows(tab: Tab, odd: Odd, *, smooth: bool, x=float) -> None:
+def shows(tab: Tab, odd: Odd, *, smooth: bool, x: Callable[[int], float] = float) -> None:
     """Every kind of chart has, fully zoomed out, a mark of its own at each odd step: in its data and in its pixels."""
     for chart in ("loss", OWN):
         in_sight(tab, chart)

@@ -53,3 +53,14 @@ def test_every_file_the_readme_links_to_is_there(link):
 @pytest.mark.parametrize("room", re.findall(r"^\| `((?:monitor|trainer|app|sample_runs)[/\w]*)`", README, re.MULTILINE))
 def test_every_room_of_the_readme_is_there(room):
     assert (ROOT / room).is_dir()
+
+
+def test_every_picture_of_the_readme_is_there_in_both_schemes_and_they_are_small():
+    named = re.findall(r'"(docs/gallery/[\w-]+\.png)"', README)
+    there = sorted((ROOT / "docs" / "gallery").glob("*.png"))
+    assert named and {ROOT / name for name in named} == set(there)
+    assert {name.replace("-dark", "-light") for name in named} == {
+        name for name in named if name.endswith("-light.png")
+    }
+    assert sum(one.stat().st_size for one in there) < 1_500_000
+    assert all(one.read_bytes().startswith(b"\x89PNG") for one in there)

@@ -151,7 +151,7 @@ def cells(row: Listed, seen: Seen, config: Iterable[tuple[str, dict[Path, str]]]
         "device": text.plain(summary.device or ABSENT, 40),
         "started": summary.created,
         "tags": [text.plain(tag, 60) for tag in summary.tags],
-        "notes": text.plain(summary.problem or summary.notes or "", 200),
+        "notes": text.plain((summary.problem or summary.notes or "").replace(f"{summary.path} ", ""), 200),
         "problem": summary.problem is not None,
         **{CONFIG + name: text.plain(values.get(summary.path, ABSENT), 60) for name, values in config},
     }

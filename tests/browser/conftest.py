@@ -57,16 +57,29 @@ class App:
             self.process = None
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def started(runs: Path, ids: dict[str, str] | None = None) -> Iterator[App]:
+    """The app on a folder of runs, until the block ends."""
+    running = App(runs, free_port(), runs.parent / "app.log", ids=ids or {})
+    running.start()
+    try:
+        yield running
+    finally:
+        running.stop()
+
+
 @pytest.fixture(scope="session")
 def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     """The app on runs in every state."""
-    folder = tmp_path_factory.mktemp("browser")
-    runs = folder / "runs"
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    running = App(runs, port, folder / "app.log")
-    running.ids = {
+    runs = tmp_path_factory.mktemp("browser") / "runs"
+    ids = {
         "healthy": made.healthy_run(runs).name,
         "nan": made.nan_run(runs).name,
         "resumed": made.resumed_run(runs).name,
@@ -77,9 +90,8 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
         "spike": made.spike_run(runs, steps=STEPS_OF_THE_SPIKE, at=AT, height=HEIGHT).name,
     }
     with_ranks(runs)
-    running.start()
-    yield running
-    running.stop()
+    with started(runs, ids) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
@@ -162,12 +174,14 @@ def new_tab(browser: Browser, app: App) -> Iterator[NewTab]:
     tabs: list[Tab] = []
     with contextlib.ExitStack() as stack:
 
-        def open_it(*, scheme: Literal["light", "dark"] = "light", width: int = 1440, height: int = 1000) -> Tab:
+        def open_it(
+            *, scheme: Literal["light", "dark"] = "light", width: int = 1440, height: int = 1000, of: App = app
+        ) -> Tab:
             context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height})
             stack.callback(context.close)
-            tab = Tab(context.new_page(), app)
+            tab = Tab(context.new_page(), of)
             tab.page.set_default_timeout(60_000)
-            local = (app.address, app.address.replace("http", "ws"), "data:", "blob:")
+            local = (of.address, of.address.replace("http", "ws"), "data:", "blob:")
             tab.page.on("request", lambda request: request.url.startswith(local) or tab.elsewhere.append(request.url))
             tab.page.on("pageerror", lambda error: tab.errors.append(str(error)))
             tab.page.on("response", lambda answer: note_frame(tab, answer))

@@ -1,0 +1,100 @@
+"""The pictures in the README, made from the sample runs: ``python -m tests.browser.gallery``.
+
+Each page in light and in dark, in a real Chromium; the colours are reduced to a palette so that a clone stays small.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
+
+from app.data import SAMPLES
+from app.report import page as report
+from app.report.content import content_of_run
+from tests.browser import chromium
+from tests.browser.conftest import READY, App, free_port
+
+FOLDER = Path(__file__).resolve().parents[2] / "docs" / "gallery"
+SIZE = {"width": 1280, "height": 860}
+COLOURS = 160
+SCHEMES = ("light", "dark")
+
+
+@dataclass(frozen=True)
+class View:
+    """A page, and what must be in it before the picture is taken."""
+
+    address: str
+    there: str
+    height: int = SIZE["height"]
+
+
+CHARTS = "document.querySelectorAll('.gm-chart .js-plotly-plot .main-svg').length >= 4"
+CURVES = "document.querySelectorAll('.gm-runs tr polyline').length === 3"
+DIAGNOSED = "!document.body.innerText.includes('checking')"
+ALL_THREE = "run=gpt-healthy&run=gpt-one-batch-spike&run=gpt-gradient-explosion"
+BROKEN = "/run?run=gpt-gradient-explosion"
+VIEWS = {
+    "runs": View("/", f"{CURVES} && {DIAGNOSED}", 690),
+    "run": View(BROKEN, f"{CHARTS} && {DIAGNOSED}", 1250),
+    "incident": View(f"{BROKEN}&section=Incidents", "document.body.innerText.includes('Likely causes')", 1250),
+    "layers": View("/run?run=gpt-healthy&section=Layers", CHARTS.replace("4", "1"), 1000),
+    "compare": View(f"/compare?{ALL_THREE}&smooth=0.6", CHARTS, 1100),
+    "launch": View("/launch", "document.body.innerText.includes('tokens per step')"),
+}
+
+
+def save(page: Page, name: str) -> None:
+    """A picture of what is on the screen, with few colours."""
+    image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    image.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
+        FOLDER / f"{name}.png", optimize=True
+    )
+
+
+def main() -> int:
+    path = chromium.find()
+    if path is None:
+        print("no Chromium here; install one with: python -m tests.browser.chromium", file=sys.stderr)
+        return 1
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="gradiometer-") as scratch, sync_playwright() as playwright:
+        app = App(Path(scratch) / "runs", free_port(), Path(scratch) / "app.log")
+        written = Path(scratch) / "report.html"
+        written.write_text(report.render([content_of_run(SAMPLES / "gpt-gradient-explosion")]), encoding="utf-8")
+        browser = playwright.chromium.launch(executable_path=path, args=list(chromium.ARGUMENTS))
+        app.start()
+        try:
+            for scheme in SCHEMES:
+                page = browser.new_page(color_scheme=scheme, viewport=SIZE, reduced_motion="reduce")
+                page.set_default_timeout(120_000)
+                for name, view in VIEWS.items():
+                    page.set_viewport_size({"width": SIZE["width"], "height": view.height})
+                    page.goto(app.address + view.address)
+                    page.wait_for_selector(READY)
+                    page.wait_for_function(f"() => {view.there}")
+                    page.wait_for_function(
+                        "() => !document.querySelector('[data-testid=stSkeleton], [data-stale=true]')"
+                    )
+                    page.wait_for_timeout(1500)
+                    save(page, f"{name}-{scheme}")
+                page.set_viewport_size(SIZE)
+                page.goto(written.as_uri())
+                save(page, f"report-{scheme}")
+                page.close()
+        finally:
+            app.stop()
+            browser.close()
+    size = sum(one.stat().st_size for one in FOLDER.glob("*.png"))
+    print(f"{len(list(FOLDER.glob('*.png')))} pictures, {size / 1e3:,.0f} kB, in {FOLDER}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -135,7 +135,7 @@ class Tab:
     def charts(self) -> None:
         """Wait until the first charts are drawn."""
         self.page.wait_for_function(
-            "document.querySelectorAll('.gm-chart .js-plotly-plot').length >= 2", timeout=60_000
+            "document.querySelectorAll('.gm-chart .js-plotly-plot').length >= 2", timeout=150_000
         )
 
     def wait(self, condition: str, argument: object = None, seconds: float = 60) -> None:

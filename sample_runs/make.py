@@ -1,6 +1,6 @@
 """Make the sample runs again, by real trainings: ``python sample_runs/make.py [--only NAME] [--to FOLDER]``.
 
-Each is a small byte-level GPT on the source of Python's standard library, one minute on one core. A run's folder keeps
+Most are a small byte-level GPT on the source of Python's standard library, one minute on one core. A run's folder keeps
 its ``expected.json``, which is written by hand from the fault below and never from what the doctor said.
 """
 
@@ -62,6 +62,20 @@ SAMPLES = (
         "The batch of step 320 is one byte over and over; the run recovers.",
         {},
         ({"kind": "repeated_token", "step": 320, "steps": 1},),
+    ),
+    Sample(
+        "mlp-edge-of-stability",
+        "Full-batch gradient descent on handwritten digits: the sharpness rises to 2 / lr = 10 and hovers there.",
+        {
+            "steps": 300,
+            "batch_size": 1500,  # every image of the training set in each step
+            "task": {"kind": "mlp"},
+            "model": {"n_layer": 2, "d_model": 32},
+            "optimizer": {"kind": "sgd", "lr": 0.2, "momentum": 0.0, "weight_decay": 0.0},
+            "schedule": {"kind": "constant", "warmup_steps": 0},
+            "clip": {"max_norm": None},
+            "monitor": {"landscape_every": 10, "landscape_share": 1.0, "landscape_tokens": 1500},
+        },
     ),
 )
 

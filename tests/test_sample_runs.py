@@ -36,7 +36,8 @@ def _answers(finding: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def test_there_is_a_healthy_run_an_explosion_and_a_spike() -> None:
-    assert {path.name for path in RUNS} == {"gpt-healthy", "gpt-gradient-explosion", "gpt-one-batch-spike"}
+    names = {"gpt-healthy", "gpt-gradient-explosion", "gpt-one-batch-spike", "mlp-edge-of-stability"}
+    assert {path.name for path in RUNS} == names
     verdicts = {path.name: _expected(path)["verdict"] for path in RUNS}
     assert verdicts["gpt-healthy"] == "healthy"
     assert {verdicts["gpt-gradient-explosion"], verdicts["gpt-one-batch-spike"]} == {"incident"}
@@ -74,6 +75,19 @@ def test_run_is_whole_and_says_nothing_about_this_machine(run_dir: Path) -> None
     names = (b"/work/", b"/home/", b"/root", b"/tmp", b"/Users/")
     files = [file for file in run_dir.rglob("*") if file.is_file()]
     assert not [file for file in files for name in names if name in file.read_bytes()]
+
+
+def test_full_batch_descent_sharpens_up_to_two_over_the_learning_rate_and_hovers_there() -> None:
+    run = open_run(SAMPLES / "mlp-edge-of-stability")
+    assert run.config is not None
+    limit = 2 / run.config["optimizer"]["lr"]
+    sharpness = run.series("sharpness")
+    assert np.allclose(run.series("sharpness_limit").value, limit)
+    assert (sharpness.between(None, 30).value < 0.1 * limit).all()
+    hovering = sharpness.between(100, None).value
+    assert 0.8 < np.median(hovering) / limit < 1.2 and hovering.max() < 2 * limit
+    loss = run.series("train_loss").value
+    assert loss[-1] < 0.2 * loss[0], "and it learns all the while"
 
 
 def test_samples_are_small_and_listed() -> None:

@@ -14,7 +14,7 @@ class Allowance:
     time it is asked for there is room again. The first of its kind is let in as long as the share is not spent.
 
     Args:
-        share: of the time, in (0, 1].
+        share: of the time, in (0, 1]; 1 lets everything in.
         clock: seconds.
     """
 
@@ -32,7 +32,9 @@ class Allowance:
 
     def affords(self, kind: str) -> bool:
         """Whether there is room for one more of that kind."""
-        return self._spent + self._cost.get(kind, 0.0) <= self._share * (self._clock() - self._began)
+        return self._share >= 1 or self._spent + self._cost.get(kind, 0.0) <= self._share * (
+            self._clock() - self._began
+        )
 
     @contextmanager
     def spending(self, kind: str) -> Iterator[None]:

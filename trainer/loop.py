@@ -647,12 +647,15 @@ def sample_landscape(session: Session, mon: Any, batch: Batch) -> None:
 
 
 def _loss_on(session: Session, batch: Batch) -> Any:
-    """A function that gives the mean loss on part of ``batch``, without dropout, at whatever the weights are then."""
+    """A function that gives the mean loss on part of ``batch`` at whatever the weights are then.
+
+    The monitor calls it in eval mode, and with gradients where it needs them.
+    """
     few = batch.first(max(1, session.config.monitor.landscape_tokens // session.task.tokens_per_example))
     tokens, few = few.tokens, few.to(session.parallel.device)
 
     def loss() -> Tensor:
-        with evaluating(session.state.model), session.precision.autocast():
+        with session.precision.autocast():
             return session.task.loss(session.state.model, few) / tokens
 
     return loss

@@ -7,6 +7,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -52,7 +53,8 @@ def test_same_seed_gives_the_same_losses_and_another_seed_others(desk: Desk) -> 
 
 def test_monitor_changes_no_bit(desk: Desk) -> None:
     common = ("steps=12", "model.dropout=0.1", "grad_accum_steps=2", "evaluation.every_steps=5", "clip.max_norm=0.5")
-    on = desk.train(*common, "monitor.landscape_every=4")
+    on = desk.train(*common, "monitor.landscape_every=4", "monitor.landscape_share=1")
+    assert len(on.run.series("sharpness"))
     off = desk.train(*common, "monitor.enabled=false")
     assert_same(on.weights(), off.weights())
 
@@ -129,8 +131,12 @@ def test_clipping_off_leaves_the_gradient_alone(desk: Desk) -> None:
 
 
 def test_landscape_is_sampled_on_schedule(desk: Desk) -> None:
-    run = desk.train("steps=6", "monitor.landscape_every=3").run
-    assert sorted({sample.step for sample in run.landscape()}) == [3, 6]
+    run = desk.train("steps=6", "monitor.landscape_every=3", "monitor.landscape_share=1").run
+    for kind in ("perturbation", "curvature"):
+        assert [sample.step for sample in run.landscape(kind)] == [3, 6]
+    lr = run.series("lr").value[[2, 5]]
+    assert run.series("sharpness_limit").value == pytest.approx(38 / lr)  # Adam, beta1 = 0.9
+    assert np.isfinite(run.series("sharpness").value).all() and len(run.series("curvature_along_update")) == 2
     loss = run.series("train_loss").value
     assert run.series("landscape_loss_mean").value[0] == pytest.approx(loss[2], abs=0.5)
 

@@ -515,7 +515,10 @@ class MonitorConfig(Section):
         "trouble calls for too; none turns them off.",
     )
     landscape_share: float = Field(
-        default=0.015, gt=0, le=1, description="Share of the training's time that these samples may take, at most."
+        default=0.015,
+        gt=0,
+        le=1,
+        description="Share of the training's time that these samples may take; 1 is no limit.",
     )
     landscape_tokens: int = Field(
         default=256,

@@ -9,12 +9,14 @@ import numpy as np
 from monitor.diagnosis.context import (
     DRIFT_SETTINGS,
     GRADIENT_SETTINGS,
+    LOSS_SETTINGS,
     early_bar,
     gate_steps,
     gradient_signal,
     gradient_spikes,
     loss_drifts,
     loss_is_signed,
+    loss_spikes,
 )
 from monitor.diagnosis.primitives import Drift, DriftSettings, anchored_cusum, rows_at
 from monitor.diagnosis.rule import Abstained, Cause, Finding, Rule, Severity, Verdict
@@ -39,7 +41,7 @@ def gradient_growth(
     hundreds of steps comes before a divergence that is cheaper to stop now.
 
     Stays silent: in warm-up; after restarts of the learning rate and logged changes of data, from which the lowest
-    level is looked for anew; on a jump, which gradient-explosion tells of. Information unless the loss rises after it:
+    level is looked for anew; on a jump, which gradient-explosion tells of. Information unless the loss climbs after it:
     gradients also grow in healthy trainings, as a classifier becomes sure or as a schedule decays.
 
     Thresholds: ``k`` and ``h`` of the CUSUM on the logarithm, in standard deviations; ``effect``, smallest relative
@@ -107,8 +109,11 @@ def _loss_follows(signals: Signals, onset: int, until: int) -> tuple[int, int] |
     if "train_loss" not in signals or loss_is_signed(signals):
         return None
     step = signals["train_loss"].step
+    jumps = [spike.onset for spike in loss_spikes(signals, LOSS_SETTINGS).spikes]
     for drift in loss_drifts(signals, DRIFT_SETTINGS, early_effect=EARLY_LOSS).drifts:
-        if onset < int(step[drift.onset]) <= until and drift.rise > WORRYING_RISE:
+        # A loss that jumps has a cause of that step, which loss-spike tells of; it did not climb after the gradient.
+        jumped = any(drift.onset - 10 <= jump <= drift.fired for jump in jumps)
+        if onset < int(step[drift.onset]) <= until and drift.rise > WORRYING_RISE and not jumped:
             return int(step[drift.onset]), int(step[drift.fired])
     return None
 

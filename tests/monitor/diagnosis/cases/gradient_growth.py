@@ -23,9 +23,22 @@ def growing(factor: float, *, over: int = 250, event: str | None = None, loss: f
     return Signals.from_arrays(series, events=[Mark(event, FROM + 1)] if event else [])
 
 
+def growing_then_jump() -> Signals:
+    """A norm that has grown for good, and 150 steps later a loss that is twice as high from one step to the next."""
+    at = np.arange(LONG) >= FROM + 400
+    return Signals.from_arrays(
+        {
+            "train_loss": level(steps=LONG) * np.where(at, 2.0, 1.0),
+            "grad_norm_preclip": norms(steps=LONG) * 6 ** np.clip((np.arange(LONG) - FROM) / 250, 0, 1),
+            "lr": constant_lr(LONG),
+        }
+    )
+
+
 FIRES = (
     Case("x6 over 250 steps", lambda: growing(6), "info", onset=None, words="climbed from"),
     Case("and the loss by 5 %", lambda: growing(6, loss=1.05), "info", onset=None, words="climbed from"),
+    Case("and a jump of the loss later", lambda: growing_then_jump(), "info", onset=None, words="climbed from"),
     Case("and the loss by a half", lambda: growing(6, loss=1.5), "warning", onset=None, words="the loss rises"),
 )
 

@@ -1,6 +1,8 @@
 """Where the gradient points: beside the one of the step before, and beside the step that the optimizer made of it.
 
 Measured on a fixed random sample of coordinates, so that keeping a gradient from one step to the next costs kilobytes.
+Of a sharded model each rank takes the products of its own sample, which are added up over the ranks
+(``piece_directions.py``).
 """
 
 from __future__ import annotations
@@ -13,50 +15,17 @@ import torch
 from torch import Tensor
 
 from monitor.hook.adam import FAMILY
+from monitor.hook.coordinates import Sample
 from monitor.hook.estimates import learning_rate
 from monitor.hook.layers import LayerTable
-from monitor.hook.passes import entries, owned_by, real
+from monitor.hook.over_ranks import OverRanks
+from monitor.hook.passes import entries, owned_by
+from monitor.hook.piece_directions import BEFORE, NOW, PieceDirections
 from monitor.hook.probe import Decoded, Probe, Reading, Stat
 from monitor.hook.unmoved import Unmoved
 
-SAMPLED = 16384
-"""Coordinates of all layers together, the same number of each: a layer's cosine is known to about 1/√n of its n."""
-MOST_OF_A_LAYER = 256
-LEAST_OF_A_LAYER = 8
-SEED = 0
 ADAM_STEP = 0.1
 """Of the learning rate: what an entry with a gradient moves by at least under Adam, as a rule. Our judgement."""
-
-
-class Sample:
-    """A fixed random sample of every layer's coordinates, drawn by a generator of its own."""
-
-    def __init__(self, table: LayerTable) -> None:
-        generator = torch.Generator().manual_seed(SEED)
-        self.count = min(MOST_OF_A_LAYER, max(LEAST_OF_A_LAYER, SAMPLED // max(len(table), 1)))
-        self.sizes = entries(table)
-        self._drawn = [
-            torch.randint(int(size), (self.count,), generator=generator) if size else None for size in self.sizes
-        ]
-        """With repetition: every layer has the same number, and every one of them the same weight."""
-        self._at: dict[tuple[int, torch.device], Tensor] = {}
-
-    def of(self, tensors: Sequence[Tensor], rows: Sequence[int]) -> Tensor:
-        """[n, count] sampled entries of n tensors, on the device of the first."""
-        device = tensors[0].device
-        pairs = zip(rows, real(tensors), strict=True)
-        picked = [torch.take(tensor, self._index(row, tensor.device)) for row, tensor in pairs]
-        if any(tensor.get_device() != picked[0].get_device() for tensor in picked):
-            picked = [tensor.to(device, non_blocking=True) for tensor in picked]
-        return torch.cat(picked).view(len(picked), self.count)
-
-    def _index(self, row: int, device: torch.device) -> Tensor:
-        key = (row, device)
-        if key not in self._at:
-            drawn = self._drawn[row]
-            assert drawn is not None
-            self._at[key] = drawn.to(device)
-        return self._at[key]
 
 
 @dataclass(slots=True)
@@ -87,12 +56,15 @@ class Directions(Probe):
     name = "directions of gradients and updates"
     every = 20
     first_steps = 10
+    over_ranks = True
 
     def __init__(self, table: LayerTable, unmoved: Unmoved | None = None) -> None:
         super().__init__()
         self._table = table
         self._sample = Sample(table)
+        self._pieces = PieceDirections(table, self._sample, ADAM_STEP)
         self._unmoved = unmoved
+        self._entries = entries(table)
         self._seen: dict[int, _Seen] = {}
         self._whole = True
         self._before: tuple[int, np.ndarray, np.ndarray, bool] | None = None
@@ -102,12 +74,19 @@ class Directions(Probe):
     def due(self, step: int, since_start: int) -> bool:
         return super().due(step, since_start) or super().due(step + 1, since_start + 1)
 
+    def reduces(self, step: int, since_start: int) -> bool:
+        return super().due(step, since_start)
+
     def begin(self) -> None:
         self._seen = {}
-        self._whole = self.watch.armed or super().due(self.watch.step, self.watch.since_start)
+        self._pieces.begin()
+        self._whole = self.watch.dense(self) or super().due(self.watch.step, self.watch.since_start)
 
     @torch.no_grad()
     def before_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.watch.over_ranks is not None:
+            self._pieces.before(optimizer, type(optimizer) in FAMILY, self._whole)
+            return
         rows: list[int] = []
         gradients: list[Tensor] = []
         rates: list[float] = []
@@ -116,7 +95,12 @@ class Directions(Probe):
             rate = np.nan if isinstance(lr, Tensor) else lr
             for row, parameter in zip(owned.rows, owned.parameters, strict=True):
                 grad = parameter.grad
-                if grad is not None and row in self.coverage and self._fits(row, parameter) and self._fits(row, grad):
+                if (
+                    grad is not None
+                    and row in self.coverage
+                    and self._sample.fits(row, parameter)
+                    and self._sample.fits(row, grad)
+                ):
                     rows.append(row)
                     gradients.append(grad)
                     rates.append(rate)
@@ -131,25 +115,24 @@ class Directions(Probe):
 
     @torch.no_grad()
     def after_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.watch.over_ranks is not None:
+            self._pieces.after(optimizer)
+            return
         seen = self._seen.get(id(optimizer))
-        if seen is not None and all(map(self._fits, seen.rows, self._parameters(seen.rows))):
+        if seen is not None and all(map(self._sample.fits, seen.rows, self._parameters(seen.rows))):
             seen.done = True
             if seen.weights is not None:
                 # Of neighbouring floats: exact, also in half precision.
                 seen.change = self._sample.of(self._parameters(seen.rows), seen.rows) - seen.weights
             seen.void = getattr(optimizer, "found_inf", None)
 
-    def _fits(self, row: int, tensor: Tensor) -> bool:
-        """Whether the coordinates drawn at the start exist: an index beyond the end is fatal on a device, and sharding
-        resizes parameters."""
-        if tensor.layout != torch.strided:
-            return False
-        return tensor.numel() * (2 if tensor.is_complex() else 1) == self._sample.sizes[row]
-
     def _parameters(self, rows: Sequence[int]) -> list[Tensor]:
         return [self._table.parameters[row] for row in rows]
 
+    @torch.no_grad()
     def end_step(self) -> Reading | None:
+        if self.watch.over_ranks is not None:
+            return self._added_up(self.watch.over_ranks)
         seen = [one for one in self._seen.values() if one.done]
         self._seen = {}
         if not seen:
@@ -162,6 +145,27 @@ class Directions(Probe):
 
         tensors = [t for one in seen for t in (one.gradient, one.weights, one.change, one.void) if t is not None]
         return Reading(tensors, decode)
+
+    def _added_up(self, ranks: OverRanks) -> Reading | None:
+        self._pieces.end(ranks, self.watch.step, self._whole)
+        if not self._whole:
+            return None
+        names = (*NOW, *BEFORE)
+
+        def decode(arrays: list[np.ndarray]) -> Decoded:
+            sums = dict(zip(names, map(ranks.values, arrays), strict=True))
+            (square, there), (change, _), (descent, _) = (sums[name] for name in NOW[:3])
+            (before, _), (dot, both) = (sums[name] for name in BEFORE)
+            if self._unmoved is not None:
+                size = np.where(there, np.sqrt(square / self._entries), 0.0)
+                self._unmoved.judge((sums["moved"][0] > 0) | ~there, (sums["shows"][0] > 0) & there, size)
+            scalars: dict[str, float] = {}
+            by_layer: dict[str, Stat] = {}
+            self._put(scalars, by_layer, "update_cosine", np.stack([descent, square, change]), there)
+            self._put(scalars, by_layer, "grad_cosine", np.stack([dot, square, before]), both & there)
+            return Decoded(scalars, by_layer)
+
+        return Reading(ranks.tensors(*names), decode)
 
     def _decode(
         self,
@@ -205,14 +209,29 @@ class Directions(Probe):
         b: np.ndarray,
         both: np.ndarray,
     ) -> None:
-        """The cosines of the rows of ``a`` and ``b`` in ``both``, and that of the whole vectors that they sample."""
         with np.errstate(invalid="ignore", over="ignore"):
             products = np.stack([(a * b).sum(axis=1), (a * a).sum(axis=1), (b * b).sum(axis=1)])
+            self._put(scalars, by_layer, name, products * self._sample.sizes, both)
+
+    def _put(
+        self,
+        scalars: dict[str, float],
+        by_layer: dict[str, Stat],
+        name: str,
+        products: np.ndarray,
+        both: np.ndarray,
+    ) -> None:
+        """The cosines of the layers in ``both``, and that of the whole vectors.
+
+        Args:
+            products: [3, L] of the two vectors of each layer, and of each with itself.
+        """
+        with np.errstate(invalid="ignore", over="ignore"):
             lengths = np.sqrt(products[1]) * np.sqrt(products[2])
             present = both & (lengths != 0)
             if present.any():
                 cosine = np.divide(products[0], lengths, out=np.zeros(len(lengths)), where=present)
                 by_layer[name] = (cosine.astype(np.float32), present)
-            dot, first, second = (products * self._sample.sizes)[:, both].sum(axis=1)
+            dot, first, second = products[:, both].sum(axis=1)
             if first * second != 0:
                 scalars[name] = float(dot / (np.sqrt(first) * np.sqrt(second)))

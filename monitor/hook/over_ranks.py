@@ -1,8 +1,9 @@
 """What is measured of a sharded model, piece by piece on every rank, added up over the ranks.
 
-Weights, updates, Adam's moments and gradient entries are measured every so many steps only. In these steps each rank
-adds what it has of its own pieces to one vector, and two small reductions (sums, and largest entries) when the step
-ends give every rank every value. That is a collective operation, so all ranks must come to it in the same steps:
+Weights, updates, Adam's moments, gradient entries and directions are measured every so many steps only. In these steps
+each rank adds what it has of its own pieces to one vector, and two small reductions (sums, and largest entries) when
+the step ends give every rank every value. That is a collective operation, so all ranks must come to it in the same
+steps:
 
     cadence     a function of the step alone. The ranks compare theirs once, at the start; where they differ nothing is
                 reduced in the whole run. The budget does not touch these probes (``Probe.alike``).
@@ -27,7 +28,10 @@ from monitor.hook.passes import RowNorms
 from monitor.hook.sharded import ShardedNorms, copies, local
 from monitor.hook.transfer import HostRead
 
-STATS = ("weight_norm", "update_norm", "adam_rms", "adam_floor_share", "grad_nonzero", "grad_finite", "grad_nan")
+STATS = (
+    "weight_norm", "update_norm", "adam_rms", "adam_floor_share", "grad_nonzero", "grad_finite", "grad_nan",
+    "grad_square", "grad_before_square", "grad_dot", "update_square", "update_dot", "moved", "shows", "changed",
+)  # fmt: skip
 """What is summed, in its place in the vector."""
 DELAY = 5
 """Reductions until a rank's early sign counts for all: by then the rows of that step are waited for, too."""

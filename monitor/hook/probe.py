@@ -90,6 +90,11 @@ class Probe:
         """Whether to measure ``step``, the ``since_start``-th of this attempt (from 1), in the cruise cadence."""
         return since_start <= self.first_steps or step % self.every == 0
 
+    def reduces(self, step: int, since_start: int) -> bool:
+        """Whether a step that is measured in the cruise cadence ends with a reduction over ranks because of it: the
+        same on every rank."""
+        return self.due(step, since_start)
+
     def begin(self) -> None:
         """A measured step begins: its first forward comes next."""
 
@@ -234,7 +239,7 @@ class Probes:
             self._active = [probe for probe in self.probes if armed or probe.due(step, since_start)]
         else:
             self.over_ranks.step_begins()
-            self._reduces = self.over_ranks.armed or any(probe.due(step, since_start) for probe in self._together)
+            self._reduces = self.over_ranks.armed or any(probe.reduces(step, since_start) for probe in self._together)
             if self._reduces:
                 self.over_ranks.begin()
             self._active = [probe for probe in self.probes if self.dense(probe) or probe.due(step, since_start)]

@@ -87,7 +87,8 @@ def stages(model: nn.Module, world_size: int, *, split_layers: bool = False) -> 
     elif any(is_sharded(parameter) for parameter in model.parameters()):
         gradients = (
             "parameters are sharded over the ranks (DTensor): statistics of gradients, weights, updates and Adam's "
-            "moments are those of the whole tensors, reduced over the ranks"
+            "moments are those of the whole tensors, reduced over the ranks; parameter_checksum is of the parameters "
+            "that are not sharded, because each rank has other pieces of the others"
         )
     else:
         gradients = "the model given to attach is not a DistributedDataParallel: gradients are as this rank has them"

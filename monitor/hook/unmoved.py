@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from monitor.hook.layers import LayerTable, plain_name
+from monitor.hook.over_ranks import OverRanks
 from monitor.hook.passes import LOW_PRECISION, owned_by
 from monitor.hook.probe import Decoded, Probe, Reading
+from monitor.hook.sharded import local
 
 HALF_PATIENCE = 10
 VISIBLE = 8.0
@@ -143,12 +145,15 @@ class Unmoved(Probe):
     """
 
     name = "parameters that never move"
+    every = 20
+    first_steps = 10
+    over_ranks = True
 
     def __init__(self, table: LayerTable) -> None:
         super().__init__()
         self._table = table
         self._half = np.array([parameter.dtype in LOW_PRECISION for parameter in table.parameters], bool)
-        self._epsilon = np.array([_epsilon(parameter.dtype) for parameter in table.parameters])
+        self._epsilon = np.array([epsilon(parameter.dtype) for parameter in table.parameters])
         self._patience = np.where(self._half, HALF_PATIENCE, PATIENCE)
         self._still = np.zeros(len(table), np.int64)
         self._told = np.zeros(len(table), bool)
@@ -157,7 +162,12 @@ class Unmoved(Probe):
         self._equal: list[tuple[int, Tensor]] = []
 
     def due(self, step: int, since_start: int) -> bool:
+        if self.watch.over_ranks is not None and not super().due(step, since_start):
+            return False  # compared where a reduction takes place anyway: ``Directions`` has the same cadence
         return bool(self._suspects)
+
+    def reduces(self, step: int, since_start: int) -> bool:
+        return False
 
     def looked_at(self, gradient: np.ndarray, weights: np.ndarray, ought: np.ndarray, change: np.ndarray) -> None:
         """Samples of one step, [L, n] each, steps in order, when they have arrived on the host.
@@ -167,10 +177,21 @@ class Unmoved(Probe):
         """
         with np.errstate(invalid="ignore", over="ignore"):
             size = np.sqrt((gradient * gradient).mean(axis=1))
-            shows = (gradient != 0) & (ought > VISIBLE * self._epsilon[:, None] * np.abs(weights))
+            visible = (gradient != 0) & (ought > VISIBLE * self._epsilon[:, None] * np.abs(weights))
+            shows = np.where(self._half, (ought > 0).any(axis=1), visible.any(axis=1))
+        self.judge((change != 0).any(axis=1), shows, size)
+
+    def judge(self, moved: np.ndarray, shows: np.ndarray, size: np.ndarray) -> None:
+        """What the samples of one step say, steps in order.
+
+        Args:
+            moved: bool[L], whether any entry changed.
+            shows: bool[L], whether any ought to, visibly.
+            size: float64[L], root mean square of the gradient.
+        """
+        with np.errstate(invalid="ignore", over="ignore"):
             counts = size > NEGLIGIBLE * np.sqrt((size * size).mean())
-        moved = (change != 0).any(axis=1)
-        still = ~moved & ~self._told & np.where(self._half, counts & (ought > 0).any(axis=1), shows.any(axis=1))
+        still = ~moved & ~self._told & shows & (counts | ~self._half)
         self._still[moved] = 0
         self._still[still] += 1
         self._suspects = frozenset(np.flatnonzero(self._still >= self._patience).tolist())
@@ -181,14 +202,15 @@ class Unmoved(Probe):
     @torch.no_grad()
     def before_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         if self._suspects:
-            for owned in owned_by(optimizer, self._table, only=self._suspects):
+            sharded = self.watch.over_ranks is not None
+            for owned in owned_by(optimizer, self._table, only=self._suspects, sharded=sharded):
                 rows = zip(owned.rows, owned.parameters, strict=True)
-                self._copies.update((row, parameter.detach().clone()) for row, parameter in rows)
+                self._copies.update((row, local(parameter).detach().clone()) for row, parameter in rows)
 
     @torch.no_grad()
     def after_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
         parameters = self._table.parameters
-        self._equal += [(row, torch.eq(parameters[row], copy).all()) for row, copy in self._copies.items()]
+        self._equal += [(row, torch.eq(local(parameters[row]), copy).all()) for row, copy in self._copies.items()]
         self._copies = {}
 
     def end_step(self) -> Reading | None:
@@ -197,21 +219,39 @@ class Unmoved(Probe):
         equal, self._equal, self._copies = self._equal, [], {}
         if not equal:
             return None
-        step = self.watch.step
+        step, ranks = self.watch.step, self.watch.over_ranks
+        if ranks is not None:
+            return self._added_up(ranks, equal)
 
         def decode(arrays: list[np.ndarray]) -> Decoded:
-            rows = [row for (row, _), same in zip(equal, arrays, strict=True) if same.item()]
-            if rows:
-                self._told[rows] = True
-                tell(
-                    self, self._table, rows, "unmoved",
-                    "parameters with gradients and a learning rate that an optimizer step did not change by a bit, nor "
-                    f"where sampled in {self._patience[rows].max()} measured steps before ({self._why(rows)})",
-                    step=step,
-                )  # fmt: skip
+            self._tell([row for (row, _), same in zip(equal, arrays, strict=True) if same.item()], step)
             return Decoded()
 
         return Reading([same for _, same in equal], decode)
+
+    def _added_up(self, ranks: OverRanks, equal: list[tuple[int, Tensor]]) -> Reading:
+        """A layer has not moved where every rank that has it has looked, which they mostly do in the same step, and
+        none has a piece that did."""
+        step = self.watch.step
+        for row, same in equal:
+            ranks.add("changed", [row], same.logical_not().reshape(1))
+
+        def decode(arrays: list[np.ndarray]) -> Decoded:
+            changed, present = ranks.values(arrays[0])
+            self._tell([row for row, _ in equal if present[row] and changed[row] == 0], step)
+            return Decoded()
+
+        return Reading(ranks.tensors("changed"), decode)
+
+    def _tell(self, rows: list[int], step: int) -> None:
+        if rows:
+            self._told[rows] = True
+            tell(
+                self, self._table, rows, "unmoved",
+                "parameters with gradients and a learning rate that an optimizer step did not change by a bit, nor "
+                f"where sampled in {self._patience[rows].max()} measured steps before ({self._why(rows)})",
+                step=step,
+            )  # fmt: skip
 
     def _why(self, rows: list[int]) -> str:
         kinds = {self._table.parameters[row].dtype for row in rows}
@@ -221,7 +261,8 @@ class Unmoved(Probe):
         return "what the optimizer changes is not what the model uses, or the updates are lost in rounding"
 
 
-def _epsilon(dtype: torch.dtype) -> float:
+def epsilon(dtype: torch.dtype) -> float:
+    """From 1 to the next number of this type; NaN for integers."""
     return torch.finfo(dtype).eps if dtype.is_floating_point or dtype.is_complex else np.nan
 
 

@@ -205,7 +205,7 @@ CATALOGUE: dict[str, SignalSpec] = _table(
      "Noise of the gradient over its square, in batches of a step (McCandlish et al. 2018): far above 1, larger batches would pay.",
      "scalars", _PASS, _TEN),
     ("parameter_checksum", "1", "after the optimizer step, this rank's parameters",
-     "Sum over the parameters' bits: equal on ranks that hold the same parameters.", "scalars", _PASS, "every 100 steps, with several ranks"),
+     "Sum over the parameters' bits: equal on ranks that hold the same. Sharded ones are left out.", "scalars", _PASS, "every 100 steps, with several ranks"),
     ("grad_cosine", "1", "as the optimizer uses it, a fixed sample of coordinates",
      "Cosine between this step's gradient and that of the step before; near 1 when gradients are not zeroed, negative "
      "when steps overshoot.", "scalars", _SAMPLE, _TWENTY),

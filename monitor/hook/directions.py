@@ -194,24 +194,18 @@ class Directions(Probe):
         by_layer: dict[str, Stat] = {}
         before, self._before = self._before, (step, gradient, taken, all_layers)
         if whole:
-            self._add(scalars if all_layers else {}, by_layer, "update_cosine", gradient, -change, taken)
+            products = self._products(gradient, -change)
+            self._put(scalars if all_layers else {}, by_layer, "update_cosine", products, taken)
         if whole and before is not None and before[0] == step - 1:
             in_all = scalars if all_layers and before[3] else {}
-            self._add(in_all, by_layer, "grad_cosine", gradient, before[1], taken & before[2])
+            products = self._products(gradient, before[1])
+            self._put(in_all, by_layer, "grad_cosine", products, taken & before[2])
         return Decoded(scalars, by_layer)
 
-    def _add(
-        self,
-        scalars: dict[str, float],
-        by_layer: dict[str, Stat],
-        name: str,
-        a: np.ndarray,
-        b: np.ndarray,
-        both: np.ndarray,
-    ) -> None:
+    def _products(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """[3, L] of samples [L, n]: of the two, and of each with itself."""
         with np.errstate(invalid="ignore", over="ignore"):
-            products = np.stack([(a * b).sum(axis=1), (a * a).sum(axis=1), (b * b).sum(axis=1)])
-            self._put(scalars, by_layer, name, products * self._sample.sizes, both)
+            return np.stack([(a * b).sum(axis=1), (a * a).sum(axis=1), (b * b).sum(axis=1)]) * self._sample.sizes
 
     def _put(
         self,

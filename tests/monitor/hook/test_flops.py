@@ -132,6 +132,7 @@ def test_steps_of_further_shapes_are_absent_and_a_cpu_has_no_known_peak(tmp_path
         flops = rows[step]["tflops_per_s"] * rows[step]["step_time_s"] * 1e12
         assert flops == pytest.approx(2 * 2 * count * 4 * 2)  # forward, and backward to the weight alone
     texts = [note["text"] for note in recorded.events(mon.run_dir, "note")]
+    texts = [text for text in texts if not text.startswith("GPU")]  # the sampler's, in its thread: maybe in time
     assert len(texts) == 2 and "no peak is known of CPU" in texts[0] and "different shapes" in texts[1]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import streamlit as st
 
 from app import control, data, text
+from app.engine_state import WAITING
 from app.facts import Facts
 from monitor.errors import GradiometerError, RunError
 from monitor.runfile.control import DENSE_STEPS, MOST_DENSE_STEPS, Asked, answered_kinds, asked, next_number
@@ -46,7 +47,9 @@ def show(path: Path, facts: Facts) -> None:
 
 def live(path: Path, facts: Facts, reason: str | None) -> None:
     """The buttons of a training that goes on: those that it answers."""
-    kinds, attempt = answered_kinds(facts.state.heartbeat), newest(path)
+    # A job in a queue has the heartbeat of the attempt before, which answered; nobody does now.
+    ended = facts.state.word in WAITING or intentions(path).ended
+    kinds, attempt = () if ended else answered_kinds(facts.state.heartbeat), newest(path)
     seen = number_of(path, attempt)
     stopping = is_stopping(path)
     off = bool(reason) or stopping

@@ -32,6 +32,7 @@ def page() -> None:
     """The list, the search and the button that starts a training."""
     if run_id := st.session_state.pop("run_to_open", None):
         st.switch_page("views/run.py", query_params={"run": run_id})
+    st.session_state.pop("started", None)  # the list is seen again: another click means another training
     title, actions = st.columns([3, 2], vertical_alignment="bottom")
     title.title("Runs")
     with actions.container(horizontal=True, horizontal_alignment="right"):
@@ -70,16 +71,27 @@ def first_page() -> None:
 
 def start_button() -> None:
     """One click: the default training, then its page."""
+    if refusal := st.session_state.pop("start_refused", None):
+        refused(refusal, "gradiometer train")
     reason = control.read_only_reason()
-    if st.button(
-        "Start a real training", type="primary", disabled=reason is not None, help=reason and text.markdown(reason)
-    ):
-        try:
-            run_id = control.start(TrainConfig())
-        except (GradiometerError, OSError) as error:
-            refused(error, "gradiometer train")
-            return
-        st.switch_page("views/run.py", query_params={"run": run_id})
+    st.button(
+        "Start a real training",
+        type="primary",
+        disabled=reason is not None,
+        help=reason and text.markdown(reason),
+        on_click=start,
+        key="start_default",
+    )
+
+
+def start() -> None:
+    """Start the default training. A second click that comes before the page has turned opens the same one."""
+    try:
+        started = st.session_state.get("started") or control.start(TrainConfig())
+    except (GradiometerError, OSError) as error:
+        st.session_state["start_refused"] = str(error)
+        return
+    st.session_state["started"] = st.session_state["run_to_open"] = started
 
 
 def table(words: str) -> None:

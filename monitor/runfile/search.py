@@ -39,7 +39,10 @@ MAX_QUERY = 1000
 """Characters; a query may come with an address."""
 MAX_TERMS = 40
 
-STATES = ("starting", "running", "paused", "finished", "stopped", "crashed", "stale", "lost")
+STATES = (
+    "starting", "running", "paused", "pending", "requeued", "finished", "stopped", "crashed", "stale", "lost"
+)  # fmt: skip
+"""``pending`` and ``requeued`` only where an engine is asked, as on the page."""
 
 T = TypeVar("T")
 Config = Callable[[RunSummary], Mapping[str, Any]]

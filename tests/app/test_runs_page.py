@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import math
+import threading
+import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from app import curate, data
+from app.engine_state import EngineStates
+from monitor.errors import RunError
+from monitor.runfile.format import attempt_dir
 from monitor.runfile.meta import edit_meta
-from monitor.runfile.store import list_runs
+from monitor.runfile.store import list_runs, run_state
 from monitor.runfile.trash import list_trash
 from monitor.runfile.writer import begin_attempt, create_run, write_exit
 from tests.app import runs_for_tests as made
 from tests.app.conftest import Ask, Open, listed, words
+from trainer import launch
+from trainer.launch.launcher import ENGINES
 
 LOSSES = {"a": 2.0, "b": math.nan, "c": 0.5, "d": None, "e": math.inf}
 
@@ -138,3 +148,127 @@ def test_the_version_of_the_list_changes_when_a_row_does_and_only_then(few, http
     edit_meta(few / "a", notes="other")
     data.LISTING.forget()
     assert http(f"/api/runs?have={version}").status == 200
+
+
+# ---- starting, and what only an engine knows ------------------------------------------------------------------------
+
+
+def test_a_second_click_on_start_opens_the_same_training(
+    open_page: Open, no_runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = made.half_written(no_runs, "one")
+    started: list[object] = []
+
+    def start(config: object, runs: Path, **more: object) -> launch.Launched:
+        started.append(config)
+        return launch.Launched("one", path, 0, ())
+
+    monkeypatch.setattr(launch, "start", start)
+    page = open_page("runs").button(key="start_default").click().run()
+    assert len(started) == 1 and not page.exception
+    again = open_page("runs")
+    again.session_state["started"] = page.session_state["started"]  # the list was not drawn between the two clicks
+    again.button(key="start_default").click().run()
+    assert len(started) == 1 and not again.exception and again.session_state["started"] == "one"
+    open_page("runs").button(key="start_default").click().run()
+    assert len(started) == 2
+
+
+def test_a_refused_start_is_told(open_page: Open, no_runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*given: object, **more: object) -> None:
+        raise RunError("no room on the disk")
+
+    monkeypatch.setattr(launch, "start", start)
+    page = open_page("runs").button(key="start_default").click().run()
+    assert "no room on the disk" in words(page)
+
+
+def with_a_cluster(runs: Path, name: str, engine: str = "slurm", ended: str | None = None) -> Path:
+    """A run whose job was handed to a cluster an hour ago."""
+    began = time.time() - 3600
+    path = create_run(runs, name=name, run_id=name, now=lambda: began)
+    folder = attempt_dir(path, 0)
+    folder.mkdir(parents=True)
+    (folder / "launch.json").write_text(json.dumps({"engine": engine, "time": began}))
+    (folder / "job.json").write_text(json.dumps({"engine": engine, "job": "77", "time": began}))
+    if ended:
+        (folder / "exit.json").write_text(json.dumps({"outcome": ended, "step": 3, "reason": "ended", "time": began}))
+    return path
+
+
+@pytest.fixture
+def no_slurm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The real engine, where no Slurm answers."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+
+def states_of(open_page: Open) -> dict[str, str]:
+    return {row["name"]: row["state"][1] for row in listed(open_page("runs"))}
+
+
+def test_the_list_asks_the_engines_once_for_all_and_without_waiting(
+    no_runs: Path, open_page: Open, no_slurm: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, engine in (("a", "slurm"), ("b", "slurm"), ("strange", "elsewhere"), ("local", "local")):
+        with_a_cluster(no_runs, name, engine)
+    with_a_cluster(no_runs, "done", ended="finished")
+    asked: list[list[str]] = []
+    poll = ENGINES["slurm"].poll
+
+    def slowly(handles: Any) -> Any:
+        asked.append(sorted(handle.run_dir.name for handle in handles))
+        return poll(handles)
+
+    monkeypatch.setattr(ENGINES["slurm"], "poll", slowly)
+    monkeypatch.setattr(data, "LISTING", data.Listing())
+    first = states_of(open_page)
+    assert first["a"] in ("lost", "pending") and first["local"] == "lost" and first["done"] == "finished"
+    deadline = time.monotonic() + 60
+    while (now := states_of(open_page))["a"] != "pending" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert now == {"a": "pending", "b": "pending", "strange": "lost", "local": "lost", "done": "finished"}
+    assert all(one in (["a", "b"], ["a"], ["b"]) for one in asked), asked
+    assert "pending" in states_of(lambda view: open_page(view, search="state:pending")).values()
+
+
+def test_an_engine_that_does_not_answer_holds_up_nobody(
+    no_runs: Path, no_slurm: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, gate, asked = with_a_cluster(no_runs, "a"), threading.Event(), []
+    poll = ENGINES["slurm"].poll
+
+    def hang(handles: Any) -> Any:
+        asked.append(1)
+        assert gate.wait(60)
+        return poll(handles)
+
+    monkeypatch.setattr(ENGINES["slurm"], "poll", hang)
+    states, files = EngineStates(), {path: run_state(path)}
+    assert [states.corrected(files)[path].word for _ in range(3)] == ["lost"] * 3
+    gate.set()
+    deadline = time.monotonic() + 60
+    while states.corrected(files)[path].word != "pending" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert states.corrected(files)[path].word == "pending" and len(asked) == 1
+
+
+def test_a_run_that_is_queued_again_offers_a_stop_alone(
+    no_runs: Path, open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its heartbeat is of the attempt before, whose training answered; nobody does now."""
+    path = create_run(no_runs, name="queued", run_id="queued")
+    begin_attempt(path, planned_steps=100)
+    (attempt_dir(path, 0) / "launch.json").write_text(json.dumps({"engine": "slurm", "time": time.time()}))
+    writer = made.RankWriter(path, 0)
+    writer.scalars(3, time.time(), {"train_loss": 1.0})
+    writer.heartbeat(step=3, state="training", step_time_s=0.1, requests=["checkpoint", "pause", "set_lr"])
+    writer.close()
+    keys = {str(button.key) for button in open_page("run", run="queued").button}
+    assert {"checkpoint", "pause", "set_lr"} <= keys
+    write_exit(path, 0, outcome="stopped", step=3, reason="the time limit")
+    waits = launch.JobStatus(launch.JobState.REQUEUED, "queued again", 0)
+    monkeypatch.setattr(ENGINES["slurm"], "poll", lambda handles: [waits for _ in handles])
+    page = open_page("run", run="queued")
+    keys = {str(button.key) for button in page.button}
+    assert "requeued" in words(page) and "stop" in keys
+    assert not {"checkpoint", "pause", "continue", "set_lr", "set_clip", "record_dense"} & keys

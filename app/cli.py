@@ -13,7 +13,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from app.foreign import Read
     from monitor.alerts import Alerts
     from monitor.diagnosis.report import Report
-    from monitor.runfile.reader import Run
     from monitor.runfile.store import RunSummary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,8 +159,13 @@ def doctor(
     from monitor.runfile.reader import open_run
 
     place = _run_path(path, runs)
+    alerts = None if alert is None else or_exit(partial(alerts_from, alert, level=fail_on.value, every_s=0))
     if is_foreign(place):
-        _tell_foreign(or_exit(lambda: diagnose_foreign(place)), as_json, fail_on)
+        found = or_exit(lambda: diagnose_foreign(place))
+        _print_foreign(found, as_json)
+        if alerts is not None:
+            _alert(alerts, [(str(one.report.run.get("name") or place.name), one.report) for one in found])
+        raise typer.Exit(1 if any(one.report.at_least(fail_on.value) for one in found) else 0)
     run = or_exit(lambda: open_run(place))
     report = or_exit(lambda: diagnose(run))
     for problem in run.problems:
@@ -170,22 +174,27 @@ def doctor(
         print(_as_json([report.to_dict()]), end="")
     else:
         print(report.to_text())
-    if alert is not None:
-        _alert(or_exit(partial(alerts_from, alert, level=fail_on.value, every_s=0)), run, report)
+    if alerts is not None:
+        _alert(alerts, [(run.id, report)])
     raise typer.Exit(1 if report.at_least(fail_on.value) else 0)
 
 
-def _alert(alerts: Alerts, run: Run, report: Report) -> None:
-    """Tell the webhook of each incident at or above its level; what it did not take is told here."""
+def _alert(alerts: Alerts, reports: list[tuple[str, Report]]) -> None:
+    """Tell the webhook of each incident at or above its level of these trainings; what it did not take is told here."""
     alerts.tell = lambda outcome: None if outcome["delivered"] else print(outcome["text"], file=sys.stderr)
-    for number, one in enumerate(report.incidents):
-        told = {"run": run.id, "onset_step": one.onset_step}
-        rule = one.findings[0].id
-        alerts.send(f"{rule}/{number}", one.severity, f"{run.id}: {rule}", one.summary, **told)
+    held_back = 0
+    for name, report in reports:
+        for number, one in enumerate(report.incidents):
+            rule = one.findings[0].id
+            told = {"run": name, "onset_step": one.onset_step}
+            sent = alerts.send(f"{name}/{rule}/{number}", one.severity, f"{name}: {rule}", one.summary, **told)
+            held_back += not sent and one.severity.at_least(alerts.level)
     alerts.close(ALERT_S)
+    if held_back:
+        print(f"{alerts.host} was not told of {held_back} more: the first are enough to look here.", file=sys.stderr)
 
 
-def _tell_foreign(found: list[Read], as_json: bool, fail_on: Level) -> NoReturn:
+def _print_foreign(found: list[Read], as_json: bool) -> None:
     """Each training's report; as JSON one object, or several under ``runs``."""
     from app.foreign import told
 
@@ -201,7 +210,6 @@ def _tell_foreign(found: list[Read], as_json: bool, fail_on: Level) -> NoReturn:
                 print(told(one.taken))
             shown = one.taken
             print(f"\n{one.report.to_text()}")
-    raise typer.Exit(1 if any(one.report.at_least(fail_on.value) for one in found) else 0)
 
 
 @cli.command()

@@ -28,9 +28,14 @@ MARKED_EVENTS = {
     "checkpoint_failed": "checkpoint not written",
     "eval": "evaluation",
     "lr_change": "learning rate changed",
+    "optimizer_change": "optimizer changed",
     "data_stage": "data stage",
     "stop": "stopped",
     "rewind": "gone back",
+    "rewind_outcome": "what came of going back",
+    "fix": "fix tried",
+    "fix_outcome": "what came of the fix",
+    "alert": "alert",
     "finding": "found while training",
     "early_stop": "stopped early",
     "note": "note",
@@ -592,12 +597,20 @@ def story_marks(run: Run, incidents: list[dict[str, Any]]) -> list[Mark]:
         ):
             continue
         severity = "critical" if event.kind in ("nonfinite", "ecc") else "info"
+        if _went_wrong(event.fields):
+            severity = "warning"
         if event.kind == "fidelity" and event.fields.get("verdict") == "discontinuous":
             severity = "warning"
         if event.kind == "finding":
             severity = "critical" if event.fields.get("severity") == "critical" else "warning"
         marks.append(Mark(event.step, event.kind, _event_text(event.kind, event.fields), severity))
     return sorted(marks, key=lambda mark: (mark.step, mark.kind))
+
+
+def _went_wrong(fields: dict[str, Any]) -> bool:
+    """Whether a request was not carried out, an alert not delivered, or a trouble came back."""
+    refused, back = fields.get("outcome") in ("failed", "refused"), fields.get("word") == "came back"
+    return refused or back or fields.get("delivered") is False
 
 
 def _is_within(step: int, incidents: list[dict[str, Any]]) -> bool:
@@ -621,13 +634,20 @@ def _incident_mark(incident: dict[str, Any]) -> Mark:
 def _event_text(kind: str, fields: dict[str, Any]) -> str:
     words = MARKED_EVENTS[kind]
     if isinstance(fields.get("text"), str):
-        verdict = f"{fields['verdict']}, " if isinstance(fields.get("verdict"), str) else ""
-        return f"{words}: {verdict}{fields['text']}"
+        first = next((fields[name] for name in ("verdict", "word") if isinstance(fields.get(name), str)), None)
+        if kind == "request":
+            first = f"{fields.get('do', '?')} {fields.get('outcome', '')}".strip()
+        run = f" in {fields['run']}" if kind in ("fix", "fix_outcome") and isinstance(fields.get("run"), str) else ""
+        return f"{words}{run}: {f'{first}, ' if first else ''}{fields['text']}"
     if kind == "cadence":
         share = fields.get("monitor_share")
         cost = f", the monitor cost {share:.1%} of the step" if isinstance(share, float) else ""
         what, before, after = (_short(fields.get(name, "?")) for name in ("what", "before", "after"))
         return f"{what} measured every {after} steps instead of every {before}{cost}"
+    if kind in ("lr_change", "optimizer_change"):
+        group = f" of group {_short(fields['group'])}" if fields.get("group") else ""
+        name, before, after = (_short(fields.get(name, "?")) for name in ("name", "before", "after"))
+        return f"{words}: {name}{group} from {before} to {after}"
     values = fields.get("values")
     shown = values if isinstance(values, dict) else fields
     parts = [f"{name} {_short(value)}" for name, value in shown.items() if isinstance(value, int | float | str)]

@@ -9,6 +9,7 @@ from app.charts.still import window_figure
 from app.charts.story import landscape_charts, story_charts, story_marks, system_charts
 from app.facts import facts_of
 from app.incident import incident_key
+from monitor.runfile.afterwards import add_afterwards
 from monitor.runfile.reader import open_run
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run
 from monitor.signals import LAYER_CATALOGUE, MODULE_CATALOGUE, Signal
@@ -91,6 +92,31 @@ def test_what_was_found_while_training_is_a_mark_until_an_incident_covers_it(tmp
     assert [mark.kind for mark in story_marks(opened, [incident])] == ["incident"]
     elsewhere = {**incident, "onset_step": 10, "last_step": 20}
     assert [mark.kind for mark in story_marks(opened, [elsewhere])] == ["incident", "finding"]
+
+
+def test_what_people_and_code_changed_is_marked_and_told_in_words(tmp_path):
+    run = made.Recorded(tmp_path, "changed")
+    for step in range(1, 61):
+        run.row(step, 3.0)
+    tell = run.writer.event
+    tell("optimizer_change", 10, group=1, name="weight_decay", before=0.1, after=0.0)
+    tell("lr_change", 11, name="lr", before=1e-3, after=5e-4)
+    tell("request", 12, id="000001", do="pause", by="page", outcome="refused", text="not while it saves")
+    tell("alert", 13, delivered=False, text="hooks.example was not told: it answered 404", level="critical")
+    tell("rewind_outcome", 14, word="came back", text="after 40 steps", to_step=2, onset_step=9)
+    path = run.end(step=60)
+    add_afterwards(path, "fix", step=9, attempt=0, run="child", key="lower-lr", text="half the learning rate", patch={})
+    add_afterwards(path, "fix_outcome", step=9, attempt=0, run="child", word="gone", text="60 steps past it")
+    marks = {mark.kind: mark for mark in story_marks(open_run(path), [])}
+    assert {kind: (mark.step, mark.text, mark.severity) for kind, mark in marks.items()} == {
+        "optimizer_change": (10, "optimizer changed: weight_decay of group 1 from 0.1 to 0", "info"),
+        "lr_change": (11, "learning rate changed: lr from 0.001 to 0.0005", "info"),
+        "request": (12, "request: pause refused, not while it saves", "warning"),
+        "alert": (13, "alert: hooks.example was not told: it answered 404", "warning"),
+        "rewind_outcome": (14, "what came of going back: came back, after 40 steps", "warning"),
+        "fix": (9, "fix tried in child: half the learning rate", "info"),
+        "fix_outcome": (9, "what came of the fix in child: gone, 60 steps past it", "info"),
+    }
 
 
 def test_what_the_probes_measure_has_few_charts_and_identities_have_none(all_runs: Runs):

@@ -240,3 +240,17 @@ def test_the_doctor_tells(channel: Channel, tmp_path: Path, monkeypatch: pytest.
     assert done.exit_code == 1 and SECRET not in done.output
     assert [(body["severity"], body["run"]) for body in channel.bodies] == [("critical", run.name)]
     assert CliRunner().invoke(cli, ["doctor", str(run), "--alert", "NO_HOOK"]).exit_code == 2
+
+
+def test_the_doctor_tells_of_logs_of_other_tools_too(
+    channel: Channel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "train.log"
+    losses = ("nan" if step >= 1500 else f"{3 - step / 1000:.4f}" for step in range(0, 2000, 10))
+    log.write_text("".join(f"iter {10 * row}: loss {loss}, time 20.00ms\n" for row, loss in enumerate(losses)))
+    monkeypatch.setenv("HOOK", channel.url)
+    done = CliRunner().invoke(cli, ["doctor", str(log), "--alert", "HOOK"])
+    assert done.exit_code == 1 and SECRET not in done.output
+    (body,) = channel.bodies
+    assert body["severity"] == "critical" and body["run"] in body["title"] and body["onset_step"] == 1500
+    assert CliRunner().invoke(cli, ["doctor", str(log), "--alert", "NO_HOOK"]).exit_code == 2

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from monitor.diagnosis.remedies import skipped
+from monitor.diagnosis.remedies import batches_of, skipped
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,15 +29,13 @@ def experiments(incident: Mapping[str, Any], config: Mapping[str, Any]) -> tuple
     """What can be tried on ``incident``, of the doctor's JSON, in a training of ``config``; the best known first.
 
     The first is what *Try this fix* tries: the recommended change; where none is known, the batches of the onset are
-    left out, which mends what lay in them and what the machine did once.
+    left out, which mends what lay in them and what the machine did once: one batch where the alarm came at the onset.
     """
-    onset, last = incident["onset_step"], incident["last_step"]
+    onset, alarm = incident["onset_step"], incident["first_step"]
     patch = (incident.get("remedy") or {}).get("config_patch") or {}
     found = [Experiment("remedy", "as recommended", patch)] if patch else []
-    left_out = skipped(onset, last)
-    found.append(
-        Experiment("skip-batches", f"without the {left_out['skip.batches']} batches from step {onset}", left_out)
-    )
+    left_out = skipped(onset, alarm)
+    found.append(Experiment("skip-batches", f"without {batches_of(left_out)}", left_out))
     lr, limit = _positive(config, "optimizer", "lr"), _positive(config, "clip", "max_norm")
     if lr is not None:
         half = float(f"{lr / 2:.3g}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -159,24 +159,39 @@ def _clip_line(limit: float) -> str:
     return f"torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm={number(limit)})  # before optimizer.step()"
 
 
-def skipped(first: int, last: int) -> dict[str, Any]:
-    """The patch that leaves the batches of these steps out of the data, the first twenty of them."""
-    return {"skip.after_step": first - 1, "skip.batches": min(last - first + 1, MOST_SKIPPED)}
+def skipped(onset: int, alarm: int) -> dict[str, Any]:
+    """The patch that leaves out the batches from the onset up to the alarm, the first twenty of them.
+
+    What a batch did shows at its own step or when evidence has added up. What is visible after the alarm is the
+    consequence: weights that are NaN, or a loss on its way back. Batches left out for it would be lost for nothing.
+    """
+    return {"skip.after_step": onset - 1, "skip.batches": min(max(alarm - onset, 0) + 1, MOST_SKIPPED)}
+
+
+def batches_of(patch: Mapping[str, Any]) -> str:
+    """``the batch of step 7``, ``the 3 batches of steps 7 to 9``: what a patch of :func:`skipped` leaves out."""
+    onset, left_out = patch["skip.after_step"] + 1, patch["skip.batches"]
+    span = steps(onset, onset + left_out - 1)
+    return f"the batch of {span}" if left_out == 1 else f"the {left_out} batches of {span}"
 
 
 def _skip_batches(finding: Finding, signals: Signals) -> Remedy:
-    ids = signals["batch_id"].between(finding.onset_step, finding.last_step).value
+    left_out = skipped(finding.onset_step, finding.first_step)
+    first, last = finding.onset_step, finding.onset_step + left_out["skip.batches"] - 1
+    ids = signals["batch_id"].between(first, last).value
     listed = ", ".join(number(value) for value in ids[:8])
     named = f" (batch_id {listed})" if listed else ""
-    which = f"the batches of {steps(finding.onset_step, finding.last_step)}{named}"
     limit = clip_limit(finding, signals)
-    patch = {**skipped(finding.onset_step, finding.last_step), **clip_patch(limit, signals)}
+    patch = {**left_out, **clip_patch(limit, signals)}
     clip = f", with the gradient clipped at {number(limit)}" if "clip.max_norm" in patch else ""
+    one = first == last
     return Remedy(
-        f"Look at {which}. If they are broken, remove them from the data; else go back to {before(finding)} and skip "
-        f"them{clip}.",
+        f"Look at {batches_of(left_out)}{named}. If {'it is' if one else 'they are'} broken, remove "
+        f"{'it' if one else 'them'} from the data; else go back to {before(finding)} and skip "
+        f"{'it alone' if one else 'them'}{clip}.",
         patch,
-        f"if {finding.onset_step} <= step <= {finding.last_step}:\n    continue  # these batches only, after resuming",
+        f"if {f'step == {first}' if one else f'{first} <= step <= {last}'}:\n"
+        f"    continue  # {'this batch' if one else 'these batches'} only, after resuming",
     )
 
 

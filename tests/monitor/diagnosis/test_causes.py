@@ -105,6 +105,15 @@ def test_a_replay_settles_batch_against_state():
     assert not any("a replay" in reason for reason in batch["bad-batch"].against)
 
 
+def test_one_batch_to_blame_is_left_out_alone_though_the_loss_was_high_for_longer():
+    (incident,) = diagnose(one_step_spike(replay("batch"))).incidents
+    assert incident.first_step < incident.last_step and incident.remedy is not None
+    assert incident.remedy.config_patch["skip.after_step"] == incident.onset_step - 1
+    assert incident.remedy.config_patch["skip.batches"] == 1 + incident.first_step - incident.onset_step == 1
+    assert f"the batch of step {incident.onset_step}" in incident.remedy.text
+    assert "skip it alone" in incident.remedy.text
+
+
 def test_a_replay_that_says_batch_outweighs_a_jump_of_the_learning_rate():
     lr = changed(constant_lr(), AT, 30.0)
     series = {"train_loss": changed(level(), AT + 1, 1.5), "grad_norm_preclip": changed(norms(), AT + 1, 6.0), "lr": lr}

@@ -145,13 +145,22 @@ def test_a_warning_where_it_was_critical_is_bounded_and_the_loss_decides() -> No
 
 def test_the_recommended_change_is_tried_first_and_without_one_the_batches_are_left_out() -> None:
     config = {"optimizer": {"lr": 0.002}, "clip": {"max_norm": 1.0}}
-    incident = {"onset_step": 200, "last_step": 205, "remedy": {"config_patch": {"optimizer.lr": 0.001}}}
+    incident = {
+        "onset_step": 200,
+        "first_step": 205,
+        "last_step": 260,
+        "remedy": {"config_patch": {"optimizer.lr": 0.001}},
+    }
     found = experiments(incident, config)
     assert [one.key for one in found] == ["remedy", "skip-batches", "tighter-clip", "again"], (
         "half the rate stands there"
     )
     assert found[1].patch == {"skip.after_step": 199, "skip.batches": 6}
-    assert experiments({**incident, "remedy": {"config_patch": {}}, "last_step": 390}, {})[0].patch == {
-        "skip.after_step": 199,
-        "skip.batches": 20,
-    }
+    assert found[1].text == "without the 6 batches of steps 200 to 205"
+    bare = {**incident, "remedy": {"config_patch": {}}}
+    late = experiments({**bare, "first_step": 390}, {})[0]
+    assert late.patch == {"skip.after_step": 199, "skip.batches": 20}
+    # Weights that are NaN stay so to the end, by one batch: whatever follows is its consequence.
+    at_once = experiments({**bare, "first_step": 200, "last_step": 390}, {})[0]
+    assert at_once.patch == {"skip.after_step": 199, "skip.batches": 1}
+    assert at_once.text == "without the batch of step 200"

@@ -16,11 +16,11 @@ from typing import Any, Generic, TypeVar
 from app.doctor import Doctor, Report
 from app.engine_state import EngineStates
 from monitor.errors import GradiometerError, RunError
-from monitor.runfile.downsample import min_max
 from monitor.runfile.format import check_run_id
 from monitor.runfile.index import RunIndex, config_of
 from monitor.runfile.reader import Run, open_run
 from monitor.runfile.store import RunSummary
+from monitor.runfile.zoom import drawn, zoomed
 
 T = TypeVar("T")
 
@@ -236,6 +236,8 @@ class _Work(Generic[T]):
     started: float = float("-inf")
     took: float = 0.0
     """Seconds that the latest result took."""
+    worker: int | None = None
+    """Index of the worker that has made it."""
     done: threading.Event = field(default_factory=threading.Event)
     """Set while nothing is being made."""
 
@@ -244,27 +246,42 @@ MOST_SHARE = 0.2
 """Of the time that one result may be in the making while its run goes on. Our judgement."""
 
 
+@dataclass(slots=True)
+class _Worker(Generic[T]):
+    """A thread with its queue."""
+
+    make: Callable[[Path], T]
+    queue: queue.Queue[tuple[Path, object, _Work[T]]]
+    thread: threading.Thread | None = None
+    waiting: int = 0
+    """Results that are due or being made."""
+
+
 class Background(Generic[T]):
     """One result per run directory, made in a thread of its own and made again when the run changed.
 
     A run that goes on changing is worked on at most every ``min_interval`` seconds, and for at most ``MOST_SHARE`` of
-    the time: what is slow to make of a long run must not run without a pause beside the training. The thread is a
-    daemon: ending the app does not wait for a long diagnosis.
+    the time: what is slow to make of a long run must not run without a pause beside the training. The threads are
+    daemons: ending the app does not wait for a long diagnosis.
+
+    Args:
+        make: several are several threads. A run stays with the one that has made its first result, where the run may
+            be open; it begins with the one that has least to do.
+        latest_first: make first what was asked for last; else one after the other.
     """
 
     def __init__(
         self,
         name: str,
-        make: Callable[[Path], T],
-        *,
+        *make: Callable[[Path], T],
+        latest_first: bool = False,
         min_interval: float = 3.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._name, self._make, self._min_interval, self._clock = name, make, min_interval, clock
+        self._name, self._min_interval, self._clock = name, min_interval, clock
+        self._workers = [_Worker(one, queue.LifoQueue() if latest_first else queue.Queue()) for one in make]
         self._works: OrderedDict[Path, _Work[T]] = OrderedDict()
         self._guard = threading.Lock()
-        self._queue: queue.SimpleQueue[tuple[Path, object, _Work[T]]] = queue.SimpleQueue()
-        self._thread: threading.Thread | None = None
         self.finished = 0
         """How many results have been made."""
 
@@ -287,34 +304,41 @@ class Background(Generic[T]):
             if work.token != token and work.done.is_set() and self._clock() - work.started >= pause:
                 work.started = self._clock()
                 work.done.clear()
-                self._begin()
-                self._queue.put((path, token, work))
+                self._give(path, token, work)
         if wait > 0 and work.value is None and work.error is None:
             work.done.wait(wait)
         return Made(work.value, work.error, pending=work.token != token)
 
-    def _begin(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            self._thread.start()
+    def _give(self, path: Path, token: object, work: _Work[T]) -> None:
+        if work.worker is None:
+            work.worker = min(range(len(self._workers)), key=lambda index: self._workers[index].waiting)
+        worker = self._workers[work.worker]
+        worker.waiting += 1
+        worker.queue.put((path, token, work))
+        if worker.thread is None:
+            worker.thread = threading.Thread(target=self._run, args=(worker,), name=self._name, daemon=True)
+            worker.thread.start()
 
-    def _run(self) -> None:
+    def _run(self, worker: _Worker[T]) -> None:
         while True:
-            path, token, work = self._queue.get()
+            path, token, work = worker.queue.get()
             began = self._clock()
             try:
-                work.value, work.error = self._make(path), None
+                work.value, work.error = worker.make(path), None
             except GradiometerError as refused:
                 work.error = str(refused)
             except Exception as failed:  # said on the page, where it belongs; it must not take the page with it
                 work.error = f"{type(failed).__name__}: {failed}"
             work.token, work.took = token, self._clock() - began
-            self.finished += 1
+            with self._guard:
+                self.finished += 1
+                worker.waiting -= 1
             work.done.set()
 
 
-DIAGNOSES: Background[Report] = Background("diagnosis", Doctor().ask)
-"""For the page of a run."""
+DIAGNOSES: Background[Report] = Background("diagnosis", Doctor().ask, Doctor().ask, latest_first=True)
+"""For the page of a run, the one that was opened last first. The second process begins when the first is busy: the
+diagnosis of a long run does not hold up the page of another one."""
 
 
 def incidents_of(made: Made[Report]) -> list[dict[str, Any]]:
@@ -339,9 +363,8 @@ class Spark:
 
 def _spark(path: Path) -> Spark:
     with READERS.reading(path) as run:
-        loss = run.series("train_loss")
-        reduced = min_max(loss.step, loss.value, SPARK_POINTS // 2)
-    return Spark(tuple(reduced.value.tolist()), reduced.nan_count + reduced.posinf_count + reduced.neginf_count)
+        seen = zoomed(drawn(run, "train_loss"), None, None, SPARK_POINTS // 2)
+    return Spark(tuple(seen.value.tolist()), sum(seen.nonfinite))
 
 
 SPARKS: Background[Spark] = Background("sparks", _spark, min_interval=2.0)

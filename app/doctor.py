@@ -84,6 +84,7 @@ class Doctor:
 
 def serve() -> None:
     """The answering side: until there is nobody to answer."""
+    os.nice(NICE)
     import signal
 
     from monitor.diagnosis.engine import diagnose
@@ -92,7 +93,6 @@ def serve() -> None:
     from monitor.runfile.reader import Run, open_run
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the app's terminal: the closed pipe is the way to end
-    os.nice(NICE)
     answers, sys.stdout = sys.stdout, sys.stderr  # nothing else may print between the answers
     kept: OrderedDict[str, tuple[Run, Kept]] = OrderedDict()
     for line in sys.stdin:

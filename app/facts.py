@@ -13,6 +13,7 @@ from app import text
 from app.engine_state import state_of
 from monitor.runfile.reader import Run
 from monitor.runfile.store import RunState
+from monitor.runfile.zoom import LongSignal, drawn, zoomed
 from monitor.signals import Signal
 
 LIVE_WORDS = frozenset({"starting", "running", "paused", "pending", "requeued"})
@@ -61,13 +62,12 @@ class Facts:
 
 
 def facts_of(run: Run) -> Facts:
-    """What is known about ``run`` now."""
+    """What is known about ``run`` now; of a compacted run as little is read as of a short one."""
     state = state_of(run)
     live = state.word in LIVE_WORDS
     heartbeat = state.heartbeat or {}
-    loss = run.series("train_loss")
-    finite_loss = loss.value[np.isfinite(loss.value)]
-    step_time = _median(run.series("step_time_s"))
+    loss = drawn(run, "train_loss")
+    step_time = _median(drawn(run, "step_time_s"))
     step, planned = run.last_step, run.planned_steps
     left = (planned - step) * step_time if live and planned and step is not None and step_time else None
     device = device_of(run)
@@ -79,13 +79,13 @@ def facts_of(run: Run) -> Facts:
         planned_steps=planned,
         seconds_left=left,
         loss=_last(loss),
-        best_loss=float(finite_loss.min()) if len(finite_loss) else None,
-        val_loss=_last(run.series("val_loss")),
-        grad_norm=_last(run.series("grad_norm_preclip")),
-        clip_limit=_last(run.series("clip_max_norm")),
-        tokens_per_s=_median(run.series("tokens_per_s")),
+        best_loss=_least(loss),
+        val_loss=_last(drawn(run, "val_loss")),
+        grad_norm=_last(drawn(run, "grad_norm_preclip")),
+        clip_limit=_last(drawn(run, "clip_max_norm")),
+        tokens_per_s=_median(drawn(run, "tokens_per_s")),
         step_time_s=step_time,
-        mfu=_median(run.series("mfu")),
+        mfu=_median(drawn(run, "mfu")),
         monitor_share=float(share) if isinstance(share, int | float) else _monitor_share(run),
         device=device,
         has_gpu=bool(device and "cuda" in device.lower()),
@@ -134,21 +134,30 @@ def _warnings(run: Run, heartbeat: dict[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(said))
 
 
-def _last(signal: Signal) -> float | None:
+def _last(signal: Signal | LongSignal) -> float | None:
+    if isinstance(signal, LongSignal):
+        return signal.at(len(signal) - 1)
     return float(signal.value[-1]) if len(signal) else None
 
 
-def _median(signal: Signal) -> float | None:
+def _least(signal: Signal | LongSignal) -> float | None:
+    """The smallest finite value."""
+    value = zoomed(signal, None, None, 1).value
+    return float(value.min()) if len(value) else None
+
+
+def _median(signal: Signal | LongSignal) -> float | None:
+    """Of the finite ones among the recent steps."""
     recent = signal.tail(RECENT_STEPS).value
     recent = recent[np.isfinite(recent)]
     return float(np.median(recent)) if len(recent) else None
 
 
 def _monitor_share(run: Run) -> float | None:
-    cost, whole = _median(run.series("monitor_s")), _median(run.series("step_time_s"))
+    cost, whole = _median(drawn(run, "monitor_s")), _median(drawn(run, "step_time_s"))
     return cost / whole if cost is not None and whole and math.isfinite(whole) else None
 
 
 def _nonfinite(run: Run) -> list[tuple[str, int]]:
-    counts = [(name, int((~np.isfinite(run.series(name).value)).sum())) for name in run.names]
+    counts = [(name, sum(zoomed(drawn(run, name), None, None, 1).nonfinite)) for name in run.names]
     return [(name, count) for name, count in counts if count]

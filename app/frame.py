@@ -21,12 +21,14 @@ import numpy as np
 from app.charts.describe import Axis, Chart, Mark, Trace
 from app.charts.smooth import smoothed
 from app.heatmap import colour_scale, picture_of, quantise, rows_within, told_until
-from monitor.runfile.zoom import LongSignal, Zoomed, zoom_rows
+from monitor.runfile.zoom import LongSignal, Zoomed, zoomed
 from monitor.signals import Signal
 
 NAN, POSITIVE, NEGATIVE = 0, 1, 2
 """What a non-finite mark is: an index into ``monitor.runfile.zoom.KINDS``."""
 
+CHART_HEAD = 34
+"""Pixels of a chart beside its ``height``: its title and what is between two of them."""
 RAW_ROWS = 600_000
 """No window holds more cells of a heatmap than this after reduction: a screen has fewer (our judgement)."""
 
@@ -153,7 +155,15 @@ def _x_of(trace: Trace, chart: Chart, step: np.ndarray) -> np.ndarray:
 
 
 def extent(charts: Sequence[Chart], marks: Sequence[Mark] = (), axis: Axis | None = None) -> tuple[float, float] | None:
-    """First and last x of everything that is shown, marks included; None when there are no points yet."""
+    """First and last x of everything that is shown, marks included; None when there are no points yet.
+
+    What is folded away counts when there is nothing else: a derived signal is not made for its ends.
+    """
+    shown = [chart for chart in charts if not folded(chart)]
+    return _extent(shown, marks, axis) or _extent(charts, marks, axis)
+
+
+def _extent(charts: Sequence[Chart], marks: Sequence[Mark], axis: Axis | None) -> tuple[float, float] | None:
     ends: list[float] = []
     for chart in charts:
         if chart.kind == "profile":
@@ -176,6 +186,7 @@ def build(
     marks: Sequence[Mark] = (),
     have: dict[str, str] | None = None,
     want: set[str] | None = None,
+    screen: float = math.inf,
     status: dict[str, Any] | None = None,
     axis: Axis | None = None,
 ) -> bytes | None:
@@ -184,7 +195,8 @@ def build(
     Args:
         charts: all charts of the view, in order.
         have: chart id (and ``layout``, ``marks``, ``status``) to the version that the browser has.
-        want: ids of the charts in sight; None for all that are not folded away.
+        want: ids of the charts in sight; None for all that are not folded away,
+        screen: of which those are taken that begin within so many pixels.
         status: words for the head of the grid; sent when they changed.
         axis: what the steps of ``marks`` are turned into; None leaves them.
     """
@@ -200,9 +212,13 @@ def build(
         if have.get(name) != version:
             header[name] = value
             header["versions"][name] = version
-    blob = Blob()
+    blob, height = Blob(), 0
     for chart in charts:
-        if (bool(chart.section) and not chart.open) if want is None else chart.id not in want:
+        if want is None:
+            if folded(chart) or height > screen:
+                continue
+            height += chart.height + CHART_HEAD
+        elif chart.id not in want:
             continue
         version = chart_version(chart, window, marks)
         if have.get(chart.id) != version:
@@ -210,6 +226,11 @@ def build(
     if not header["charts"] and not header["versions"]:
         return None
     return pack(header, blob)
+
+
+def folded(chart: Chart) -> bool:
+    """Whether the chart's section is closed to begin with."""
+    return bool(chart.section) and not chart.open
 
 
 def _slot(chart: Chart) -> dict[str, Any]:
@@ -250,7 +271,7 @@ def _body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
 def _trace_body(trace: Trace, chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
     low, high = steps_of(trace, chart, window)
     signal = smoothed(trace.signal, trace.smoothing, trace.restarts) if trace.smoothing else trace.signal
-    seen = zoom(signal, low, high, window.buckets)
+    seen = zoomed(signal, low, high, window.buckets)
     step, value = with_gaps(seen)
     step, value = _with_neighbours(step, value, signal, low, high)
     body: dict[str, Any] = {
@@ -305,14 +326,6 @@ def _on_curve(
             }
         )
     return shown
-
-
-def zoom(signal: Signal | LongSignal, low: int | None, high: int | None, buckets: int) -> Zoomed:
-    """The stretch ``low <= step <= high`` as few points, extremes and non-finite values kept."""
-    if isinstance(signal, LongSignal):
-        return signal.zoom(low, high, buckets)
-    inside = signal.between(low, high)
-    return zoom_rows(inside.step, inside.value, buckets)
 
 
 def _read(signal: Signal | LongSignal) -> Signal:
@@ -377,18 +390,18 @@ def _parts_body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
     """The whole step as a line with its extremes; the parts as means over equal shares of the window."""
     whole, *parts = chart.traces
     low, high = bounds_of(chart, window)
-    inside = _read(whole.signal).between(low, high)
+    inside = whole.signal.step[slice(*rows_within(whole.signal.step, low, high))]
     body: dict[str, Any] = {"traces": [_trace_body(whole, chart, window, blob)]}
     if not len(inside):
         return body
-    columns = int(min(window.buckets // 2, max(1, inside.step[-1] - inside.step[0] + 1), max(1, len(inside))))
-    edges = np.linspace(inside.step[0], inside.step[-1] + 1, columns + 1)
-    steps = np.diff(np.searchsorted(inside.step, np.ceil(edges).astype(np.int64)))
+    columns = int(min(window.buckets // 2, max(1, inside[-1] - inside[0] + 1), max(1, len(inside))))
+    edges = np.linspace(inside[0], inside[-1] + 1, columns + 1)
+    steps = np.diff(np.searchsorted(inside, np.ceil(edges).astype(np.int64)))
     filled = steps > 0
     centre = ((edges[:-1] + edges[1:] - 1) / 2)[filled]
     centre = chart.axis.of(centre) if chart.axis else centre / chart.x_per_unit
     for part in parts:
-        taken = _read(part.signal).between(low, high)
+        taken = part.signal.between(low, high)
         mean = _sums(taken, edges)[filled] / steps[filled]
         body["traces"].append(
             {
@@ -397,7 +410,9 @@ def _parts_body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
                 "role": "part",
                 "x": blob.add(centre.astype(np.float64)),
                 "y": blob.add(mean.astype(np.float32)),
-                "last": _json_number(_read(part.signal).value[-1]) if len(part.signal) else None,
+                "last": _json_number(_values(part.signal, len(part.signal) - 1, len(part.signal))[0])
+                if len(part.signal)
+                else None,
             }
         )
     return body

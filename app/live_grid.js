@@ -161,7 +161,8 @@ function address(S) {
   if (S.pins.length) query.set('pins', S.pins.join(','));
   const have = Object.entries(S.versions).map(([name, version]) => `${name}:${version}`);
   if (have.length) query.set('have', have.join(','));
-  if (S.drawnOnce) query.set('want', [...S.slots.values()].filter((slot) => slot.visible).map((slot) => slot.id).join(','));
+  if (!S.drawnOnce) query.set('screen', document.documentElement.clientHeight + 350);   // those below come when they are in sight
+  else query.set('want', [...S.slots.values()].filter((slot) => slot.visible).map((slot) => slot.id).join(','));
   return `${S.data.base}/api/frame?${query}`;
 }
 
@@ -194,8 +195,8 @@ async function pull(S) {
   let answer;
   const asked = S.range;
   try {
-    await loadPlotly(`${S.data.base}/assets/plotly.min.js?v=${S.data.plotly}`);
-    answer = await fetch(address(S), { cache: 'no-store' });
+    const plotly = loadPlotly(`${S.data.base}/assets/plotly.min.js?v=${S.data.plotly}`);
+    [answer] = await Promise.all([fetch(address(S), { cache: 'no-store' }), plotly]);
   } catch {
     return failed(S, 'waiting for the server; it will go on by itself');
   }
@@ -480,6 +481,7 @@ function exploded(slot) {
 }
 
 function setHead(slot, spec) {
+  slot.wrap.style.minHeight = `${spec.height}px`;   // its place is kept before there is anything to draw
   slot.spec = spec;
   slot.title.textContent = spec.title;
   slot.title.title = spec.help || '';

@@ -58,10 +58,10 @@ CHECKPOINT_MARKS = {"checkpoint", "checkpoint_failed", "resume", "rewind", "cras
 def get_frame(request: Request) -> Response:
     """A window of the charts of one view of one run; 204 when the browser has it already.
 
-    Query: ``run``; ``view`` one of ``VIEWS``; ``px`` pixel columns; ``x0``, ``x1``
-    the zoomed range; ``have`` ``id:version`` pairs; ``want`` ids in sight; ``stat``, ``layer`` and ``at`` of the
-    heatmap; ``axis``, ``smooth``, ``metrics``, ``attempt`` and ``pins`` of the story. For compare ``run`` stands
-    several times, and there are ``axis``, ``smooth``, ``metrics`` and ``log``.
+    Query: ``run``; ``view`` one of ``VIEWS``; ``px`` pixel columns; ``x0``, ``x1`` the zoomed range; ``have``
+    ``id:version`` pairs; ``want`` ids in sight, or ``screen``, the pixels that there are; ``stat``, ``layer`` and
+    ``at`` of the heatmap; ``axis``, ``smooth``, ``metrics``, ``attempt`` and ``pins`` of the story. For compare
+    ``run`` stands several times, and there are ``axis``, ``smooth``, ``metrics`` and ``log``.
     """
     query = request.query_params
     try:
@@ -121,6 +121,7 @@ def answer(path: Path, query: Mapping[str, str], window: frame.Window) -> bytes 
             axis=next((chart.axis for chart in charts if chart.axis), None),
             have=_have(query.get("have", "")),
             want=_want(query.get("want")),
+            screen=_number(query, "screen") or math.inf,
             status=_status(run),
         )
 
@@ -140,7 +141,8 @@ def answer_of_several(ids: Sequence[str], query: Mapping[str, str], window: fram
             "last_step": max((entry.run.last_step or 0 for entry in compared.entries), default=None),
         }
         have, want = _have(query.get("have", "")), _want(query.get("want"))
-        return frame.build(charts, window, have=have, want=want, status=status)
+        screen = _number(query, "screen") or math.inf
+        return frame.build(charts, window, have=have, want=want, screen=screen, status=status)
 
 
 def _compared(compared: Comparison, query: Mapping[str, str]) -> list[Chart]:

@@ -13,7 +13,7 @@ from app.charts.profile import profile_chart, telling_row
 from app.incident import incident_key, onset_of
 from monitor.runfile.reader import Run
 from monitor.runfile.stability import DERIVED
-from monitor.runfile.zoom import drawn
+from monitor.runfile.zoom import drawn, is_derived
 from monitor.signals import CATALOGUE, TIME_PARTS, Signal, spec_of, unit_of
 
 OWN_VALUES_SHOWN = 200
@@ -267,7 +267,8 @@ def _of_signals(run: Run, names: set[str], chart_id: str) -> Chart | None:
     there = [(name, label) for name, label in look["signals"] if name in names]
     wanted = []
     for index, (name, label) in enumerate(there):
-        role = "limit" if name in _BOUNDS else "points" if is_sparse(drawn(run, name)) else "line"
+        sparse = not is_derived(run, name) and is_sparse(drawn(run, name))  # looking at a derived one makes it
+        role = "limit" if name in _BOUNDS else "points" if sparse else "line"
         wanted.append((name, label, index, role))
     traces = _traces(run, wanted, names)
     if not traces:
@@ -316,9 +317,9 @@ _PART_COLOURS = dict(zip(TIME_PARTS, (4, 0, 5, 2, 3, 1, 8, 9), strict=True))
 def _parts(run: Run, names: set[str]) -> Chart | None:
     if "step_time_s" not in names:
         return None
-    traces = [Trace("whole step", run.series("step_time_s"), 9, "line")]
+    traces = [Trace("whole step", drawn(run, "step_time_s"), 9, "line")]
     traces += [
-        Trace(PART_LABELS[part], run.series(part), _PART_COLOURS[part], "part") for part in TIME_PARTS if part in names
+        Trace(PART_LABELS[part], drawn(run, part), _PART_COLOURS[part], "part") for part in TIME_PARTS if part in names
     ]
     meaning = (
         "Where a step's wall time goes. Areas: means over each pixel's steps; line: the whole step, extremes kept."

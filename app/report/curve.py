@@ -15,8 +15,8 @@ import numpy as np
 
 from app import text
 from app.charts.describe import Chart, Mark, Trace
-from app.frame import with_gaps, zoom
-from monitor.runfile.zoom import Zoomed
+from app.frame import with_gaps
+from monitor.runfile.zoom import Zoomed, zoomed
 
 BUCKETS = 400
 """Columns that a curve is reduced to; each keeps its minimum and maximum."""
@@ -34,7 +34,7 @@ def figure(chart: Chart, first: int, last: int, marks: Sequence[Mark] = ()) -> s
 
     Extremes are kept by the reduction; non-finite values are marks at the upper edge and a count below.
     """
-    seen = [(trace, zoom(trace.signal, first, last, BUCKETS)) for trace in chart.traces]
+    seen = [(trace, zoomed(trace.signal, first, last, BUCKETS)) for trace in chart.traces]
     seen = [(trace, part) for trace, part in seen if part.count]
     if not seen:
         return ""

@@ -24,6 +24,7 @@ from app.views import (
 )
 from app.views.common import refused
 from monitor.errors import RunError
+from monitor.runfile.zoom import LONG_ROWS
 
 SHOW = {
     "Story": story.show,
@@ -38,8 +39,9 @@ SHOW = {
     "Checkpoints": checkpoints.show,
 }
 LIST_COMMAND = "gradiometer runs"
-# How long opening a run may wait for its diagnosis; after that the page says that it is being made. A comment, not a
-# string beneath: this file is run as a script, and Streamlit may print a bare string into the page.
+# How long opening a short run may wait for its diagnosis; after that, and of a long run at once, the page says that it
+# is being made. A comment, not a string beneath: this file is run as a script, and Streamlit may print a bare string
+# into the page.
 DIAGNOSIS_WAIT_S = 0.8
 
 
@@ -64,7 +66,7 @@ def page() -> None:
         return
     if st.session_state.get("waited_for") != run_id:
         st.session_state["waited_for"] = run_id
-        DIAGNOSES.of(path, version, wait=DIAGNOSIS_WAIT_S)
+        DIAGNOSES.of(path, version, wait=0 if (facts.step or 0) >= LONG_ROWS else DIAGNOSIS_WAIT_S)
     st.fragment(header.show, run_every=1.0 if facts.live else 3.0)(path, name, facts.live)
     fixes.note(path)
     choice, tools = st.columns([4, 1], vertical_alignment="center")

@@ -299,7 +299,9 @@ class Mapped:
         dtype = np.dtype(array.type.to_pandas_dtype())
         buffer, size = array.buffers()[1], dtype.itemsize
         begin = buffer.address - self._address + array.offset * size
-        for block in np.unique((begin + index * size) // BLOCK_BYTES).tolist():
+        blocks = ((begin + index * size) // BLOCK_BYTES).reshape(-1)
+        changes = np.append(True, blocks[1:] != blocks[:-1])[: len(blocks)]  # they hardly ever go back
+        for block in dict.fromkeys(blocks[changes].tolist()):
             self._check(block * BLOCK_BYTES, (block + 1) * BLOCK_BYTES)
         return np.frombuffer(buffer, dtype, len(array), array.offset * size)[index]
 

@@ -20,6 +20,7 @@ from monitor.runfile.downsample import Reduced, min_max
 from monitor.runfile.levelfile import DamagedBlock, LayerLevels, Levels
 from monitor.runfile.levels import Window, layer_window, level_files
 from monitor.runfile.reader import Run
+from monitor.runfile.stability import DERIVED
 from monitor.runfile.thinned import is_thinned
 from monitor.signals import LAYER_CATALOGUE, Signal, unit_of
 
@@ -85,9 +86,13 @@ class LongSignal:
     ):
         self._say = say
         self.name, self.unit = name, unit
-        self.step = step
-        """int64[T]."""
+        self._step = step
         self._parts, self._read = parts, read
+
+    @property
+    def step(self) -> np.ndarray:
+        """int64[T]."""
+        return self._step
 
     def __len__(self) -> int:
         return len(self.step)
@@ -112,7 +117,23 @@ class LongSignal:
             row -= high - low
         raise IndexError(f"row {row} beyond the last one")
 
-    def until(self, last_step: int) -> LongSignal:
+    def tail(self, count: int) -> Signal:
+        """The last ``count`` samples."""
+        return self.between(int(self.step[-min(count, len(self))]), None)
+
+    def between(self, first_step: int | None, last_step: int | None) -> Signal:
+        """The samples with ``first_step <= step <= last_step`` (None: open), read; the others are not."""
+        low = 0 if first_step is None else int(np.searchsorted(self.step, first_step, side="left"))
+        high = len(self.step) if last_step is None else int(np.searchsorted(self.step, last_step, side="right"))
+        try:
+            pieces = [levels.values(begin, end)[0] for levels, begin, end in self._ranges(low, high)]
+        except DamagedBlock as damage:
+            self._say(str(damage))
+            return self.whole().between(first_step, last_step)
+        value = np.concatenate([np.empty(0), *pieces])
+        return Signal(self.name, self.step[low : max(low, high)], value, self.unit)
+
+    def until(self, last_step: int) -> LongSignal | Signal:
         """What lies at steps up to ``last_step``, unread."""
         left = count = int(np.searchsorted(self.step, last_step, side="right"))
         parts: list[Part] = []
@@ -151,6 +172,16 @@ class LongSignal:
         high = len(self.step) if last_step is None else int(np.searchsorted(self.step, last_step, side="right"))
         if high <= low:
             return _put_together([], 0)
+        ranges = self._ranges(low, high)
+        size = (high - low) // buckets
+        if size < FEW_CELLS * max(levels.factor for levels, _, _ in ranges):
+            value = np.concatenate([levels.values(begin, end)[0] for levels, begin, end in ranges])
+            return zoom_rows(self.step[low:high], value, buckets)
+        edges = np.ceil(np.linspace(self.step[low], self.step[high - 1] + 1, buckets + 1)[:-1]).astype(np.int64)
+        return _put_together([_Part(levels, begin, end, edges, size) for levels, begin, end in ranges], high - low)
+
+    def _ranges(self, low: int, high: int) -> list[Part]:
+        """The rows ``low..high`` (excluded), counted along ``step``, attempt by attempt."""
         ranges: list[Part] = []
         before = 0
         for levels, start, stop in self._parts:
@@ -158,12 +189,34 @@ class LongSignal:
             if begin < end:
                 ranges.append((levels, begin, end))
             before += stop - start
-        size = (high - low) // buckets
-        if size < FEW_CELLS * max(levels.factor for levels, _, _ in ranges):
-            value = np.concatenate([levels.values(begin, end)[0] for levels, begin, end in ranges])
-            return zoom_rows(self.step[low:high], value, buckets)
-        edges = np.ceil(np.linspace(self.step[low], self.step[high - 1] + 1, buckets + 1)[:-1]).astype(np.int64)
-        return _put_together([_Part(levels, begin, end, edges, size) for levels, begin, end in ranges], high - low)
+        return ranges
+
+
+class LongDerived(LongSignal):
+    """A derived scalar of a long run: all of it is made from the whole source, once anything of it is asked for."""
+
+    def __init__(self, name: str, run: Run):
+        super().__init__(name, unit_of(name), np.empty(0, np.int64), (), partial(run.series, name), run.say_problem)
+
+    @property
+    def step(self) -> np.ndarray:
+        return self.whole().step
+
+    def between(self, first_step: int | None, last_step: int | None) -> Signal:
+        return self.whole().between(first_step, last_step)
+
+    def until(self, last_step: int) -> Signal:
+        return self.between(None, last_step)
+
+    def sampled(self, most: int) -> Signal:
+        return self.whole()
+
+    def _at(self, row: int) -> float:
+        return float(self.whole().value[row])
+
+    def _zoom(self, first_step: int | None, last_step: int | None, buckets: int) -> Zoomed:
+        inside = self.between(first_step, last_step)
+        return zoom_rows(inside.step, inside.value, buckets)
 
 
 def _until(read: Callable[[], Signal], last_step: int) -> Signal:
@@ -182,6 +235,14 @@ def _sampled(levels: Levels | LayerLevels, low: int, high: int, most: int) -> tu
     if not len(rows) or rows[-1] != high - 1:
         rows, value = np.append(rows, high - 1), np.append(value, levels.at(np.array([high - 1])))
     return levels.step[rows], value
+
+
+def zoomed(signal: Signal | LongSignal, first_step: int | None, last_step: int | None, buckets: int) -> Zoomed:
+    """As :meth:`LongSignal.zoom`, of either kind."""
+    if isinstance(signal, LongSignal):
+        return signal.zoom(first_step, last_step, buckets)
+    inside = signal.between(first_step, last_step)
+    return zoom_rows(inside.step, inside.value, buckets)
 
 
 def zoom_rows(step: np.ndarray, value: np.ndarray, buckets: int) -> Zoomed:
@@ -215,7 +276,14 @@ def _thin(reduced: Reduced, buckets: int) -> tuple[np.ndarray, np.ndarray, np.nd
 
 def drawn(run: Run, name: str) -> Signal | LongSignal:
     """A scalar along the current line, as cheaply as it can be had: long ones of compacted runs are not read."""
+    if is_derived(run, name):
+        return LongDerived(name, run) if _long_signal(run, DERIVED[name][0]) else run.series(name)
     return _long_signal(run, name) or run.series(name)
+
+
+def is_derived(run: Run, name: str) -> bool:
+    """Whether ``name`` is made from another signal: nothing of that name was recorded."""
+    return name in DERIVED and name not in run.names
 
 
 def _long_signal(run: Run, name: str) -> LongSignal | None:

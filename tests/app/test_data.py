@@ -116,6 +116,48 @@ def test_background_work_does_not_hold_up_who_asks_and_says_its_failure():
     assert made.value is None and made.error == "cannot be read"
 
 
+def test_what_takes_long_does_not_hold_up_another_run_and_a_run_stays_with_its_worker():
+    gate, made_by = threading.Event(), []
+
+    def worker(name: str):
+        def make(path: Path) -> str:
+            made_by.append((name, path.name))
+            assert path.name != "long" or gate.wait(60)
+            return name
+
+        return make
+
+    work = data.Background("test", worker("first"), worker("second"), min_interval=0.0)
+    assert work.of(Path("/long"), 1).pending
+    assert work.of(Path("/short"), 1, wait=60).value == "second"
+    gate.set()
+    assert work.of(Path("/long"), 1, wait=60).value == "first"
+    for token in (2, 3):
+        for name, own in (("long", "first"), ("short", "second")):
+            wait_for(lambda path=Path("/", name), token=token: not work.of(path, token).pending)
+            assert work.of(Path("/", name), token).value == own
+    assert {own for own, name in made_by if name == "long"} == {"first"}
+
+
+@pytest.mark.parametrize("latest_first", [True, False])
+def test_the_run_that_was_opened_last_goes_first(latest_first: bool):
+    gate, begun, order = threading.Event(), threading.Event(), []
+
+    def make(path: Path) -> None:
+        begun.set()
+        assert gate.wait(60)
+        order.append(path.name)
+
+    work = data.Background("test", make, latest_first=latest_first)
+    work.of(Path("/a"), 1)
+    assert begun.wait(60)
+    for name in "bcd":
+        work.of(Path("/", name), 1)
+    gate.set()
+    wait_for(lambda: work.finished == 4)
+    assert order == list("adcb" if latest_first else "abcd")
+
+
 def test_a_failure_of_our_own_is_said_too():
     work = data.Background("test", lambda path: 1 // 0)
     assert work.of(Path("/a"), 1, wait=10).error == "ZeroDivisionError: integer division or modulo by zero"

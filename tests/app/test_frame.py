@@ -14,11 +14,12 @@ import pytest
 from app import frame, heatmap
 from app.charts.describe import Chart, Mark, Trace
 from app.charts.story import story_charts
+from app.facts import facts_of
 from monitor.runfile import zoom
 from monitor.runfile.compact import compact_run
 from monitor.runfile.reader import open_run
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run, write_exit
-from monitor.runfile.zoom import LongMatrix, LongSignal
+from monitor.runfile.zoom import LongMatrix, LongSignal, drawn
 from monitor.signals import LayerMatrix, Signal
 from tests.app.conftest import Runs
 
@@ -77,6 +78,27 @@ def framed(run: Path, **window: float) -> tuple[dict, bytes]:
     charts = story_charts(open_run(run))
     assert isinstance(chart_by_id(charts, "loss").traces[0].signal, LongSignal)
     return frame.unpack(frame.build(charts, frame.Window(200, **window)) or b"")
+
+
+def test_the_first_answer_has_what_begins_on_the_screen(runs: Runs, http):
+    everything, _ = asked(http, runs.spike)
+    first, _ = asked(http, runs.spike, screen=200)
+    ids = [chart["id"] for chart in everything["charts"]]
+    assert 0 < len(first["charts"]) < len(ids)
+    assert [chart["id"] for chart in first["charts"]] == ids[: len(first["charts"])]
+    for word in ("layout", "extent", "marks"):
+        assert first.get(word) == everything.get(word), "the places of the others are known, and what they share"
+
+
+def test_the_head_of_a_compacted_run_says_the_same_without_reading_a_column(runs: Runs, compacted: Path):
+    plain, run = open_run(runs.folder / runs.spike), open_run(compacted)
+    ours, theirs = facts_of(run), facts_of(plain)
+    for name in ("step", "loss", "best_loss", "grad_norm", "tokens_per_s", "step_time_s", "nonfinite"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours.best_loss < ours.loss
+    long = [name for name in run.names if isinstance(drawn(run, name), LongSignal)]
+    assert "train_loss" in long
+    assert [name for name in long if len(run.ranks(0)[0].scalars._columns[name].value)] == []
 
 
 def chart_by_id(charts: list[Chart], name: str) -> Chart:

@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("playwright.sync_api")
 from playwright.sync_api import Browser, Page, Response, sync_playwright
 
+from monitor.runfile.meta import edit_meta
 from tests.app import runs_for_tests as made
 from tests.app.conftest import MAIN, ROOT, wait_until_up
 from tests.app.test_ranks_view import with_ranks
@@ -92,6 +93,15 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
     with_ranks(runs)
     with started(runs, ids) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def attacked(app: App) -> App:
+    """The app with a run whose every name is an attack, and a task, a parent and tags to match."""
+    path = made.hostile_run(app.runs)
+    edit_meta(path, tags=list(made.HOSTILE[:6]), notes="\n".join(made.HOSTILE))
+    (path / "attempts/0000/rank-00000/log.txt").write_text("\n".join(made.HOSTILE), encoding="utf-8")
+    return app
 
 
 @pytest.fixture(scope="session")

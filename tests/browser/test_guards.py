@@ -64,18 +64,6 @@ def test_the_whole_page_refuses_foreign_hosts_and_frames(app: App):
         assert own.getheader("X-Frame-Options") == "DENY"
 
 
-@pytest.fixture(scope="module")
-def attacked(app: App) -> App:
-    """The app with a run whose every name is an attack, and a task, a parent and tags to match."""
-    if not (app.runs / "hostile").exists():
-        path = made.hostile_run(app.runs)
-        from monitor.runfile.meta import edit_meta
-
-        edit_meta(path, tags=list(made.HOSTILE[:6]), notes="\n".join(made.HOSTILE))
-        (path / "attempts/0000/rank-00000/log.txt").write_text("\n".join(made.HOSTILE), encoding="utf-8")
-    return app
-
-
 def test_hostile_words_do_nothing_on_any_page(tab: Tab, attacked: App):
     """Shown exactly where a person reads them; that nothing is fetched is seen to by ``tab`` itself."""
     visible = [name for name in made.HOSTILE if plain(name) == name]

@@ -69,8 +69,7 @@ def test_keys_pins_search_and_the_address(tab: Tab, app: App):
     tab.wait("() => document.querySelector('[data-id^=\"profile.\"] .gm-legend').textContent.includes('step 100')")
 
 
-def test_charts_and_pages_are_saved_as_files_that_need_no_server(tab: Tab, app: App, tmp_path: Path):
-    made.hostile_run(app.runs)
+def test_charts_and_pages_are_saved_as_files_that_need_no_server(tab: Tab, attacked: App, tmp_path: Path):
     tab.open_run("hostile", smooth=0.5)
     tab.charts()
     loss, heat = chart(tab, "loss"), chart(tab, "heat")

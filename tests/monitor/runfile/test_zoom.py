@@ -16,6 +16,7 @@ from monitor.runfile import format as fmt
 from monitor.runfile import levelfile, zoom
 from monitor.runfile.compact import compact_run
 from monitor.runfile.reader import Run, open_run
+from monitor.runfile.stability import DERIVED
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run, write_exit
 from monitor.runfile.zoom import KINDS, LongMatrix, LongSignal, Zoomed, drawn, long_matrix, zoom_rows
 from tests.monitor.runfile.conftest import LAYERS, SHAPES, START
@@ -141,6 +142,40 @@ def test_single_values_and_the_whole_are_to_be_had(runs: dict[str, Run]) -> None
     assert np.array_equal(signal.whole().value, truth.value)
     with pytest.raises(IndexError):
         signal.at(len(truth))
+
+
+def test_a_stretch_is_read_alone_and_as_it_is(runs: dict[str, Run]) -> None:
+    run, truth = open_run(runs["8"].path), runs["plain"].series("nasty")
+    signal = drawn(run, "nasty")
+    assert isinstance(signal, LongSignal)
+    for first, last in ((None, None), (900, 1100), (990, 2000), (2600, None), (3000, 4000), (20, 10)):
+        found, wanted = signal.between(first, last), truth.between(first, last)
+        assert np.array_equal(found.step, wanted.step) and np.array_equal(found.value, wanted.value, equal_nan=True)
+    assert np.array_equal(signal.tail(50).value, truth.tail(50).value, equal_nan=True)
+    assert len(signal.tail(10_000)) == len(truth)
+    assert len(run.ranks(1)[0].scalars._columns["nasty"].value) == 0
+
+
+def test_a_derived_signal_of_a_long_run_is_made_when_it_is_looked_at(tmp_path: Path) -> None:
+    folder = create_run(tmp_path)
+    begin_attempt(folder)
+    writer = RankWriter(folder, 0)
+    for step in range(1, 401):
+        writer.scalars(step, START + step, {"train_loss": 90.0 if step == 300 else 2.0 + step % 7 / 10})
+    writer.close()
+    write_exit(folder, 0, outcome="finished", step=400, reason="all steps done")
+    truth = {name: open_run(folder).series(name) for name in DERIVED}
+    compact_run(folder, remove=True)
+    run = open_run(folder)
+    for name, wanted in truth.items():
+        signal = drawn(run, name)
+        assert isinstance(signal, LongSignal)
+        assert ("series", name, None, 0) not in run._cache, "nothing was read or made to have it drawn"
+        assert np.array_equal(signal.step, wanted.step) and len(signal) == len(wanted) > 0
+        seen, expected = signal.zoom(None, None, 500), zoom_rows(wanted.step, wanted.value, 500)
+        assert np.array_equal(seen.value, expected.value) and seen.count == len(wanted)
+        assert signal.at(3) == wanted.value[3] and len(signal.until(200)) == len(wanted.between(None, 200))
+        assert np.array_equal(signal.sampled(10).value, wanted.value)
 
 
 def test_the_column_is_not_read(runs: dict[str, Run]) -> None:

@@ -108,7 +108,8 @@ def chart_version(chart: Chart, window: Window, marks: Sequence[Mark]) -> str:
             len(inside),
             *_x_of(trace, chart, inside[[0, -1][: len(inside)]]),
         ]
-        parts += [trace.smoothing, trace.marks]
+        # Not the last step of an incident that lasts: on a curve it is not shown, and it moves with every step.
+        parts += [trace.smoothing, *((mark.step, mark.severity, mark.text) for mark in trace.marks)]
     if chart.kind == "heat" and chart.matrix is not None:
         matrix = chart.matrix()
         at = slice(*rows_within(matrix.step, low, told_until(matrix, high)))

@@ -207,6 +207,16 @@ def test_what_the_browser_has_is_not_sent_again(runs: Runs, http):
     assert [chart["id"] for chart in header["charts"]] == ["loss"] and not header["versions"]
 
 
+def test_an_incident_that_lasts_on_does_not_send_its_chart_again():
+    signal = Signal("t", np.arange(1, 6), np.ones(5))
+
+    def version(last: int, words: str = "loss rose") -> str:
+        mark = Mark(2, "incident", words, "warning", last_step=last)
+        return frame.chart_version(Chart("c", "C", traces=(Trace("t", signal, marks=(mark,)),)), frame.Window(), ())
+
+    assert version(4) == version(5) != version(5, "loss rose and is back")
+
+
 def test_only_charts_in_sight_are_sent(runs: Runs, http):
     header, _ = asked(http, runs.healthy, px=300, want="lr,heat")
     assert {chart["id"] for chart in header["charts"]} == {"lr", "heat"}

@@ -251,7 +251,8 @@ class JumpSettings:
     """Smallest ratio of the rise to the record's own rise, both in log units: the same for a tail that is a power law
     in logarithms."""
     others: float = 2.0
-    """The median layer must have risen less than this."""
+    """The median layer must have risen less than this; else a layer that outweighs all others must have jumped beyond
+    it as it would have to alone: a large batch and one layer's fault may fall on the same step."""
     history: int = 96
     """Rows after the start that a layer which does not outweigh the others must have been seen for."""
 
@@ -346,9 +347,11 @@ class _Scan:
         like = np.flatnonzero(others > 0.5 * rise)
         judged = int(np.isfinite(others).sum())
         typical = float(np.nanmedian(others)) if judged else 0.0
-        if typical > np.log(settings.others) or len(like) > max(2, judged // 4):
+        if len(like) > max(2, judged // 4):
             return None
         outweighs = share**2 > 0.5
+        if typical > np.log(settings.others) and not (outweighs and self._stands_out(row, here, layer, rise - typical)):
+            return None
         one_module = len({matrix.names[index].rpartition(".")[0] for index in (layer, *like.tolist())}) == 1
         if outweighs:
             self._forget(row, layer)
@@ -370,6 +373,15 @@ class _Scan:
             concentration=float(np.exp(rise - typical)),
             proven=outweighs or (one_module and len(past) >= settings.history),
         )
+
+    def _stands_out(self, row: int, here: np.ndarray, layer: int, beyond: float) -> bool:
+        """Whether ``layer`` jumped ``beyond`` (log) a batch that moved the others too, as it would have to alone."""
+        settings = self.settings
+        past = self._past_beside_others(_oldest(row), row - LAG_ROWS, layer)
+        if beyond < np.log(settings.ratio) or not len(past):
+            return False
+        above = float(here[layer] - np.nanmedian(here)) - float(past.max())
+        return above >= max(np.log(settings.record), settings.tail * _tail_of(past))
 
     def _rise_of_others(self, row: int, here: np.ndarray) -> np.ndarray:
         """float64[L]: rise of every layer at ``row`` above its level in the same three blocks; NaN where not judged."""

@@ -59,7 +59,8 @@ def gradient_explosion(
     (three times that in warm-up); ``worrying``, rise over two rows or more that is a warning by itself; ``alone``, the
     same for one row, or for a clipped rise that is long over without the loss following; ``layer_ratio`` and
     ``layer_z``, jump of one layer beyond all that it has recently shown, while the median layer rises less than x2 and
-    the layer makes up ``layer_share`` of the whole norm. Our judgement, calibrated on the controls in
+    the layer makes up ``layer_share`` of the whole norm; beyond the median layer's rise, when that is more and the
+    layer outweighs all others. Our judgement, calibrated on the controls in
     tests/monitor/diagnosis, on the healthy trainings of tests/faults and on BLOOM's published steps.
 
     Source: BLOOM-176B log (BigScience 2022), steps 31214 to 31219; Pascanu et al. 2013,
@@ -269,6 +270,11 @@ def _from(since: int | None, step: int | None) -> dict[str, object]:
     return {} if since is None or since == step else {"layer_step_from": since}
 
 
+def _others(jump: LayerJump) -> str:
+    typical = jump.ratio / jump.concentration
+    return "the other layers stayed at their level" if typical <= 2 else f"the median layer rose {times(typical)}"
+
+
 def _layer_finding(signals: Signals, jump: LayerJump) -> Finding:
     follows = loss_follows(signals, jump.onset)
     nonfinite, lost = _nonfinite_follows(signals, jump.onset), loss_is_lost(signals, jump.onset)
@@ -276,7 +282,7 @@ def _layer_finding(signals: Signals, jump: LayerJump) -> Finding:
     at = f"at step {jump.onset}" if jump.since == jump.onset else f"between steps {jump.since} and {jump.onset}"
     return Finding(
         summary=f"Gradient norm of {jump.layer} rose {times(jump.ratio)} to {100 * jump.share:.0f} % of the whole norm "
-        f"{at} while the other layers stayed at their level; {_outcome(follows, nonfinite, lost)}",
+        f"{at} while {_others(jump)}; {_outcome(follows, nonfinite, lost)}",
         onset_step=jump.since,
         first_step=jump.step,
         last_step=jump.last_step,

@@ -106,6 +106,26 @@ def test_a_jump_of_all_layers_or_a_return_of_a_vanished_one_is_no_lone_jump():
     assert lone_jumps(matrix(returning)) == []
 
 
+@pytest.mark.parametrize(("batch", "fault", "found"), [(5.0, 50.0, True), (5.0, 10.0, False), (60.0, 1.0, False)])
+def test_a_layer_that_jumps_on_a_step_whose_batch_moves_all_is_told_from_the_batch(
+    batch: float, fault: float, found: bool
+):
+    value = healthy()
+    value[200] *= batch
+    value[200, 6] *= fault
+    jumps = lone_jumps(matrix(value))
+    assert [(jump.step, jump.layer) for jump in jumps] == ([(201, "layer6")] if found else [])
+    assert all(jump.concentration == pytest.approx(jump.ratio / batch, rel=0.5) for jump in jumps)
+
+
+def test_a_layer_that_strays_from_the_others_by_itself_is_no_fault_on_a_large_batch():
+    value = healthy(sd=0.05)
+    value[::23, 6] *= 40.0  # as an embedding of rare tokens does
+    value[207] *= 5.0
+    value[207, 6] = 40.0 * 5.0 * np.median(value[:200, 6])
+    assert 208 not in [jump.step for jump in lone_jumps(matrix(value))]
+
+
 def test_lone_jumps_of_a_prefix_are_those_of_the_whole():
     value = healthy()
     value[[100, 250], 3] *= 60

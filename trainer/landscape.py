@@ -416,12 +416,24 @@ class _Desk:
         found: Curvature = curvature(
             self._model, self._loss, self._optimizer,
             count=question.eigenvalues, trace_samples=question.trace_samples, seed=question.seed,
-            budget_s=ends - time.monotonic(), progress=lambda made: tell(made, 0),
+            budget_s=ends - time.monotonic(), progress=lambda made: tell(made, 0), interrupted=self._keep_part,
         )  # fmt: skip
-        detail = {**self._detail, **found.detail(), **self._noise(), "seconds": time.monotonic() - self._began}
-        answer = self._write([np.empty(0)], np.empty(0), math.nan, found.loss, detail)
+        answer = self._keep_curvature(found)
         done = not question.eigenvalues or len(found.eigenvalues) == question.eigenvalues
         return replace(answer, complete=done and found.trace.samples == question.trace_samples)
+
+    def _keep_curvature(self, found: Curvature) -> Found:
+        detail = {**self._detail, **found.detail(), **self._noise(), "seconds": time.monotonic() - self._began}
+        return self._write([np.empty(0)], np.empty(0), math.nan, found.loss, detail)
+
+    def _keep_part(self, found: Curvature) -> None:
+        """What was found before an interruption, where an earlier call has not found more."""
+        try:
+            known = read_landscape(self._run.path, self._name)
+        except RunError:
+            known = []
+        if all((as_number(one.detail.get("products")) or 0) < found.products for one in known):
+            self._keep_curvature(found)
 
     def _noise(self) -> dict[str, float]:
         """The gradient noise scale that the training measured last, and the batch at which it would be as large."""
@@ -508,7 +520,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; what was found of a line or plane is kept, the same command goes on with it", file=sys.stderr)
+        goes_on = "begins anew" if options.kind == "curvature" else "goes on with it"
+        print(f"stopped; what was found is kept, the same command {goes_on}", file=sys.stderr)
         return 130
     print(dump_json(found.to_dict()) if options.json else found.to_text(), flush=True)
     return 0

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from monitor.landscape.directions import Direction, last_update, norm
-from monitor.landscape.hessian import TOLERANCE, Eigenvalues, Hessian, Trace, eigenvalues, trace
+from monitor.landscape.hessian import TOLERANCE, Eigenvalues, Hessian, Trace, eigenvalues, trace, trace_of
 from monitor.landscape.stability import Stability, stability
 from monitor.landscape.surface import LossFn
 from monitor.landscape.undisturbed import moving
@@ -79,6 +79,7 @@ def curvature(
     seed: int = 0,
     method: str | None = None,
     progress: Callable[[int], None] | None = None,
+    interrupted: Callable[[Curvature], None] | None = None,
 ) -> Curvature:
     """Measure the curvature of ``loss_fn`` at the model's weights, in this order, as far as the budget reaches.
 
@@ -94,6 +95,7 @@ def curvature(
         update: the last update, where it is known better than from the optimizer's state.
         start: ``Curvature.vector`` of a look some steps ago.
         progress: called with the number of products made.
+        interrupted: called with what was found when a KeyboardInterrupt comes, which goes on afterwards.
 
     Raises:
         ValueError: see ``Hessian``.
@@ -125,19 +127,27 @@ def curvature(
             products=0,
         )
         scaled = held is not None and held.scale is not None
-        if count and scaled:
-            assert held is not None
-            with Hessian(model, loss_fn, method=hessian.method, scale=held.scale) as seen:
-                top = eigenvalues(seen, 1, start=start, **options)
-                found = replace(found, sharpness=_first(top), vector=_vector(top), products=seen.products)
-        if count and not (scaled and sharpness_only):
-            largest = eigenvalues(hessian, count, start=None if scaled else start, **options)
-            found = replace(found, eigenvalues=tuple(largest.values.tolist()))
-            if not scaled:
-                found = replace(found, sharpness=_first(largest), vector=_vector(largest))
-        if trace_samples:
-            measured = trace(hessian, trace_samples, seed=seed, ends=ends, progress=one_more)
-            found = replace(found, trace=measured)
+        along: list[float] = []
+        first = hessian.products
+        try:
+            if count and scaled:
+                assert held is not None
+                with Hessian(model, loss_fn, method=hessian.method, scale=held.scale) as seen:
+                    top = eigenvalues(seen, 1, start=start, **options)
+                    found = replace(found, sharpness=_first(top), vector=_vector(top), products=seen.products)
+            if count and not (scaled and sharpness_only):
+                largest = eigenvalues(hessian, count, start=None if scaled else start, **options)
+                found = replace(found, eigenvalues=tuple(largest.values.tolist()))
+                if not scaled:
+                    found = replace(found, sharpness=_first(largest), vector=_vector(largest))
+            if trace_samples:
+                trace(hessian, trace_samples, seed=seed, ends=ends, progress=one_more, products=along)
+        except KeyboardInterrupt:
+            if interrupted is not None:
+                interrupted(replace(found, trace=trace_of(along), products=made + first))
+            raise
+        if along:
+            found = replace(found, trace=trace_of(along))
         return replace(found, products=found.products + hessian.products)
 
 

@@ -298,22 +298,30 @@ class Trace:
 
 def trace(
     hessian: Hessian, samples: int = 32, *, seed: int = 0, ends: float = math.inf,
-    progress: Callable[[], None] | None = None,
+    progress: Callable[[], None] | None = None, products: list[float] | None = None,
 ) -> Trace:  # fmt: skip
     """Mean of zᵀHz over vectors z of random signs.
 
+    Args:
+        products: filled with each zᵀHz, for who is interrupted meanwhile.
+
     Source: Hutchinson 1990, https://doi.org/10.1080/03610919008812866.
     """
-    found = []
+    found = [] if products is None else products
     for signs in _random_signs(hessian, samples, seed):
         if time.monotonic() >= ends:
             break
         found.append(dot(signs, hessian.product(signs)))
         if progress is not None:
             progress()
+    return trace_of(found)
+
+
+def trace_of(products: Sequence[float]) -> Trace:
+    """The estimate from some zᵀHz; NaN from none."""
     with np.errstate(invalid="ignore"):
-        error = float(np.std(found, ddof=1) / math.sqrt(len(found))) if len(found) > 1 else math.nan
-        return Trace(float(np.mean(found)) if found else math.nan, error, len(found))
+        error = float(np.std(products, ddof=1) / math.sqrt(len(products))) if len(products) > 1 else math.nan
+        return Trace(float(np.mean(products)) if products else math.nan, error, len(products))
 
 
 def _random_signs(hessian: Hessian, samples: int, seed: int) -> Iterator[Direction]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,30 @@ def test_curvature_is_held_against_the_limit_of_the_step_before(run_dir: Path, t
     assert found.sample.baseline == pytest.approx(Twin(trained, "training").loss(Twin(trained).weights(12)), rel=1e-4)
     assert detail["eigenvalues"][0] >= detail["along_gradient"] and detail["trace_samples"] == 2 and found.complete
     assert "preconditioned sharpness" in found.to_text() and found.to_dict()["coords"] == []
+
+
+def test_an_interrupted_curvature_keeps_what_was_found_and_spoils_no_answer(run_dir: Path) -> None:
+    def interrupt_at(products: int) -> Callable[[int, int], None]:
+        def tell(made: int, of: int) -> None:
+            if made == products:
+                raise KeyboardInterrupt
+
+        return tell
+
+    question = Question("curvature", examples=EXAMPLES, eigenvalues=1, trace_samples=4)
+    whole = look(run_dir, question)
+    made = whole.sample.detail["products"]
+    with pytest.raises(KeyboardInterrupt):
+        look(run_dir, question, tell=interrupt_at(made - 5))
+    (kept,) = open_run(run_dir).landscape()
+    assert kept.detail == whole.sample.detail  # complete before, so it stays
+    whole.file.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        look(run_dir, question, tell=interrupt_at(made - 5))  # the first two, of gradient and update, are not counted
+    (kept,) = open_run(run_dir).landscape()
+    assert kept.detail["trace_samples"] == 1 and "trace_error" not in kept.detail
+    for name in ("eigenvalues", "sharpness", "along_update"):
+        assert kept.detail[name] == whole.sample.detail[name]
 
 
 def test_an_interrupted_plane_is_continued_to_the_same_bits(

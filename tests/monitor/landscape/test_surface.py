@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from monitor.landscape.directions import between, filter_normalised, random_direction
-from monitor.landscape.measures import average_sharpness, barrier, curvature_at_zero, width, worst_sharpness
+from monitor.landscape.measures import barrier, curvature_at_zero
 from monitor.landscape.surface import Surface, axis, coarse_to_fine, fill, levels
 from monitor.landscape.trajectory import principal_plane
 from monitor.landscape.undisturbed import moving, undisturbed
@@ -227,7 +227,7 @@ def test_a_line_between_checkpoints_moves_their_running_statistics():
             assert loss == pytest.approx(CNN.loss(model, *CNN.batch(0)).item(), rel=1e-5)
 
 
-def test_barriers_and_widths():
+def test_barriers():
     t = np.linspace(-0.5, 1.5, 9)
     assert barrier(t, 2 + t) == (0.0, 0.0)
     height, at = barrier(t, 1 + t + 3 * t * (1 - t))
@@ -235,13 +235,6 @@ def test_barriers_and_widths():
     bad = np.where(t == 0.25, np.nan, 1.0)
     assert barrier(t, bad) == (np.inf, 0.25)
     assert math.isnan(barrier(t[:4], t[:4])[0])
-    assert width(t, t**2, 0.2) == pytest.approx(2 * (0.25 + 0.25 * (0.2 - 0.0625) / (0.25 - 0.0625)))
-    assert width(t, np.abs(t), 0.1) == pytest.approx(0.2)
-    assert width(t, 0 * t, 1.0) == math.inf
-    assert width(t, np.where(t > 0, np.nan, np.abs(t)), 0.25) == pytest.approx(0.25)
-    losses = np.array([1.0, 2.0, 4.5])
-    assert average_sharpness(losses, 1.0) == pytest.approx(1.5)
-    assert worst_sharpness(losses, 1.0) == pytest.approx(175.0)
 
 
 def test_the_principal_plane_holds_a_trajectory_that_lies_in_one():

@@ -14,7 +14,7 @@ from app.charts.sweep import importance_figure, parallel_figure, progress_figure
 from app.views.common import badge, refused
 from monitor.errors import ConfigError, GradiometerError, RunError
 from trainer.config import PRESETS, form_fields, load_config
-from trainer.sweep import GOALS, PRUNERS, SAMPLERS, Sweep, Trial, list_sweeps, make_plan, open_sweep
+from trainer.sweep import GOALS, PRUNERS, SAMPLERS, Plan, Sweep, Trial, list_sweeps, make_plan, open_sweep
 from trainer.sweep.plan import MOST_PARALLEL, MOST_TRIALS
 from trainer.sweep.samplers import importances, missing
 from trainer.sweep.space import read_space
@@ -46,6 +46,7 @@ def page() -> None:
         live = sweep.state in ("running", "stopping")
         st.fragment(one_sweep, run_every=3.0 if live else None)(sweep.id)
         return
+    st.session_state.pop("sweep_begun", None)  # the form is seen again: another click means another sweep
     listing()
     with st.expander("Begin a sweep", expanded=not list_sweeps(data.launch_folder())):
         form()
@@ -252,13 +253,22 @@ def form() -> None:
     reason = control.read_only_reason()
     if reason:
         st.caption(text.markdown(reason))
-    if st.button("Begin", type="primary", disabled=bool(problem or reason), key="begin_sweep") and plan is not None:
-        try:
-            st.query_params["sweep"] = control.begin_sweep(plan)
-        except (GradiometerError, OSError) as error:
-            refused(error)
-            return
-        st.rerun()
+    st.button(
+        "Begin", type="primary", disabled=plan is None or bool(problem or reason), key="begin_sweep",
+        on_click=start, args=(plan,),
+    )  # fmt: skip
+    if refusal := st.session_state.pop("sweep_refused", None):
+        refused(refusal)
+
+
+def start(plan: Plan) -> None:
+    """Begin it and open it. A second click that comes before the page has turned opens the same one."""
+    try:
+        begun = st.session_state.get("sweep_begun") or control.begin_sweep(plan)
+    except (GradiometerError, OSError) as error:
+        st.session_state["sweep_refused"] = str(error)
+        return
+    st.session_state["sweep_begun"] = st.query_params["sweep"] = begun
 
 
 def lines(key: str) -> list[str]:

@@ -83,6 +83,19 @@ def test_the_form_refuses_nonsense_in_words_and_begins_what_is_right(
     assert (plan.base.steps, list(plan.space), plan.trials) == (30, ["optimizer.lr", "model.n_layer"], 10)
 
 
+def test_a_second_click_on_begin_opens_the_same_sweep(
+    no_runs: Path, open_page: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[object] = []
+    monkeypatch.setattr(control, "begin_sweep", lambda plan: begun.append(plan) or f"sweep-{len(begun)}")
+    page = open_page("sweep").button(key="begin_sweep").click().run()
+    assert page.session_state["sweep_begun"] == "sweep-1"
+    again = open_page("sweep")
+    again.session_state["sweep_begun"] = "sweep-1"  # the form was not drawn between the two clicks
+    again.button(key="begin_sweep").click().run()
+    assert len(begun) == 1 and again.query_params["sweep"] == "sweep-1"
+
+
 def test_a_server_that_listens_beyond_this_machine_begins_nothing(
     no_runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

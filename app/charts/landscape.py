@@ -112,7 +112,7 @@ def contour_figure(sample: LandscapeSample) -> go.Figure:
     )  # fmt: skip
     figure.add_contour(
         x=x, y=y, z=shown, contours={"coloring": "none", "showlabels": False}, ncontours=16, showscale=False,
-        line={"color": "rgba(255,255,255,0.55)", "width": 1}, hoverinfo="skip",
+        showlegend=False, line={"color": "rgba(255,255,255,0.55)", "width": 1}, hoverinfo="skip",
     )  # fmt: skip
     if len(nonfinite[0]):
         figure.add_scatter(

@@ -76,6 +76,7 @@ def test_the_trajectory_lies_where_the_checkpoints_are_and_a_strange_one_is_none
     path = {"step": [100, 200, 400], "x": [-1.0, 0.5, 0.0], "y": [1.0, 0.5, 0.0], "off": [0, 0, 0]}
     figure = contour_figure(plane(trajectory=path))
     (drawn,) = [trace for trace in figure.data if trace.name == "checkpoints"]
+    assert all(trace.name or trace.type == "heatmap" or trace.showlegend is False for trace in figure.data)
     assert (list(drawn.x), list(drawn.y)) == (path["x"], path["y"])
     heights = surface_figure(plane(trajectory=path)).data[1].z
     assert np.allclose(heights, [1 + 1 + 2, 1 + 0.25 + 0.5, 1.0])

@@ -37,7 +37,7 @@ def show(path: Path, facts: Facts) -> None:
     if not measured:
         st.info("No landscape samples in this run.")
         st.caption("The trainer takes them every monitor.landscape\\_every steps; in a loop of your own call:")
-        st.code("mon.landscape(loss_fn, batch, curvature=True)", language="python")
+        st.code("mon.landscape(loss_fn, batch, curvature=True)", language=None)
     else:
         key = f"landscape-{path.name}"
         st.fragment(live_grid)(

@@ -376,6 +376,8 @@ def living(browser: Browser, scratch: Path) -> list[Line]:
         port = free_port()
         with server(streamlit(script, port), port, folder) as running:
             taken["stock", moving] = lived(browser, running.address, running)
+        for kind in ("ours", "stock"):
+            print(moving, kind, {name: round(value, 2) for name, value in taken[kind, moving].items()}, flush=True)
     lines = []
     goals = {("browser CPU ms", 12): 350.0, ("browser CPU ms", 0): 20.0, ("kB sent", 0): 0.0, ("kB sent", 12): 317.0}
     for (kind, moving), own in taken.items():

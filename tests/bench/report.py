@@ -32,7 +32,8 @@ class Line:
         """Measured over goal, the other way round for a lower bound: met at 1 or less."""
         if self.goal is None:
             return None
-        return self.goal / self.measured if self.least else self.measured / self.goal
+        above, below = (self.goal, self.measured) if self.least else (self.measured, self.goal)
+        return above / below if below else math.inf if above else 0.0
 
     def cells(self) -> tuple[str, str, str, str, str]:
         goal = "" if self.goal is None else f"{'≥' if self.least else '≤'} {number(self.goal)} {self.unit}"

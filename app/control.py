@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,13 @@ if TYPE_CHECKING:
     from app.fixes import Plan as FixPlan
     from trainer.config import TrainConfig
     from trainer.sweep import Plan
+
+
+SAME_CLICK_S = 30.0
+"""A click on the same sight within so many seconds is the same click. Our judgement: a start shows within a few."""
+_ACTING = threading.Lock()
+_ACTED: dict[tuple[object, ...], tuple[float, str]] = {}
+"""When and with what result an action was carried out, by what was in sight."""
 
 
 def read_only_reason() -> str | None:
@@ -172,8 +181,12 @@ def ask(path: Path, do: str, seen: int | None, **values: Any) -> requests.Reques
     return requests.ask(path, do, via="page", seen=seen, **values)
 
 
-def try_fix(path: Path, plan: FixPlan) -> str:
+def try_fix(path: Path, plan: FixPlan, seen: int) -> str:
     """Start a child run that tries ``plan`` on an incident of the run at ``path``; returns the child's id.
+
+    Args:
+        seen: how many tries of the incident were in sight. A second click on the same sight, from another tab or
+            because the page ran a callback twice, starts nothing and gives the same child.
 
     Raises:
         RunError: the page is read-only, or it was refused.
@@ -182,18 +195,26 @@ def try_fix(path: Path, plan: FixPlan) -> str:
     _may_act(path)
     from app import fixes
 
-    child = fixes.begin(path, plan)
+    sight = ("fix", path, plan.experiment.key, plan.trouble.onset_step, seen)
+    child = _once(sight, lambda: fixes.begin(path, plan).name)
     READERS.forget(path)
-    return child.name
+    return child
 
 
-def what_if(path: Path, incident: str) -> str:
+def what_if(path: Path, incident: str, seen: int) -> str:
     """Try several changes on ``incident`` one after the other, in a process that outlives the page.
+
+    Args:
+        seen: as for :func:`try_fix`.
 
     Raises:
         RunError: the page is read-only, or no process could be started.
     """
     _may_act(path)
+    return _once(("what-if", path, incident, seen), lambda: _begin_what_if(path, incident))
+
+
+def _begin_what_if(path: Path, incident: str) -> str:
     from trainer.launch.local import child_environment
 
     words = [sys.executable, "-P", "-m", "app", "whatif", str(path), "--incident", incident]
@@ -221,6 +242,20 @@ def rewind(path: Path, step: int, changes: list[str], skip_batches: int, *, as_c
     words = fixes.rewound(path, step, changes, skip_batches, as_child=as_child)
     READERS.forget(path)
     return words.splitlines()[0]
+
+
+def _once(sight: tuple[object, ...], act: Callable[[], str]) -> str:
+    """Carry ``act`` out, or give what it gave within the last ``SAME_CLICK_S`` for the same ``sight``.
+
+    Streamlit may run a button's callback twice when a fragment's own rerun falls into it: one click, two trainings.
+    """
+    with _ACTING:
+        now = time.monotonic()
+        for other in [one for one, (when, _) in _ACTED.items() if now - when > SAME_CLICK_S]:
+            del _ACTED[other]
+        if sight not in _ACTED:
+            _ACTED[sight] = now, act()
+        return _ACTED[sight][1]
 
 
 def _may_act(path: Path | None = None) -> None:

@@ -55,7 +55,7 @@ def panel(path: Path, found: Mapping[str, Any], findings: Sequence[Mapping[str, 
     if reason:
         st.caption(text.markdown(f"It cannot be tried from here. {reason}", 400))
         return
-    offer(path, possible(path, found, findings, saved), incident_key(found))
+    offer(path, possible(path, found, findings, saved), incident_key(found), len(made))
     receipt(path)
     if made:
         tried(path, made)
@@ -69,7 +69,7 @@ def possible(
     return fixes.plans(open_run(path), found, _findings)
 
 
-def offer(path: Path, plans: list[fixes.Plan], key: str) -> None:
+def offer(path: Path, plans: list[fixes.Plan], key: str, seen: int) -> None:
     """What would be started, from where, and the buttons."""
     plan, reason = plans[0], control.read_only_reason()
     onset = text.count(plan.trouble.onset_step)
@@ -91,7 +91,7 @@ def offer(path: Path, plans: list[fixes.Plan], key: str) -> None:
             "Try this fix",
             type="primary",
             on_click=ask,
-            args=(path, "fix", plan, key),
+            args=(path, "fix", plan, key, seen),
             disabled=reason is not None,
             help=text.markdown(reason) if reason else None,
             key="try_fix",
@@ -101,17 +101,17 @@ def offer(path: Path, plans: list[fixes.Plan], key: str) -> None:
         st.button(
             f"What-if set ({len(plans)})",
             on_click=ask,
-            args=(path, "what-if", plan, key),
+            args=(path, "what-if", plan, key, seen),
             disabled=reason is not None,
             help=text.markdown(explained, 600),
             key="what_if",
         )
 
 
-def ask(path: Path, what: str, plan: fixes.Plan, key: str) -> None:
+def ask(path: Path, what: str, plan: fixes.Plan, key: str, seen: int) -> None:
     """Carry out a click and keep its receipt; never waits for a training."""
     try:
-        words = f"{control.try_fix(path, plan)} started" if what == "fix" else control.what_if(path, key)
+        words = f"{control.try_fix(path, plan, seen)} started" if what == "fix" else control.what_if(path, key, seen)
         st.session_state["fix_receipt"] = (str(path), time.time(), words, True)
     except (GradiometerError, OSError) as error:
         st.session_state["fix_receipt"] = (str(path), time.time(), str(error), False)

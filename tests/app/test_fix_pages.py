@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +59,33 @@ def test_a_page_that_only_shows_starts_nothing(runs: Runs, monkeypatch: pytest.M
     try:
         for act in (
             lambda: control.rewind(path, 0, [], 0, as_child=True),
-            lambda: control.what_if(path, "non-finite@210"),
+            lambda: control.what_if(path, "non-finite@210", 0),
         ):
             with pytest.raises(RunError, match="Read-only"):
                 act()
     finally:
         streamlit.config.set_option("server.address", before)
+
+
+def test_a_click_that_arrives_twice_or_in_two_tabs_acts_once_and_a_refusal_is_not_kept(runs: Runs) -> None:
+    acted = []
+
+    def act() -> str:
+        acted.append(len(acted))
+        time.sleep(0.05)
+        return f"child-{len(acted)}"
+
+    def refuse() -> str:
+        raise RunError("no")
+
+    sight = ("fix", runs.folder, 210, 0)
+    with ThreadPoolExecutor(4) as pool:
+        said = list(pool.map(lambda _: control._once(sight, act), range(4)))
+    assert said == ["child-1"] * 4 and acted == [0]
+    assert control._once((*sight[:3], 1), act) == "child-2", "what is in sight now is another click"
+    with pytest.raises(RunError):
+        control._once(("other",), refuse)
+    assert control._once(("other",), act) == "child-3"
 
 
 def test_changes_are_one_a_line_and_anything_else_is_refused_by_its_line() -> None:

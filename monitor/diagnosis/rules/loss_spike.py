@@ -15,6 +15,7 @@ from monitor.diagnosis.context import (
     loss_is_signed,
     loss_spikes,
 )
+from monitor.diagnosis.inputs import oddity_at
 from monitor.diagnosis.localise import first_moved
 from monitor.diagnosis.primitives import Spike, SpikeSettings
 from monitor.diagnosis.rule import Abstained, Finding, Rule, Severity, Verdict
@@ -58,7 +59,8 @@ def loss_spike(
     Thresholds: ``effect``, smallest relative rise (+50 % in warm-up); ``z_single`` and ``z_sustained`` in robust
     standard deviations of log loss, the second for 3 of 5 rows; ``linger``, relative rise 300 steps later that is
     called lingering; ``diverged``, relative rise without return that is critical (at tenfold after 5 rows, else after
-    50); ``small``, a single raised row below this rise, which no gradient confirms, is information only. All are our
+    50); ``small``, a single raised row below this rise, which no gradient confirms, is information only, and so is one
+    below ``z_single`` whose gradient was not raised before and whose input is as usual: a hard batch. All are our
     judgement, calibrated on the controls in tests/monitor/diagnosis; the classes follow BLOOM's chronicles.
 
     Source: BLOOM-176B and 104B training logs (BigScience 2022, https://github.com/bigscience-workshop/bigscience);
@@ -73,7 +75,7 @@ def loss_spike(
             return Abstained(f"{count(len(loss), 'loss')} recorded, at least {LEAST_OF_FEW} are needed for a baseline")
         return _of_policy(signals, loss, _of_few(loss))
     groups = joined(loss_spikes(signals, settings).spikes)
-    course = Course(linger=linger, diverged=diverged, effect=effect)
+    course = Course(linger=linger, diverged=diverged, effect=effect, z_single=z_single)
     found = (_of_policy(signals, loss, _finding(signals, loss, group, course, small)) for group in groups)
     return [finding for finding in found if finding is not None]
 
@@ -116,6 +118,7 @@ class Course:
     linger: float
     diverged: float
     effect: float
+    z_single: float
 
     def word(self, loss: Signal, group: list[Spike]) -> str:
         """``transient``, ``lingering``, ``level shift``, ``divergent`` or ``ongoing``."""
@@ -155,6 +158,13 @@ _SENTENCE = {
 }
 
 
+def _is_hard_batch(signals: Signals, group: list[Spike], course: Course, lead: int | None, onset: int) -> bool:
+    """One raised row below ``z_single`` whose input is as usual: a batch that is hard raises its loss and its gradient
+    alike, so neither confirms the other."""
+    single = sum(spike.raised for spike in group) == 1 and max(spike.z for spike in group) < course.z_single
+    return single and not lead and oddity_at(signals, onset) == ""
+
+
 def _finding(signals: Signals, loss: Signal, group: list[Spike], course: Course, small: float) -> Finding:
     first, last = group[0], group[-1]
     peak = max(group, key=lambda spike: spike.peak_value)
@@ -167,7 +177,9 @@ def _finding(signals: Signals, loss: Signal, group: list[Spike], course: Course,
     severity = Severity.WARNING
     if word == "divergent":
         severity = Severity.CRITICAL
-    elif word == "transient" and raised == 1 and ratio < 1 + small and not confirmed:
+    elif (_is_hard_batch(signals, group, course, lead, onset) and word in ("transient", "ongoing")) or (
+        word == "transient" and raised == 1 and ratio < 1 + small and not confirmed
+    ):
         severity = Severity.INFO
     where = first_moved(signals.layers("grad_norm_preclip"), onset - (lead or 0), end)
     sentence = _SENTENCE[word].format(span=count(end - onset + 1, "step"), above=percent(course.linger))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from monitor.diagnosis.view import Signals
 from tests.monitor.diagnosis.cases.drawn import (
     AT,
     STEPS,
@@ -18,9 +19,25 @@ from tests.monitor.diagnosis.cases.drawn import (
     restarted,
 )
 
+
+def hard_batch(lead: int = 0, input_std: float | None = 36.0) -> Signals:
+    """A noisy loss that is 40 % up in one row, some seven deviations; the gradient is up from ``lead`` before."""
+    usual = np.random.default_rng(5).normal(36.0, 0.5, STEPS)
+    known = {} if input_std is None else {"input_std": put(usual, AT, input_std)}
+    return only(
+        train_loss=changed(level(sd=0.05), AT, 1.4),
+        grad_norm_preclip=changed(norms(), slice(AT - lead, AT + 1), 5.0),
+        **known,
+    )
+
+
 FIRES = (
     Case("one step, +40 %", lambda: only(train_loss=changed(level(), AT, 1.4)), "warning", words="back after 1 step"),
     Case("one step, +20 %, quiet run", lambda: only(train_loss=changed(level(sd=0.005), AT, 1.2)), "info"),
+    Case("one hard batch: +40 % and five times the gradient, z of 7", lambda: hard_batch(), "info", words="back after"),
+    Case("the same, and the gradient the step before", lambda: hard_batch(lead=1), "warning", words="back after"),
+    Case("the same of a constant input", lambda: hard_batch(input_std=0.0), "warning", words="back after"),
+    Case("the same, and nothing known of the input", lambda: hard_batch(input_std=None), "warning", words="back after"),
     Case("three steps, +15 %", lambda: only(train_loss=changed(level(), slice(AT, AT + 3), 1.15)), "warning"),
     Case(
         "does not come back",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,6 +113,8 @@ def slices_ahead(
     found = []
     with undisturbed(model) as borrowed:
         for name, direction, reach in ways:
+            if not (math.isfinite(reach) and reach > 0):  # the gradient is not finite, or zero: there is no way ahead
+                continue
             line = Surface.blank(axis(reach, points))
             fill(line, borrowed, loss_fn, [direction])
             found.append(Slice("line", name, reach, line.axes[0], line.loss))

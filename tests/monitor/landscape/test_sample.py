@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -233,6 +234,19 @@ def test_a_training_with_landscapes_and_curvature_has_the_same_weights(problem: 
         logged = {name: run.series(name).between(one.step, one.step).value for name in ("sharpness", "sharpness_limit")}
         assert logged["sharpness"] == one.detail["sharpness"] and logged["sharpness_limit"] == one.detail["limit"]
     assert len(run.series("landscape_loss_mean")) == 4
+
+
+@pytest.mark.parametrize("weight", [math.nan, math.inf])
+def test_a_model_that_has_blown_up_is_sampled_without_an_error(tmp_path, weight: float):
+    model = MLP.made()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with monitor.attach(model, optimizer, run=tmp_path) as mon:
+        with torch.no_grad():
+            next(model.parameters()).fill_(weight)
+        mon.step()
+        mon.landscape(lambda batch: MLP.loss(model, *batch), MLP.batch(0), curvature=True)
+    (look,) = monitor.open_run(mon.run_dir).landscape("curvature")
+    assert not math.isfinite(look.baseline)
 
 
 def test_a_model_whose_weights_cannot_be_moved_is_a_warning(tmp_path, monkeypatch):

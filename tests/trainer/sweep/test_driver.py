@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,15 @@ SMALL = [
     "model.d_model=16",
     "checkpoint.every_steps=100000",
 ]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(tmp_path: Path) -> Iterator[None]:
+    """A test that fails half-way leaves no training behind: they are detached, and would train on for hours."""
+    yield
+    for process in processes_of(tmp_path):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def driver_of(sweep: Sweep) -> psutil.Process:

@@ -17,6 +17,7 @@ from streamlit.testing.v1 import AppTest
 
 from monitor.runfile.reader import open_run
 from monitor.runfile.store import list_runs, run_state
+from tests.app.conftest import listed
 from trainer.config import TrainConfig
 from trainer.launch import is_running, resume, start, status, stop
 
@@ -30,7 +31,7 @@ TINY: dict[str, Any] = {
     "schedule": {"warmup_steps": 10},
     "evaluation": {"every_steps": 20, "batches": 2},
     "checkpoint": {"every_steps": 20},
-    "monitor": {"landscape_every": 20},
+    "monitor": {"landscape_every": 20, "landscape_share": 1.0},
 }
 PATIENCE_S = 120.0
 """A bound on waiting, not an expectation: the machine may be busy."""
@@ -111,7 +112,7 @@ def test_page_shows_the_run(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("GRADIOMETER_RUNS", str(runs))
     at = AppTest.from_file(str(ROOT / "app" / "main.py"), default_timeout=60).run()
     assert not at.exception, at.exception
-    assert "end-to-end" in at.dataframe[0].value["name"].tolist()
+    assert "end-to-end" in [row["name"] for row in listed(at)]
 
     at.switch_page("views/run.py")
     at.query_params["run"] = _only_run(runs).name

@@ -18,7 +18,7 @@ import uvicorn
 from starlette.applications import Starlette
 from streamlit.testing.v1 import AppTest
 
-from app import web
+from app import data, web
 from tests.app import runs_for_tests as made
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -150,6 +150,7 @@ def open_page(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     """Open a page of the app as a browser would, without one: ``open_page("run", run=ID, section="Log")``."""
     before = streamlit.get_option("server.address")
     streamlit.config.set_option("server.address", "127.0.0.1")
+    monkeypatch.setattr(data.READERS, "_min_interval", 0.0)  # a test writes and looks again sooner than anybody clicks
 
     def open_it(view: str = "runs", **query: str) -> AppTest:
         page = AppTest.from_file(str(MAIN), default_timeout=60)

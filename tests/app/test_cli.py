@@ -147,7 +147,7 @@ def test_runs_are_searched_and_limited_and_it_says_so(healthy, broken):
 def test_a_query_that_is_not_understood_is_one_line_with_what_is_accepted(healthy):
     done = gradiometer("runs", "--runs", healthy.parent, "--search", "state:runing")
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.count("\n") == 1 and "starting, running, paused, finished" in done.stderr
+    assert done.stderr.count("\n") == 1 and "running, paused, pending, requeued, finished" in done.stderr
     refused = gradiometer("runs", "--runs", healthy.parent, "--tree", "--search", "x")
     assert refused.returncode == 2 and "--tree shows all runs" in refused.stderr
 

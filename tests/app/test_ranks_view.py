@@ -59,7 +59,7 @@ def test_the_slow_rank_and_the_first_step_apart_are_named(ranks: Path, open_page
     said = words(page).replace("\\", "")
     assert "Apart since step 150, at 51 of 200 steps compared. Odd: rank 2." in said
     assert page.code[-1].value == LAYERS[1]
-    assert json.loads(page.get("bidi_component")[0].proto.json)["view"] == "ranks"
+    assert "ranks" in [json.loads(one.proto.json).get("view") for one in page.get("bidi_component")]
 
 
 def test_equal_weights_and_unknown_ones_are_different_words(tmp_path, monkeypatch, open_page: Open):

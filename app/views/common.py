@@ -113,7 +113,7 @@ def keep_range(key: str) -> None:
     """Write the zoomed range into the address."""
     span = st.session_state[key].get("range")
     if span and len(span) == 2:
-        st.query_params["x0"], st.query_params["x1"] = (f"{end:.10g}" for end in span)
+        st.query_params.update(x0=f"{span[0]:.10g}", x1=f"{span[1]:.10g}")  # in one message: half a range is none
     else:
         for name in ("x0", "x1"):
             if name in st.query_params:

@@ -146,7 +146,7 @@ def around(path: Path, found: dict[str, Any]) -> None:
         figure = window_figure(signals, onset, before=onset - first, after=last - onset)
         st.plotly_chart(figure, key="around", config={"displayModeBar": False})
     if st.button("Show these steps in the story", key="to_story"):
-        st.query_params["x0"], st.query_params["x1"] = str(first), str(last)
+        st.query_params.update(x0=str(first), x1=str(last))
         st.session_state["go_to_section"] = "Story"
         st.session_state["span_given"] = st.session_state.get("span_given", 0) + 1
         st.rerun()

@@ -44,8 +44,7 @@ def test_two_ticked_runs_are_compared_and_the_address_keeps_the_view(tab: Tab):
     tab.page.reload()
     tab.rest()
     tab.wait(f"() => {CHART}?.data?.length >= 4")
-    close = f"(want) => {CHART}._fullLayout.xaxis.range.every((at, i) => Math.abs(at - want[i]) <= 1e-6 * want[i])"
-    tab.wait(close, [low, high])
+    assert tab.data("train_loss")["range"] == pytest.approx([low, high], rel=1e-6)
     assert tab.page.evaluate("new URL(location).searchParams.getAll('run')") == runs
     assert tab.page.evaluate(f"{CHART}.data.filter((trace) => trace.opacity < 0.5).length") == 2
     tab.wait("() => !document.querySelector('[data-testid=stSkeleton]')")

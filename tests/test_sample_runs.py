@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from monitor.diagnosis.engine import diagnose
+from monitor.diagnosis.view import Signals
 from monitor.runfile.reader import open_run
 from monitor.runfile.store import list_runs
 
@@ -57,6 +58,16 @@ def test_doctor_says_what_was_done_to_the_run(run_dir: Path) -> None:
         assert not accepted or set(accepted) & set(causes), f"causes {causes}, none of {accepted}"
     said = {finding["id"] for finding in report["findings"] if finding["severity"] != "info"}
     assert not said & set(expected["must_not"])
+
+
+@each_run
+def test_no_look_at_a_run_in_progress_raises_an_alarm_before_anything_happened(run_dir: Path) -> None:
+    """What a page that is open from the start tells, through warm-up and first evaluation."""
+    signals = Signals.from_run(open_run(run_dir), kept={})
+    onsets = [wanted["onset_step"][0] for wanted in _expected(run_dir)["must"]]
+    for step in range(20, min(onsets, default=signals.last_step + 20), 20):
+        told = [finding.summary for finding in diagnose(signals, until_step=step).at_least("warning")]
+        assert not told, f"at step {step}"
 
 
 @each_run

@@ -13,6 +13,8 @@ from monitor.signals import Signal
 
 WATCHED = {"gpu_memory_allocated_gib": "device memory", "rss_gib": "memory of the process"}
 LEAST_SAMPLES = 8
+BLOCKS = 8
+"""Stretches of as many steps in which the growth is looked at."""
 MIB = 1 / 1024
 """In GiB."""
 
@@ -23,10 +25,11 @@ def memory_growth(signals: Signals, *, share: float = 0.03, mib: float = 32.0, p
     Why it matters: it ends in an out-of-memory error, hours later and far from the mistake.
 
     Stays silent: on the growth of the first fifth of an attempt, in which caches and pools fill; on growth that slows
-    down to less than half; on steps up and down (longer sequences, evaluation).
+    down to less than half; on a few jumps, such as an import, a first evaluation, a larger buffer: what it grew by is
+    eight times the median of eight stretches since it began; on steps up and down (longer sequences, evaluation).
 
-    Thresholds: ``share`` of the level and ``mib`` MiB that it must have grown by after the first fifth; ``p``,
-    probability by Mann and Kendall's test that samples without a trend rise like that.
+    Thresholds: ``share`` of the level and ``mib`` MiB that it must have grown by so; ``p``, probability by Mann and
+    Kendall's test that samples without a trend rise like that.
 
     Source: design notes F39; Mann 1945, https://doi.org/10.2307/1907187; pytscope and TraceML (leak rules).
     """
@@ -55,21 +58,26 @@ def _first_seen(series: Signal, share: float, mib: float, p: float) -> int:
 
 
 def _settled(series: Signal) -> Signal:
+    """The samples after the first fifth, the lowest of each step: an evaluation takes memory for a while."""
     keep = np.isfinite(series.value) & (series.value > 0)
     step, value = series.step[keep], series.value[keep]
+    if len(step):
+        first = np.flatnonzero(np.diff(step, prepend=step[0] - 1))
+        step, value = step[first], np.minimum.reduceat(value, first)
     start = len(step) // 5
     return Signal(series.name, step[start:], value[start:], series.unit)
 
 
 def _grows(series: Signal, share: float, mib: float, p: float) -> bool:
-    value = series.value
-    if len(value) < LEAST_SAMPLES or series.step[-1] == series.step[0]:
+    if len(series) < LEAST_SAMPLES:
         return False
-    grown = float(np.median(value[-3:]) - np.median(value[:3]))
-    half = len(value) // 2
-    early = float(np.median(value[half - 1 : half + 2]) - np.median(value[:3]))
-    lasting = grown - early > 0.5 * early * (len(value) - half) / max(half, 1)
-    return grown > max(share * float(value[0]), mib * MIB) and lasting and _chance_of_rise(value) < p
+    since = series.between(_onset(series), None)
+    if len(since) < LEAST_SAMPLES:
+        return False
+    more = np.diff(np.interp(np.linspace(since.step[0], since.step[-1], BLOCKS + 1), since.step, since.value))
+    early, late = (float(np.median(half)) for half in np.split(more, 2))
+    enough = BLOCKS * float(np.median(more)) > max(share * float(series.value[0]), mib * MIB)
+    return enough and late > 0.5 * early and _chance_of_rise(series.value) < p
 
 
 def _chance_of_rise(value: np.ndarray) -> float:
@@ -90,8 +98,9 @@ def _onset(series: Signal) -> int:
 
 
 def _finding(signals: Signals, series: Signal, told: int) -> Finding:
-    first, last = int(series.step[0]), int(series.step[-1])
-    grown = float(series.value[-1] - series.value[0])
+    first, last = _onset(series), int(series.step[-1])
+    since = series.between(first, None)
+    grown = float(since.value[-1] - since.value[0])
     per_step = grown / (last - first) * 1024
     tokens = signals["tokens"]
     device = series.name != "rss_gib"
@@ -104,7 +113,7 @@ def _finding(signals: Signals, series: Signal, told: int) -> Finding:
     return Finding(
         summary=f"The {WATCHED[series.name]} grew by {number(grown * 1024)} MiB from step {first} to {last}, "
         f"{number(per_step)} MiB a step, and goes on",
-        onset_step=min(_onset(series), told),
+        onset_step=min(first, told),
         first_step=told,
         last_step=last,
         severity=Severity.WARNING,

@@ -18,6 +18,15 @@ def memory(gib: np.ndarray, name: str = "rss_gib") -> Signals:
 
 ROWS = np.arange(SAMPLES)
 
+
+def memory_of_a_default_run(until: int) -> Signals:
+    """What `gradiometer train` took on a quiet machine: at step 200 it evaluates and draws text for the first time."""
+    step = [*range(1, 200, 6), 200, 200, 200, 200, 200, *range(204, 301, 6)]
+    mib = [487.2, 492.5, 498.8, *[498.9 + 0.1 * n for n in range(31)], 531.8, 576.6, 589.4, 556.2, 557.2, 560.9,
+           *[564.9] * 16]  # fmt: skip
+    return Signals.from_arrays({"train_loss": level()}, system={"rss_gib": (step, np.array(mib) / 1024)}).until(until)
+
+
 FIRES = (
     Case("5 MiB a step", lambda: memory(1.0 + 0.05 * ROWS), "warning", onset=90, words="goes on"),
     Case(
@@ -27,6 +36,10 @@ FIRES = (
         onset=90,
         words="device memory",
     ),
+    Case(
+        "a leak, and an import on the way", lambda: memory(1.0 + 0.05 * ROWS + 0.3 * (ROWS >= 12)), "warning", onset=90
+    ),
+    Case("with every evaluation", lambda: memory(1.0 + 0.1 * (ROWS // 3)), "warning", onset=90),
 )
 
 NEAR_MISSES = (
@@ -34,6 +47,9 @@ NEAR_MISSES = (
     Case("fills a cache", lambda: memory(1.0 + 0.8 * (1 - np.exp(-ROWS / 6)))),
     Case("2 % in all", lambda: memory(2.0 + 0.001 * ROWS)),
     Case("one step up", lambda: memory(np.where(ROWS < 20, 1.0, 1.5))),
+    Case("an import and the first evaluation", lambda: memory(1.0 + 0.1 * (ROWS >= 12) + 0.1 * (ROWS >= 30))),
+    Case("a default run until step 200", lambda: memory_of_a_default_run(200)),
+    Case("a default run until step 300", lambda: memory_of_a_default_run(300)),
     Case("up and down", lambda: memory(1.5 + 0.3 * np.sin(ROWS / 3))),
 )
 

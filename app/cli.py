@@ -23,6 +23,7 @@ from typer.core import TyperCommand
 
 from app import cli_fix
 from app.cli_sweep import sweep
+from app.engine_state import ENGINE_STATES
 from app.terminal import AsJson, RunArgument, RunsFolder, fail, or_exit
 from app.text import plain
 from monitor.errors import GradiometerError, RunError
@@ -37,6 +38,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 ALERT_S = 60.0
 """How long the doctor waits for the webhook."""
+ENGINES_S = 10.0
+"""How long a list waits for a cluster to say which of its runs are queued."""
 TABLE_ROWS = 50
 """Runs that a table shows unless told otherwise; each is diagnosed."""
 
@@ -368,9 +371,10 @@ def list_(
     listed = index.read()
     gc.freeze()
     gc.enable()
-    found = query.select(listed.rows, time.time(), index.config_of, lambda row: row)
+    rows = ENGINE_STATES.rows(listed.rows, ENGINES_S) if query.asks_for("state") else listed.rows
+    found = query.select(rows, time.time(), index.config_of, lambda row: row)
     limit = limit if limit is not None else 0 if as_json else TABLE_ROWS
-    shown = found[:limit] if limit else found
+    shown = ENGINE_STATES.rows(found[:limit] if limit else found, ENGINES_S)
     notes = list(listed.notes)
     if len(shown) < len(found):
         notes.append(f"{len(shown)} of {len(found)} runs shown, the newest; --limit 0 shows all.")

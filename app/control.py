@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from app import access
 from app.data import READERS, is_sample, launch_folder
 from app.dry_run import DRY_RUNS
+from app.engine_state import ENGINE_STATES
 from monitor.errors import RunError
 from monitor.runfile import control as requests
 from monitor.runfile.store import run_state
@@ -98,7 +99,7 @@ def resume(path: Path) -> str:
     from trainer import launch
 
     launched = launch.resume(path)
-    READERS.forget(path)
+    _look_anew(path)
     return f"attempt {launched.attempt} started"
 
 
@@ -197,7 +198,7 @@ def try_fix(path: Path, plan: FixPlan, seen: int) -> str:
 
     sight = ("fix", path, plan.experiment.key, plan.trouble.onset_step, seen)
     child = _once(sight, lambda: fixes.begin(path, plan).name)
-    READERS.forget(path)
+    _look_anew(path)
     return child
 
 
@@ -240,7 +241,7 @@ def rewind(path: Path, step: int, changes: list[str], skip_batches: int, *, as_c
     from app import fixes
 
     words = fixes.rewound(path, step, changes, skip_batches, as_child=as_child)
-    READERS.forget(path)
+    _look_anew(path)
     return words.splitlines()[0]
 
 
@@ -256,6 +257,12 @@ def _once(sight: tuple[object, ...], act: Callable[[], str]) -> str:
         if sight not in _ACTED:
             _ACTED[sight] = now, act()
         return _ACTED[sight][1]
+
+
+def _look_anew(path: Path) -> None:
+    """Something was done to the run at ``path``, and the page is to show it."""
+    READERS.forget(path)
+    ENGINE_STATES.forget(path)
 
 
 def _may_act(path: Path | None = None) -> None:

@@ -9,12 +9,12 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from app.doctor import Doctor, Report
-from app.engine_state import EngineStates
+from app.engine_state import ENGINE_STATES
 from monitor.errors import GradiometerError, RunError
 from monitor.runfile.format import check_run_id
 from monitor.runfile.index import RunIndex, config_of
@@ -96,7 +96,6 @@ class Listing:
         self._notes: list[str] = []
         self._good_until = float("-inf")
         self._changes = 0
-        self._engines = EngineStates()
 
     def rows(self) -> list[Listed]:
         """Every run of every folder: one's own first, then the samples, newest first in each."""
@@ -106,25 +105,16 @@ class Listing:
                 began = self._clock()
                 self._indexes = {folder.path: self._indexes.get(folder.path) or RunIndex(folder.path) for folder in key}
                 lists = [(folder, self._indexes[folder.path].read()) for folder in key]
-                rows = self._corrected(
-                    [Listed(summary, folder.sample) for folder, found in lists for summary in found.rows]
-                )
+                rows = [
+                    Listed(summary, folder.sample)
+                    for folder, found in lists
+                    for summary in (found.rows if folder.sample else ENGINE_STATES.rows(found.rows))
+                ]
                 notes = [note for _, found in lists for note in found.notes]
                 self._changes += (rows, notes) != (self._rows, self._notes)
                 self._rows, self._notes = rows, notes
                 self._key, self._good_until = key, self._clock() + max(0.5, 5 * (self._clock() - began))
             return self._rows
-
-    def _corrected(self, rows: list[Listed]) -> list[Listed]:
-        """The rows of one's own with the states that only an engine knows."""
-        own = {row.summary.path: row.summary.state for row in rows if not row.sample and row.summary.problem is None}
-        states = self._engines.corrected(own)
-        return [
-            row
-            if states.get(row.summary.path, row.summary.state) is row.summary.state
-            else replace(row, summary=replace(row.summary, state=states[row.summary.path]))
-            for row in rows
-        ]
 
     def notes(self) -> list[str]:
         """What the last reading has to say beside the rows."""

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from monitor.errors import RunError
 from monitor.runfile.format import attempt_dir
-from monitor.runfile.reader import Run
 from monitor.runfile.records import RunState
-from monitor.runfile.store import attempt_numbers, optional_json
+from monitor.runfile.store import RunSummary, attempt_numbers, optional_json
 
 if TYPE_CHECKING:
     from trainer.launch import JobStatus
@@ -25,15 +24,6 @@ ASKED_EVERY_S = 5.0
 """Least time between two questions about the listed runs; a queue moves slowly and serves many. Our judgement."""
 MOST_SHARE = 0.2
 """Of the time that may pass with asking. Our judgement."""
-
-
-def state_of(run: Run) -> RunState:
-    """The run's state; ``pending`` or ``requeued``, with the engine's reason, while its job waits for a cluster."""
-    state = run.state
-    if state.word in SETTLED or not _is_with_a_cluster(run.path):
-        return state
-    now = _told([run.path]).get(run.path)
-    return state if now is None else told_by(state, now)
 
 
 def told_by(state: RunState, now: JobStatus) -> RunState:
@@ -48,36 +38,63 @@ def told_by(state: RunState, now: JobStatus) -> RunState:
 
 
 class EngineStates:
-    """The same for many runs. The engines are asked in a thread, about all of them at once: a cluster may take seconds
-    to answer, or never do."""
+    """The states of runs, ``pending`` or ``requeued`` with the engine's reason while a job waits for its cluster.
+
+    The engines are asked in a thread, about all runs at once: a cluster may take seconds to answer, or never do.
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
+        self._answered = threading.Condition()
         self._asking = False
         self._due = float("-inf")
-        self._known: dict[Path, JobStatus] = {}
+        self._known: dict[Path, JobStatus | None] = {}
+        """Last answer about each run; None where there is none to be had."""
         self._clusters: dict[Path, tuple[int, bool]] = {}  # asker's own: mtime of the attempts, whether with a cluster
 
-    def corrected(self, states: Mapping[Path, RunState]) -> dict[Path, RunState]:
-        """``states`` with what the engines said when they were asked last, and without waiting; asks anew when due."""
+    def corrected(self, states: Mapping[Path, RunState], wait: float = 0.0) -> dict[Path, RunState]:
+        """``states`` with what the engines said when they were asked last; asks anew when due.
+
+        Args:
+            wait: seconds to wait at most for the first answer about a run.
+        """
         unsettled = [path for path, state in states.items() if state.word not in SETTLED]
-        with self._lock:
-            known = self._known
-            if unsettled and not self._asking and self._clock() >= self._due:
+        with self._answered:
+            fresh = any(path not in self._known for path in unsettled)
+            if unsettled and not self._asking and (fresh or self._clock() >= self._due):
                 self._asking = True
                 threading.Thread(target=self._ask, args=(unsettled,), name="engine-states", daemon=True).start()
-        return {path: told_by(state, known[path]) if path in known else state for path, state in states.items()}
+            if wait and fresh:
+                self._answered.wait_for(lambda: all(path in self._known for path in unsettled), timeout=wait)
+            known = self._known
+        return {
+            path: state if (now := known.get(path)) is None else told_by(state, now) for path, state in states.items()
+        }
+
+    def rows(self, summaries: Sequence[RunSummary], wait: float = 0.0) -> list[RunSummary]:
+        """The same for rows of a list; one that cannot be read stays as it is."""
+        states = self.corrected({one.path: one.state for one in summaries if one.problem is None}, wait)
+        told = [states.get(one.path, one.state) for one in summaries]
+        return [
+            one if one.state is state else replace(one, state=state) for one, state in zip(summaries, told, strict=True)
+        ]
+
+    def forget(self, path: Path) -> None:
+        """Ask anew about a run that something was just done to."""
+        with self._answered:
+            self._known = {one: now for one, now in self._known.items() if one != path}
 
     def _ask(self, paths: list[Path]) -> None:
-        began, told = self._clock(), self._known
+        began, told = self._clock(), {path: self._known.get(path) for path in paths}
         try:
-            told = _told([path for path in paths if self._is_with_a_cluster(path)])
+            answers = _told([path for path in paths if self._is_with_a_cluster(path)])
+            told = {path: answers.get(path) for path in paths}
         finally:
-            with self._lock:
+            with self._answered:
                 took = self._clock() - began
-                self._known, self._asking = told, False
+                self._known, self._asking = {**self._known, **told}, False
                 self._due = began + max(ASKED_EVERY_S, took / MOST_SHARE)
+                self._answered.notify_all()
 
     def _is_with_a_cluster(self, path: Path) -> bool:
         """Remembered while no attempt is added: a folder holds thousands of runs that ended long ago."""
@@ -109,3 +126,7 @@ def _is_with_a_cluster(path: Path) -> bool:
         return False
     launched = optional_json(attempt_dir(path, numbers[-1]) / "launch.json") or {}
     return launched.get("engine", "local") != "local"
+
+
+ENGINE_STATES = EngineStates()
+"""Shared by the list and the pages of runs."""

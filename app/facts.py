@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from app import text
-from app.engine_state import state_of
+from app.engine_state import ENGINE_STATES
 from monitor.runfile.reader import Run
 from monitor.runfile.store import RunState
 from monitor.runfile.zoom import LongSignal, drawn, zoomed
 from monitor.signals import Signal
 
+ENGINE_WAIT_S = 1.0
+"""For the first word of a cluster on a run; after that the page says what the files say. Our judgement."""
 LIVE_WORDS = frozenset({"starting", "running", "paused", "pending", "requeued"})
 RECENT_STEPS = 50
 """Steps that the speed shown and the time left are taken from (our judgement)."""
@@ -63,7 +65,7 @@ class Facts:
 
 def facts_of(run: Run) -> Facts:
     """What is known about ``run`` now; of a compacted run as little is read as of a short one."""
-    state = state_of(run)
+    state = ENGINE_STATES.corrected({run.path: run.state}, wait=ENGINE_WAIT_S)[run.path]
     live = state.word in LIVE_WORDS
     heartbeat = state.heartbeat or {}
     loss = drawn(run, "train_loss")

@@ -42,7 +42,7 @@ MAX_TERMS = 40
 STATES = (
     "starting", "running", "paused", "pending", "requeued", "finished", "stopped", "crashed", "stale", "lost"
 )  # fmt: skip
-"""``pending`` and ``requeued`` only where an engine is asked, as on the page."""
+"""``pending`` and ``requeued`` only where an engine is asked."""
 
 T = TypeVar("T")
 Config = Callable[[RunSummary], Mapping[str, Any]]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -21,7 +23,7 @@ from monitor.runfile.store import list_runs, run_state
 from monitor.runfile.trash import list_trash
 from monitor.runfile.writer import begin_attempt, create_run, write_exit
 from tests.app import runs_for_tests as made
-from tests.app.conftest import Ask, Open, listed, words
+from tests.app.conftest import ROOT, Ask, Open, listed, words
 from trainer import launch
 from trainer.launch.launcher import ENGINES
 
@@ -221,6 +223,7 @@ def test_the_list_asks_the_engines_once_for_all_and_without_waiting(
 
     monkeypatch.setattr(ENGINES["slurm"], "poll", slowly)
     monkeypatch.setattr(data, "LISTING", data.Listing())
+    monkeypatch.setattr(data, "ENGINE_STATES", EngineStates())
     first = states_of(open_page)
     assert first["a"] in ("lost", "pending") and first["local"] == "lost" and first["done"] == "finished"
     deadline = time.monotonic() + 60
@@ -229,6 +232,15 @@ def test_the_list_asks_the_engines_once_for_all_and_without_waiting(
     assert now == {"a": "pending", "b": "pending", "strange": "lost", "local": "lost", "done": "finished"}
     assert all(one in (["a", "b"], ["a"], ["b"]) for one in asked), asked
     assert "pending" in states_of(lambda view: open_page(view, search="state:pending")).values()
+
+
+def test_the_list_of_a_terminal_asks_the_engines_too(no_runs: Path, no_slurm: None) -> None:
+    with_a_cluster(no_runs, "a")
+    with_a_cluster(no_runs, "local", "local")
+    words = [sys.executable, "-m", "app", "runs", "--runs", str(no_runs), "--json", "--no-incidents"]
+    for more, expected in (([], {"a": "pending", "local": "lost"}), (["-s", "state:pending"], {"a": "pending"})):
+        done = subprocess.run([*words, *more], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+        assert {row["name"]: row["state"] for row in json.loads(done.stdout)} == expected
 
 
 def test_an_engine_that_does_not_answer_holds_up_nobody(
@@ -244,7 +256,7 @@ def test_an_engine_that_does_not_answer_holds_up_nobody(
 
     monkeypatch.setattr(ENGINES["slurm"], "poll", hang)
     states, files = EngineStates(), {path: run_state(path)}
-    assert [states.corrected(files)[path].word for _ in range(3)] == ["lost"] * 3
+    assert [states.corrected(files, wait)[path].word for wait in (0.0, 0.0, 0.1)] == ["lost"] * 3
     gate.set()
     deadline = time.monotonic() + 60
     while states.corrected(files)[path].word != "pending" and time.monotonic() < deadline:

@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from streamlit.testing.v1 import AppTest
 from monitor.runfile.reader import open_run
 from monitor.runfile.store import list_runs, run_state
 from tests.app.conftest import listed
+from tests.waiting import PATIENCE_S, until
 from trainer.config import TrainConfig
 from trainer.launch import is_running, resume, start, status, stop
 
@@ -33,8 +32,6 @@ TINY: dict[str, Any] = {
     "checkpoint": {"every_steps": 20},
     "monitor": {"landscape_every": 20, "landscape_share": 1.0},
 }
-PATIENCE_S = 120.0
-"""A bound on waiting, not an expectation: the machine may be busy."""
 
 
 def _run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -58,13 +55,6 @@ def _settings(values: dict[str, Any], prefix: str = "") -> list[str]:
         else:
             words += ["--set", f"{prefix}{key}={json.dumps(value)}"]
     return words
-
-
-def _until(look: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not look():
-        assert time.monotonic() < deadline, f"waited {PATIENCE_S:g} s in vain for: {what}"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -133,10 +123,10 @@ def test_killed_training_is_readable_shown_as_crashed_and_resumed(tmp_path: Path
         }
     )
     run_dir = start(config, tmp_path).run_dir
-    _until(lambda: (open_run(run_dir).last_step or 0) > 210, "rows beyond the first checkpoint")
+    until(lambda: (open_run(run_dir).last_step or 0) > 210, "rows beyond the first checkpoint")
     trainer = json.loads((run_dir / "attempts" / "0000" / "attempt.json").read_text())["pid"]
     os.kill(trainer, signal.SIGKILL)
-    _until(lambda: not is_running(run_dir), "the end")
+    until(lambda: not is_running(run_dir), "the end")
 
     assert run_state(run_dir).word == "crashed"
     assert "SIGKILL" in run_state(run_dir).reason
@@ -149,9 +139,9 @@ def test_killed_training_is_readable_shown_as_crashed_and_resumed(tmp_path: Path
     assert saved >= 200 and saved % 200 == 0
 
     assert resume(run_dir).attempt == 1
-    _until(lambda: (open_run(run_dir).last_step or 0) > len(steps) + 5, "steps that the killed attempt never reached")
+    until(lambda: (open_run(run_dir).last_step or 0) > len(steps) + 5, "steps that the killed attempt never reached")
     stop(run_dir)
-    _until(lambda: not is_running(run_dir), "the end")
+    until(lambda: not is_running(run_dir), "the end")
     assert status(run_dir).reason.startswith("asked to stop")
     run = open_run(run_dir)
     assert run.state.word == "stopped"

@@ -12,6 +12,7 @@ from app.doctor import Doctor
 from monitor.errors import RunError
 from tests.app import runs_for_tests as made
 from tests.app.conftest import Runs
+from tests.waiting import until
 
 
 def test_several_folders_may_be_named_and_the_samples_come_last(tmp_path, monkeypatch):
@@ -98,7 +99,7 @@ def test_background_work_is_done_again_only_when_the_token_changes():
     assert due_later.pending and due_later.value == 1 and len(calls) == 1
     now[0] = 6.0
     work.of(path, 2)
-    wait_for(lambda: not work.of(path, 2).pending)
+    until(lambda: not work.of(path, 2).pending, "the second result")
     assert work.of(path, 2).value == 2 and len(calls) == 2
 
 
@@ -134,7 +135,7 @@ def test_what_takes_long_does_not_hold_up_another_run_and_a_run_stays_with_its_w
     assert work.of(Path("/long"), 1, wait=60).value == "first"
     for token in (2, 3):
         for name, own in (("long", "first"), ("short", "second")):
-            wait_for(lambda path=Path("/", name), token=token: not work.of(path, token).pending)
+            until(lambda path=Path("/", name), token=token: not work.of(path, token).pending, name)
             assert work.of(Path("/", name), token).value == own
     assert {own for own, name in made_by if name == "long"} == {"first"}
 
@@ -154,7 +155,7 @@ def test_the_run_that_was_opened_last_goes_first(latest_first: bool):
     for name in "bcd":
         work.of(Path("/", name), 1)
     gate.set()
-    wait_for(lambda: work.finished == 4)
+    until(lambda: work.finished == 4, "four results")
     assert order == list("adcb" if latest_first else "abcd")
 
 
@@ -183,13 +184,3 @@ def test_the_overview_of_a_listed_run_has_its_extremes(runs: Runs):
     token = "any"
     spark = data.SPARKS.of(summary.path, token, wait=20).value
     assert spark is not None and max(spark.loss) == 97.25 and len(spark.loss) <= 60
-
-
-def wait_for(condition, seconds: float = 20.0) -> None:
-    """Poll until ``condition()``; fails loudly when it does not come."""
-    import time
-
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.01)

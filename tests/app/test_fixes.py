@@ -18,7 +18,7 @@ from monitor.diagnosis.view import Signals
 from monitor.errors import RunError
 from monitor.runfile.reader import Run, open_run
 from tests.monitor.runfile.test_specification import BLOCKS
-from tests.trainer.launch.conftest import until
+from tests.waiting import until
 from trainer.config import load_config
 from trainer.launch import start, status
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
 
 from app.handover import hand_over
 from monitor.errors import RunError
+from tests.waiting import until
 from trainer import launch
 
 
@@ -18,10 +18,7 @@ def test_training_is_handed_over_and_lives_on(tmp_path: Path) -> None:
     (run_dir,) = tmp_path.iterdir()
     assert said.startswith(f"run {run_dir.name} in {tmp_path}") and f"gradiometer stop {run_dir}" in said
     launch.stop(run_dir)
-    deadline = time.monotonic() + 120
-    while launch.is_running(run_dir):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: not launch.is_running(run_dir), "the end of the training")
 
 
 def test_configuration_file_may_name_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

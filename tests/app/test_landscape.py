@@ -148,7 +148,7 @@ def test_a_sample_run_and_a_page_that_only_shows_compute_nothing(runs: Runs, mon
 
 
 def test_one_process_looks_at_a_run_at_a_time_and_its_refusal_is_kept(tmp_path: Path) -> None:
-    from tests.trainer.launch.conftest import until
+    from tests.waiting import until
 
     run_dir = made.healthy_run(tmp_path)  # without a checkpoint: refused by the process, in words
     assert not looking.looking(run_dir).running

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import textwrap
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from app import control, dry_run
 from app.dry_run import DryRuns, Outcome, tried
 from monitor.errors import RunError
 from tests.app.conftest import Open, words
+from tests.waiting import until
 from trainer import launch
 from trainer.config import TrainConfig, load_config
 
@@ -58,10 +58,8 @@ def test_one_at_a_time(small: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(RunError, match="going on"):
         runs.begin(TrainConfig())
     gate.set()
-    deadline = time.monotonic() + 60
-    while (seen := runs.of(small)) and seen.running:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: not ((seen := runs.of(small)) and seen.running), "the end of the dry run")
+    seen = runs.of(small)
     assert seen is not None and seen.rows == (("parameters", "1"),)
 
 
@@ -122,7 +120,4 @@ def test_two_tabs_that_start_the_same_run_make_one(
         assert results.count("clicked-twice") == 1 and sum("exists already" in one for one in results) == 1
     finally:
         launch.stop(run_dir)
-        deadline = time.monotonic() + 120
-        while launch.is_running(run_dir):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: not launch.is_running(run_dir), "the end of the training")

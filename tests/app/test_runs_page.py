@@ -24,6 +24,7 @@ from monitor.runfile.trash import list_trash
 from monitor.runfile.writer import begin_attempt, create_run, write_exit
 from tests.app import runs_for_tests as made
 from tests.app.conftest import ROOT, Ask, Open, listed, words
+from tests.waiting import until
 from trainer import launch
 from trainer.launch.launcher import ENGINES
 
@@ -226,10 +227,14 @@ def test_the_list_asks_the_engines_once_for_all_and_without_waiting(
     monkeypatch.setattr(data, "ENGINE_STATES", EngineStates())
     first = states_of(open_page)
     assert first["a"] in ("lost", "pending") and first["local"] == "lost" and first["done"] == "finished"
-    deadline = time.monotonic() + 60
-    while (now := states_of(open_page))["a"] != "pending" and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert now == {"a": "pending", "b": "pending", "strange": "lost", "local": "lost", "done": "finished"}
+    until(lambda: states_of(open_page)["a"] == "pending", "the engine's answer")
+    assert states_of(open_page) == {
+        "a": "pending",
+        "b": "pending",
+        "strange": "lost",
+        "local": "lost",
+        "done": "finished",
+    }
     assert all(one in (["a", "b"], ["a"], ["b"]) for one in asked), asked
     assert "pending" in states_of(lambda view: open_page(view, search="state:pending")).values()
 
@@ -258,10 +263,8 @@ def test_an_engine_that_does_not_answer_holds_up_nobody(
     states, files = EngineStates(), {path: run_state(path)}
     assert [states.corrected(files, wait)[path].word for wait in (0.0, 0.0, 0.1)] == ["lost"] * 3
     gate.set()
-    deadline = time.monotonic() + 60
-    while states.corrected(files)[path].word != "pending" and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert states.corrected(files)[path].word == "pending" and len(asked) == 1
+    until(lambda: states.corrected(files)[path].word == "pending", "the engine's answer")
+    assert len(asked) == 1
 
 
 def test_a_run_that_is_queued_again_offers_a_stop_alone(

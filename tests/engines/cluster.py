@@ -7,16 +7,11 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import psutil
 
-Found = TypeVar("Found")
-PATIENCE_S = 240.0
-"""A bound on waiting, not an expectation: the machine may be busy."""
+from tests.waiting import until
 
 # proctrack/linuxproc and task/none need no cgroups; MinJobAge is short so that a job's being forgotten can be tested;
 # the scheduler looks at once. A partition that is down takes jobs and starts none.
@@ -50,15 +45,6 @@ NodeName=n[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{second}] C
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 PartitionName=closed Nodes=ALL MaxTime=INFINITE State=DOWN
 """
-
-
-def until(look: Callable[[], Found], what: str) -> Found:
-    """The first true result of ``look``."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (seen := look()):
-        assert time.monotonic() < deadline, f"waited {PATIENCE_S:g} s in vain for: {what}"
-        time.sleep(0.1)
-    return seen
 
 
 class Cluster:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.engines.cluster import Cluster, until
+from tests.engines.cluster import Cluster
 from tests.engines.ray_head import RayHead
 from tests.engines.set_up import WANTED
 from tests.trainer.launch.conftest import Desk, processes_of
+from tests.waiting import until
 from trainer.launch.launcher import ENGINES
 from trainer.launch.slurm import _Queue
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from monitor.runfile.reader import open_run
 from monitor.runfile.store import run_state
-from tests.engines.cluster import until
+from tests.waiting import until
 from trainer.launch import JobState, JobStatus, log_path, status
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from monitor.runfile.reader import Run, open_run
-from tests.engines.cluster import until
 from tests.engines.hosts import ROOT, Hosts, kill_host, left_of
 from tests.engines.runs import record
 from tests.trainer.conftest import TINY
+from tests.waiting import until
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -9,11 +9,11 @@ import pytest
 
 from monitor.errors import RunError
 from monitor.runfile.reader import open_run
-from tests.engines.cluster import until
 from tests.engines.ray_head import RayHead
 from tests.engines.runs import record, until_step, wait_for
 from tests.trainer.launch.conftest import Desk, processes_of
 from tests.trainer.launch.test_real_trainer import TINY
+from tests.waiting import until
 from trainer.config import TrainConfig, with_values
 from trainer.launch import JobState, engines, resume, start, status, stop
 from trainer.launch.launcher import ENGINES

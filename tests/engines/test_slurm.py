@@ -16,10 +16,11 @@ import pytest
 from monitor.errors import RunError
 from monitor.runfile.reader import open_run
 from monitor.runfile.store import run_state
-from tests.engines.cluster import Cluster, until
+from tests.engines.cluster import Cluster
 from tests.engines.runs import record, until_step, wait_for
 from tests.trainer.launch.conftest import Desk, stand_in
 from tests.trainer.launch.test_real_trainer import TINY
+from tests.waiting import until
 from trainer.config import TrainConfig, with_values
 from trainer.launch import JobState, log_path, resume, start, status, statuses, stop
 from trainer.launch.engine import Handle

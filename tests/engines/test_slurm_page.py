@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import until
+
 pytest.importorskip("playwright.sync_api")
 from playwright.sync_api import sync_playwright
 
 from monitor.runfile.reader import open_run
 from tests.browser import chromium
 from tests.browser.conftest import App, Tab
-from tests.engines.cluster import Cluster, until
+from tests.engines.cluster import Cluster
 from tests.engines.runs import record, until_step
 from tests.engines.test_slurm import job_of
 

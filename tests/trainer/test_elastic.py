@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import psutil
 import pytest
@@ -17,23 +15,12 @@ import torch
 from monitor.errors import RunError
 from monitor.runfile.reader import Run, open_run
 from tests.trainer.conftest import TINY, Desk
+from tests.waiting import PATIENCE_S, until
 from trainer.parallel import Parallel
 from trainer.parallel.failures import FILE, named_failures
 from trainer.place import continued_run, restarted_run
 
 ROOT = Path(__file__).resolve().parents[2]
-PATIENCE_S = 150.0
-"""A bound on waiting, not an expectation: the machine may be busy."""
-Found = TypeVar("Found")
-
-
-def until(look: Callable[[], Found | None]) -> Found:
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        if (found := look()) is not None:
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it did not happen")
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +36,7 @@ def restarted(tmp_path_factory: pytest.TempPathFactory, texts: Path) -> Iterator
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        until(lambda: next(iter(runs.glob("*/checkpoints/000000[4-9]0")), None))
+        until(lambda: next(iter(runs.glob("*/checkpoints/000000[4-9]0")), None), "a checkpoint beyond the first")
         worker(process.pid, "1").kill()
         assert process.wait(PATIENCE_S) == 0
         (path,) = runs.iterdir()

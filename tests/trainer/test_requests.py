@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from monitor.runfile.control import Asked, Request, ask, asked
 from monitor.runfile.reader import Run, open_run
 from monitor.runfile.store import run_state
 from tests.trainer.conftest import TINY, Desk, Trained, assert_same
+from tests.waiting import PATIENCE_S, until
 from trainer import requests
 from trainer.config import TrainConfig, load_config
 from trainer.place import config_of_run
@@ -28,20 +29,9 @@ from trainer.requests import change
 from trainer.schedules import lr_multiplier
 from trainer.stop import StopFlag
 
-T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]
 LONG = ("steps=1000000", "checkpoint.every_steps=none", "evaluation.every_steps=none", "batch_size=2",
         "schedule.kind=constant", "model.dropout=0.1")  # fmt: skip
-PATIENCE_S = 120.0
-
-
-def until(look: Callable[[], T], what: str) -> T:
-    """The first true result of ``look``; the machine may be busy."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (seen := look()):
-        assert time.monotonic() < deadline, f"waited {PATIENCE_S:g} s in vain for: {what}"
-        time.sleep(0.01)
-    return seen
 
 
 class Person:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 import torch
@@ -13,6 +11,7 @@ from monitor.hook.rows import GROUP, MOST_WAITING, Arriving, Row, Rows
 from monitor.hook.transfer import HostRead
 from tests.monitor.hook import recorded
 from tests.monitor.hook.problems import MLP
+from tests.waiting import until
 
 
 class SlowRead:
@@ -161,9 +160,7 @@ def test_a_row_is_visible_during_a_long_evaluation(tmp_path):
         optimizer.step()
         mon.step(loss=2.0)
         with mon.phase("eval"):
-            deadline = time.monotonic() + 20
-            while not recorded.scalars(mon.run_dir) and time.monotonic() < deadline:
-                time.sleep(0.05)
+            until(lambda: recorded.scalars(mon.run_dir), "the row")
             assert recorded.scalars(mon.run_dir)[1]["train_loss"] == 2.0
         mon.log({"val_loss": 1.5})  # too late for the row
     assert "val_loss" not in recorded.scalars(mon.run_dir)[1]

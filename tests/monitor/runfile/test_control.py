@@ -28,6 +28,7 @@ from monitor.runfile.control import (
 )
 from monitor.runfile.reader import open_run
 from monitor.runfile.writer import RankWriter, begin_attempt, write_exit
+from tests.waiting import until
 
 STEP = 41
 
@@ -58,10 +59,7 @@ class Training:
 @pytest.fixture
 def training(run_dir: Path) -> Training:
     made = Training(run_dir)
-    deadline = time.monotonic() + 60
-    while not (json.loads((made.writer.folder / "heartbeat.json").read_text()).get("requests")):
-        assert time.monotonic() < deadline, "no heartbeat"
-        time.sleep(0.02)
+    until(lambda: json.loads((made.writer.folder / "heartbeat.json").read_text()).get("requests"), "a heartbeat")
     return made
 
 

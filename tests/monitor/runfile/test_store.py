@@ -18,6 +18,7 @@ from monitor.runfile.reader import open_run
 from monitor.runfile.store import list_runs, process_is_alive, run_state
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run, process_identity, write_exit
 from tests.monitor.runfile.conftest import START, write_run, write_steps
+from tests.waiting import until
 
 ROOT = Path(__file__).parents[3]
 
@@ -66,9 +67,7 @@ def test_a_live_process_is_running_and_a_killed_one_has_crashed(running: tuple[P
     run = open_run(run_dir)
     assert run_state(run_dir).word == run.state.word == "running"
     process.kill()  # not waited for: a zombie is dead
-    deadline = time.monotonic() + 10
-    while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < deadline
+    until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_ZOMBIE, "its end")
     assert run_state(run_dir).word == run.state.word == "crashed"
     process.wait()
     state = run_state(run_dir)

@@ -30,7 +30,8 @@ from monitor.runfile.thinned import Extents, extents
 from monitor.runfile.thinning import FIRST_STRIDE, Thinning
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run, write_exit
 from tests.monitor.runfile.conftest import LAYERS, SHAPES, START, write_steps
-from tests.monitor.runfile.test_writer import run_python, wait_until
+from tests.monitor.runfile.test_writer import run_python
+from tests.waiting import until
 
 EXAMPLES = int(os.environ.get("GRADIOMETER_EXAMPLES", "40"))
 """More of them: GRADIOMETER_EXAMPLES=2000 pytest -k every_interval."""
@@ -512,7 +513,7 @@ def test_what_was_left_out_is_seen_after_half_a_minute_as_far_as_the_allowance_g
     def pass_through(step: int) -> None:
         """Wait until the writer has been through its streams, scalars first."""
         writer.scalars(step, START, {"train_loss": 1.0})
-        wait_until(lambda: run.refresh() and run.series("train_loss").step[-1:].tolist() == [step])
+        until(lambda: run.refresh() and run.series("train_loss").step[-1:].tolist() == [step], f"step {step}")
 
     for step in range(1001, 1013):
         now[0] += thinning.LATE_SECONDS + 1

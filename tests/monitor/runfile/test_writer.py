@@ -13,7 +13,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +25,7 @@ from monitor.runfile.framing import END_OF_STREAM, parse_message
 from monitor.runfile.reader import open_run
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run, write_exit
 from tests.monitor.runfile.conftest import LAYERS, SHAPES, START, write_steps
+from tests.waiting import until
 
 
 def segments(run_dir: Path, stream: str, attempt: int = 0) -> list[str]:
@@ -34,13 +34,6 @@ def segments(run_dir: Path, stream: str, attempt: int = 0) -> list[str]:
 
 def heartbeat(run_dir: Path) -> dict[str, object]:
     return fmt.load_json(fmt.rank_dir(run_dir, 0) / fmt.HEARTBEAT_FILE)
-
-
-def wait_until(condition: object, seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
 
 
 # Making runs and attempts ------------------------------------------------------------------------------------------
@@ -285,7 +278,7 @@ def test_a_landscape_sample_comes_back(run_dir: Path, writer: RankWriter) -> Non
 def test_rows_become_visible_by_time_alone(run_dir: Path, writer: RankWriter) -> None:
     writer.scalars(1, START, {"a": 1.0})
     run = open_run(run_dir)
-    wait_until(lambda: run.refresh() and len(run.series("a")) == 1)
+    until(lambda: run.refresh() and len(run.series("a")) == 1, "the row")
 
 
 def test_events_keep_their_order_and_their_own_fields(run_dir: Path, writer: RankWriter) -> None:
@@ -344,7 +337,7 @@ def test_an_error_of_the_thread_is_one_warning_in_the_caller(run_dir: Path) -> N
     os.close(segment.fd)
     segment.fd = 1 << 20  # no descriptor has such a number
     writer.scalars(2, START, {"a": 1.0})
-    wait_until(lambda: writer.error is not None)
+    until(lambda: writer.error is not None, "the error")
     with pytest.warns(MonitorWarning, match="no longer recorded"):
         writer.scalars(3, START, {"a": 1.0})
     writer.scalars(4, START, {"a": 1.0})
@@ -364,7 +357,7 @@ def test_a_file_that_lies_where_a_segment_would_begin_is_never_written_to(run_di
         (folder / name).write_bytes(b"somebody else's")
     writer = RankWriter(run_dir, 0)
     writer.scalars(1, START, {"a": 1.0})
-    wait_until(lambda: writer.error is not None)
+    until(lambda: writer.error is not None, "the error")
     with pytest.warns(MonitorWarning, match="no longer recorded: FileExistsError") as said:
         for step in range(2, 50):
             writer.scalars(step, START, {"a": 1.0})
@@ -401,13 +394,13 @@ def test_batches_and_heartbeats_are_due_by_the_monotonic_clock_that_was_given(ru
     before = heartbeat(run_dir)
     writer.scalars(1, START, {"a": 1.0})
     seen = next(asked)
-    wait_until(lambda: next(asked) > 2 * seen + 20)
+    until(lambda: next(asked) > 2 * seen + 20, "more rows")
     assert segments(run_dir, "scalars") == []
     assert heartbeat(run_dir) == before
     moment[0] = 10.0
     run = open_run(run_dir)
-    wait_until(lambda: run.refresh() and len(run.series("a")) == 1)
-    wait_until(lambda: heartbeat(run_dir) != before)
+    until(lambda: run.refresh() and len(run.series("a")) == 1, "the row")
+    until(lambda: heartbeat(run_dir) != before, "a heartbeat")
     writer.close()
 
 

@@ -3,35 +3,22 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pytest
 
+from tests.waiting import until
 from trainer.config import TrainConfig
 from trainer.launch import Launched, resume, start, status
 
-T = TypeVar("T")
-
 STAND_IN = Path(__file__).with_name("stand_in.py")
-PATIENCE_S = 120.0
-"""A bound on waiting, not an expectation: the machine may be busy."""
 
 
 def stand_in(behaviour: str) -> list[str]:
     return [sys.executable, str(STAND_IN), behaviour]
-
-
-def until(look: Callable[[], T], what: str) -> T:
-    """The first true result of ``look``."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not (seen := look()):
-        assert time.monotonic() < deadline, f"waited {PATIENCE_S:g} s in vain for: {what}"
-        time.sleep(0.01)
-    return seen
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:

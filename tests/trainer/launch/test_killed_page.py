@@ -15,7 +15,8 @@ import pytest
 
 from monitor.errors import RunError
 from monitor.runfile import control
-from tests.trainer.launch.conftest import Desk, processes_of, stand_in, until
+from tests.trainer.launch.conftest import Desk, processes_of, stand_in
+from tests.waiting import until
 from trainer.launch import JobState, claim, local, resume, start, status, stop
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="forks")

@@ -20,7 +20,8 @@ from monitor.errors import ConfigError, RunError
 from monitor.runfile.reader import open_run
 from monitor.runfile.store import run_state
 from monitor.runfile.writer import create_run
-from tests.trainer.launch.conftest import STAND_IN, Desk, processes_of, stand_in, until
+from tests.trainer.launch.conftest import STAND_IN, Desk, processes_of, stand_in
+from tests.waiting import until
 from trainer.config import FaultConfig, TrainConfig, load_config, with_values
 from trainer.launch import JobState, command, is_running, log_path, resume, resume_command, start, status, stop
 from trainer.launch.engine import JobSpec

@@ -10,7 +10,8 @@ from typing import Any
 
 from monitor.runfile.reader import open_run
 from monitor.runfile.store import run_state
-from tests.trainer.launch.conftest import Desk, processes_of, until
+from tests.trainer.launch.conftest import Desk, processes_of
+from tests.waiting import until
 from trainer.config import TrainConfig, with_values
 from trainer.launch import JobState, log_path, resume, start, status, stop
 

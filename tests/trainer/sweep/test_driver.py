@@ -16,7 +16,8 @@ from monitor.errors import RunError
 from monitor.runfile.reader import open_run
 from monitor.runfile.store import list_runs
 from monitor.signals import Signal
-from tests.trainer.launch.conftest import processes_of, until
+from tests.trainer.launch.conftest import processes_of
+from tests.waiting import until
 from trainer.config import load_config
 from trainer.sweep import Sweep, ask_to_stop, begin, go_on, make_plan, open_sweep
 from trainer.sweep.driver import final_value, has_diverged, main, reports

@@ -191,6 +191,8 @@ CATALOGUE: dict[str, SignalSpec] = _table(
     ("eval_s", "s", "wall clock", "Evaluation passes since the step before.", "scalars", _HOST, "when there was one"),
     ("checkpoint_s", "s", "wall clock", "Writing checkpoints since the step before.", "scalars", _HOST, "when there was one"),
     ("other_s", "s", "wall clock", "What is left of step_time_s when the parts above are taken off.", "scalars", _HOST, _EVERY),
+    ("cpu_wait_s", "s", "the kernel's count for the training's thread", "Ready to run and without a processor, because others had it: part of the times above.",
+     "scalars", _HOST, "every step, on Linux"),
     ("forward_device_s", "s", "CUDA events on the current stream", "Device time from the start of the forward pass to the start of backward, all micro-steps.",
      "scalars", _HOST, "every step, on CUDA"),
     ("backward_device_s", "s", "CUDA events on the current stream", "Device time of the backward passes.", "scalars", _HOST, "every step, on CUDA"),

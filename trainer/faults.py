@@ -36,14 +36,14 @@ random_bytes          uniform noise; images become normal noise of the same mean
 shuffled_labels       the targets are permuted within the batch
 input_scale           real-valued inputs are multiplied by ``factor``, then ``offset`` is added
 repeated_batch        the batches of the onset come again and again
-slow_data             each takes ``seconds`` longer to come
+slow_data             each takes ``seconds`` and ``factor`` - 1 usual steps longer to come
 
 on the output of module ``layer``, in training
 nan_activation        one value is NaN
 activation_factor     multiplied by ``factor``
 double_softmax        a softmax over the last dimension, before the loss takes its own; by default the last linear layer
 tensor_leak           the output is kept for ever, with what autograd holds on to
-slow_layer            its forward takes ``seconds`` longer
+slow_layer            its forward takes ``seconds`` and ``factor`` - 1 usual steps longer
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -81,11 +82,17 @@ class _Fault:
     """What the fault keeps from one step to the next."""
     handed: int = 0
     """Batches of this step so far."""
+    usual_s: float = 0.0
+    """Median time of the steps before the onset; 0 where there was none."""
 
     def begin(self, step: int) -> None:
         since = step - self.config.step
         self.step, self.handed = step, 0
         self.active = since >= 0 and (self.config.steps is None or since < self.config.steps)
+
+    def sleep(self) -> None:
+        """Be late by as much as is configured."""
+        time.sleep(self.config.seconds + max(0.0, self.config.factor - 1) * self.usual_s)
 
     def generator(self) -> torch.Generator:
         """Of its own, so that the run's random state is as without the fault."""
@@ -125,7 +132,7 @@ def _leak(output: Tensor, fault: _Fault) -> None:
 
 
 def _slow(output: Tensor, fault: _Fault) -> None:
-    time.sleep(fault.config.seconds)
+    fault.sleep()
 
 
 OUTPUTS: dict[str, Callable[[Tensor, _Fault], Tensor | None]] = {
@@ -185,7 +192,7 @@ def _stuck(batch: Batch, fault: _Fault) -> Batch:
 
 
 def _late(batch: Batch, fault: _Fault) -> Batch:
-    time.sleep(fault.config.seconds)
+    fault.sleep()
     return batch
 
 
@@ -212,6 +219,8 @@ class Faults:
         self._model = model
         self._decays: list[float] | None = None
         self._was_training: dict[nn.Module, bool] = {}
+        self._begun_at: list[float] = []
+        """When the steps up to the last onset began, in seconds."""
         for fault in self._faults:
             self._install(fault)
 
@@ -232,8 +241,12 @@ class Faults:
 
     def begin(self, step: int) -> None:
         """Say which optimizer step begins."""
+        if any(step <= fault.config.step for fault in self._faults):
+            self._begun_at.append(time.perf_counter())
         for fault in self._faults:
             fault.begin(step)
+            if step == fault.config.step and len(self._begun_at) > 1:
+                fault.usual_s = float(np.median(np.diff(self._begun_at)))
         for fault in self._active("replaced_parameter"):
             if not fault.held:
                 fault.held.append(_replace(self._model, fault.config.layer))

@@ -8,7 +8,7 @@ import numpy as np
 
 from monitor.diagnosis.primitives import MAD_TO_SD
 from monitor.diagnosis.view import Signals
-from monitor.signals import TIME_PARTS
+from monitor.signals import TIME_PARTS, Signal
 
 WARM_UP_ROWS = 10
 """Steps of an attempt that may compile, allocate and fill caches."""
@@ -23,14 +23,25 @@ class StepTimes:
     """int64[T]."""
     seconds: np.ndarray
     """float64[T], evaluation, checkpoints and the first steps left out; finite and positive."""
+    waited: np.ndarray
+    """float64[T]: seconds of them in which other processes had the processor; NaN where that was not recorded."""
+
+    @property
+    def own(self) -> np.ndarray:
+        """float64[T]: the seconds that the step would have taken by itself, as far as that is known."""
+        return self.seconds - np.clip(np.nan_to_num(self.waited), 0.0, 0.99 * self.seconds)
 
     def part(self, signals: Signals, name: str) -> np.ndarray:
         """float64[T]: seconds of one part of these steps; NaN where it was not recorded."""
-        series = signals[name]
-        if len(series) == 0:
-            return np.full(len(self.step), np.nan)
-        row = np.clip(np.searchsorted(series.step, self.step), 0, len(series) - 1)
-        return np.where(series.step[row] == self.step, series.value[row], np.nan)
+        return _at(signals[name], self.step)
+
+
+def _at(series: Signal, step: np.ndarray) -> np.ndarray:
+    """float64[T]: the values at these steps; NaN where there is none."""
+    if len(series) == 0:
+        return np.full(len(step), np.nan)
+    row = np.clip(np.searchsorted(series.step, step), 0, len(series) - 1)
+    return np.where(series.step[row] == step, series.value[row], np.nan)
 
 
 def step_times(signals: Signals) -> StepTimes:
@@ -49,7 +60,7 @@ def _step_times(signals: Signals) -> StepTimes:
     starts += [event.step + 1 for event in signals.events("resume") if event.step is not None]
     for start in starts:
         keep &= (time.step < start) | (time.step >= start + WARM_UP_ROWS)
-    return StepTimes(time.step[keep], time.value[keep])
+    return StepTimes(time.step[keep], time.value[keep], _at(signals["cpu_wait_s"], time.step[keep]))
 
 
 def block_medians(value: np.ndarray, rows: int) -> np.ndarray:

@@ -33,6 +33,7 @@ from monitor.hook.layers import layer_table, module_names
 from monitor.hook.loop import Loop, StepFacts
 from monitor.hook.observe import ClipCall, ValueClipCall
 from monitor.hook.probe import Decoded, Probe, Probes, Reading
+from monitor.hook.processor import ProcessorWait
 from monitor.hook.recorder import FlightRecorder
 from monitor.hook.rows import MOST_WAITING, Arriving, Row, Rows
 from monitor.hook.system import SystemSampler
@@ -110,6 +111,7 @@ class Monitor:
         self._tokens = float(start_tokens)
         self._table = layer_table(model, split=split_layers)
         self._clock = clock or StepClock()
+        self._waiting = ProcessorWait()
         self._probes = Probes(probes, self._clock, start_step)
         self._recorder = FlightRecorder(self.event)
         self._probes.warn = self._warn_in_run
@@ -507,6 +509,7 @@ class Monitor:
         if self._values:  # of a step that never ended
             with contained("mon.log"):
                 self._writer.event("log", self.step_number + 1, values=self._values)
+        self._waiting.close()
         self._beat("closing")
         if self._background is not None:
             self._background.stop()
@@ -594,6 +597,9 @@ class Monitor:
         spent = self._clock.end_step()  # from here on the monitor's time is the next step's
         self._clock.switch("monitor")
         values.update(as_signals(spent))
+        with contained("waiting for a processor"):
+            if (waited := self._waiting.taken_s()) is not None:
+                values["cpu_wait_s"] = waited
         asked_for, self._sampled = facts.dense or self._sampled, False
         self._costs.end_step(values["monitor_s"], values["step_time_s"], facts.measured, asked_for)
         self._count_tokens(values, tokens)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
+import time
 import typing
 import weakref
 from pathlib import Path
@@ -183,6 +185,21 @@ def test_faults_of_batches_are_for_images_too(desk: Desk, kind: str) -> None:
         assert spoilt.inputs.std() == pytest.approx(float(before.inputs.std()), rel=0.3)
     elif kind == "repeated_token":
         assert spoilt.inputs.std() == 0
+
+
+def test_a_delay_may_be_a_multiple_of_the_usual_step(desk: Desk) -> None:
+    faults, _ = faults_of(desk, FaultConfig.model_validate({"kind": "slow_data", "step": 6, "factor": 11.0}))
+    begun = []
+    for step in range(1, 7):
+        begun.append(time.perf_counter())
+        faults.begin(step)
+        if step < 6:
+            faults.batch(images())
+            time.sleep(0.01)
+    least = min(after - before for before, after in itertools.pairwise(begun))
+    before = time.perf_counter()
+    faults.batch(images())
+    assert time.perf_counter() - before > 9 * least
 
 
 def test_images_that_are_not_normalised_show_in_the_loss_of_their_own_step(desk: Desk) -> None:

@@ -21,8 +21,9 @@ def slower_steps(signals: Signals, *, rise: float = 0.03, lasting: int = 200, z:
 
     Stays silent: on evaluation and checkpoint pauses; on single slow steps; on a machine whose step time wanders by as
     much anyway; on logged changes of batch size, sequence length or data, and where the tokens per step change.
-    Information on a host without a device whose other processes take the processor away: each part of the step is
-    longer by as much, and the training uses no more processor time in a step than before.
+    Information where other processes of the host take the processor away: the time in which the training had none is
+    taken off. Where it was not recorded and there is no device, each part of the step is longer by as much, and the
+    training uses no more processor time in a step than before.
 
     Thresholds: ``rise``, relative rise of the median, over ``lasting`` steps; ``z``, robust standard deviations of the
     medians of 25 steps before, so that a busy machine is not called slow. Design notes F41: 3 %, since 5 % and 6 %
@@ -34,7 +35,18 @@ def slower_steps(signals: Signals, *, rise: float = 0.03, lasting: int = 200, z:
     needed = lasting + LEAST_BLOCKS * BLOCK_ROWS
     if len(times.step) < needed:
         return Abstained(f"{count(len(times.step), 'training step')} timed, at least {needed} are needed")
-    level = block_medians(times.seconds, BLOCK_ROWS)
+    for seconds in (times.own, times.seconds):
+        found = _new_level(signals, times, seconds, rise, lasting, z)
+        if found is not None:
+            return _finding(signals, times, seconds, *found)
+    return None
+
+
+def _new_level(
+    signals: Signals, times: StepTimes, seconds: np.ndarray, rise: float, lasting: int, z: float
+) -> tuple[int, float, float] | None:
+    """The first block of a level that is higher for good, the level before and that after."""
+    level = block_medians(seconds, BLOCK_ROWS)
     blocks = lasting // BLOCK_ROWS
     gates = [int(np.searchsorted(times.step, gate)) // BLOCK_ROWS for gate in gate_steps(signals)]
     start = 0
@@ -48,14 +60,19 @@ def slower_steps(signals: Signals, *, rise: float = 0.03, lasting: int = 200, z:
         bar = max((1 + rise) * usual, usual + z * max(spread(before), spread(np.diff(before)) / np.sqrt(2)))
         # All of them, not the median: what comes back is no new level.
         if float(after.min()) > bar and float(before.max()) < float(after.min()):
-            return _finding(signals, times, block, usual, float(np.median(level[block:])))
+            return block, usual, float(np.median(level[block:]))
     return None
 
 
-def _finding(signals: Signals, times: StepTimes, block: int, before: float, after: float) -> Finding:
+def _finding(
+    signals: Signals, times: StepTimes, seconds: np.ndarray, block: int, before: float, after: float
+) -> Finding:
     row = block * BLOCK_ROWS
     part, share = _slower_part(signals, times, row)
-    waiting = _kept_waiting(signals, times, row)
+    if np.isfinite(times.waited).any():
+        waiting = _without_processor(times, row) if seconds is times.seconds else None
+    else:
+        waiting = _kept_waiting(signals, times, row)
     where = f"; {part.removesuffix('_s').replace('_', ' ')} makes {100 * share:.0f} % of it" if part else ""
     return Finding(
         summary=f"Steps take {percent(after / before - 1)} longer from step {int(times.step[row])} on: "
@@ -88,6 +105,12 @@ def _slower_part(signals: Signals, times: StepTimes, row: int) -> tuple[str | No
         return None, 0.0
     part = max(grown, key=lambda name: grown[name])
     return part, grown[part] / total
+
+
+def _without_processor(times: StepTimes, row: int) -> Cause:
+    """Other processes of the host as the cause, by the kernel's count."""
+    before, after = (1000 * float(np.nanmean(waited)) for waited in (times.waited[:row], times.waited[row:]))
+    return Cause("busy-host", 0.9, (f"{after:.3g} ms of a step without a processor, {before:.3g} ms before",))
 
 
 def _kept_waiting(signals: Signals, times: StepTimes, row: int) -> Cause | None:

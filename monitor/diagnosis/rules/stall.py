@@ -22,9 +22,10 @@ def stall(
     Why it matters: storage, a worker or a collective hung; next time it may not come back. BLOOM hung for three hours
     in a fork of its data loader.
 
-    Stays silent: on evaluation and checkpoints, on the first steps after a start or a resume, on jitter. Information
-    where one process that waits for neither data nor another one lost less than ``computing_s``: computing does not
-    hang, but a host takes the processor away for as long.
+    Stays silent: on evaluation and checkpoints, on the first steps after a start or a resume, on jitter, on time in
+    which other processes had the processor, where the kernel counts it. Information where one process that waits for
+    neither data nor another one lost less than ``computing_s``: computing does not hang, but a host takes the processor
+    away for as long.
 
     Thresholds: ``ratio`` to the median of the steps before, ``record``, to the 99th percentile of them, ``least_s``
     seconds, and ``computing_s`` seconds. A busy machine shows up to 14 times the median at steps of 3 ms, 7 times at
@@ -33,18 +34,17 @@ def stall(
     Source: design notes F36; SageMaker Debugger's StalledTrainingRule.
     """
     clean = step_times(signals)
+    own = clean.own
     if len(clean.step) <= LEAST_ROWS:
         return Abstained(f"{count(len(clean.step), 'training step')} timed, more than {LEAST_ROWS} are needed")
     found = []
-    for row in np.flatnonzero(clean.seconds > max(least_s, ratio * float(np.median(clean.seconds)))).tolist():
-        before = clean.seconds[max(0, row - 500) : row]
+    for row in np.flatnonzero(own > max(least_s, ratio * float(np.median(own)))).tolist():
+        before = own[max(0, row - 500) : row]
         if len(before) < LEAST_ROWS:
             continue
-        if clean.seconds[row] > max(ratio * float(np.median(before)), record * float(np.quantile(before, 0.99))):
+        if own[row] > max(ratio * float(np.median(before)), record * float(np.quantile(before, 0.99))):
             found.append(
-                _finding(
-                    signals, int(clean.step[row]), float(clean.seconds[row]), float(np.median(before)), computing_s
-                )
+                _finding(signals, int(clean.step[row]), float(own[row]), float(np.median(before)), computing_s)
             )
     return found[:MOST]
 

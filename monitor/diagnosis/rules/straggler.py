@@ -11,12 +11,16 @@ from monitor.diagnosis.view import Signals
 from monitor.diagnosis.wording import count, percent
 from monitor.signals import Signal
 
-LEAST_STEPS = 30
-WINDOW = 100
-"""Common steps that are judged together; a rank may become slow in the middle of a run."""
+LEAST_STEPS = 20
+PERSISTS = 0.9
+"""How often a slow rank is the last one ready, for the sum of evidence."""
+LOOK_EVERY = 10
+"""Rows from one look at the excess to the next, while the evidence is there."""
+LOOK_BACK = 100
+"""Rows of which the excess is judged at most: a rank that is always last by a little may become slow later."""
 
 
-def straggler(signals: Signals, *, slower: float = 0.1, z: float = 4.0) -> Verdict:
+def straggler(signals: Signals, *, slower: float = 0.1, h: float = 9.0) -> Verdict:
     """One rank has its first gradient ready later than the others, in far too many steps for chance.
 
     Why it matters: a synchronous step takes as long as its slowest rank. The step time is the same on all of them, and
@@ -25,10 +29,13 @@ def straggler(signals: Signals, *, slower: float = 0.1, z: float = 4.0) -> Verdi
     Stays silent: on ranks that take turns being last; on less than ``slower``. Abstains where the time to the first
     gradient was not recorded on two ranks or more.
 
-    Thresholds: ``slower``, relative excess of its median over that of the others, over windows of 100 steps that they
-    have in common; ``z``, standard deviations by which it is last more often than one in so many ranks.
+    Thresholds: ``slower``, relative excess of its median over that of the others since it began; ``h``, evidence in
+    natural logarithms: how much likelier it is for a rank that is last nine times in ten to be last that often than for
+    one among equals, summed up from where that begins (17 times running of two ranks, 7 of eight). False alarms by
+    chance alone are exp(9) measurements apart.
 
-    Source: design notes F35, measured with a planted sleep (distributed.md); NVRx; pytscope (binomial persistence).
+    Source: design notes F35, measured with a planted sleep (distributed.md); NVRx; one-sided CUSUM, Page 1954,
+    https://doi.org/10.1093/biomet/41.1-2.100.
     """
     if len(signals.ranks) < 2:
         return None
@@ -41,13 +48,13 @@ def straggler(signals: Signals, *, slower: float = 0.1, z: float = 4.0) -> Verdi
             f"{count(len(step), 'common step')}",
             ("first_gradient_s",),
         )
-    ranks = list(times)
-    for begin in range(0, max(1, len(step) - LEAST_STEPS + 1), WINDOW):
-        window = slice(begin, begin + WINDOW)
-        column = _late(value[window], slower, z)
-        if column is not None:
-            return _finding(ranks[column], step, value, begin, column)
-    return None
+    ranks, last = list(times), value.argmax(axis=1)
+    found = [_late(value, last, column, slower, h) for column in range(len(ranks))]
+    known = [(told, begin, column) for column, (begin, told) in enumerate(found) if told is not None]
+    if not known:
+        return None
+    told, begin, column = min(known)
+    return _finding(ranks[column], step, value, begin, told, column)
 
 
 def _common(series: list[Signal]) -> tuple[np.ndarray, np.ndarray]:
@@ -62,20 +69,22 @@ def _common(series: list[Signal]) -> tuple[np.ndarray, np.ndarray]:
     return step[keep], value[keep]
 
 
-def _late(value: np.ndarray, slower: float, z: float) -> int | None:
-    if len(value) < LEAST_STEPS:
-        return None
+def _late(value: np.ndarray, last: np.ndarray, column: int, slower: float, h: float) -> tuple[int, int | None]:
+    """(row where it begins, row at which it is certain) of the rank in ``column`` being last; None: it is not."""
     ranks = value.shape[1]
-    last = np.bincount(value.argmax(axis=1), minlength=ranks)
-    column = int(last.argmax())
-    chance = 1 / ranks
-    beyond = (last[column] - chance * len(value)) / math.sqrt(len(value) * chance * (1 - chance))
-    others = float(np.median(np.delete(value, column, axis=1)))
-    late = float(np.median(value[:, column]))
-    return column if beyond > z and late > (1 + slower) * others else None
+    gain, loss = math.log(PERSISTS * ranks), math.log((1 - PERSISTS) / (1 - 1 / ranks))
+    total = np.concatenate([[0.0], np.cumsum(np.where(last == column, gain, loss))])
+    certain = np.flatnonzero(total - np.minimum.accumulate(total) > h)
+    for row in certain[::LOOK_EVERY].tolist():
+        begin = row - 1 - int(np.argmin(total[:row][::-1]))  # the last of equal minima
+        begin = max(begin, row - LOOK_BACK)
+        stretch = value[begin:row]
+        if np.median(stretch[:, column]) > (1 + slower) * np.median(np.delete(stretch, column, axis=1)):
+            return begin, row - 1
+    return 0, None
 
 
-def _finding(rank: int, step: np.ndarray, value: np.ndarray, begin: int, column: int) -> Finding:
+def _finding(rank: int, step: np.ndarray, value: np.ndarray, begin: int, told: int, column: int) -> Finding:
     late = float(np.median(value[begin:, column]))
     others = float(np.median(np.delete(value[begin:], column, axis=1)))
     share = float((value[begin:].argmax(axis=1) == column).mean())
@@ -83,7 +92,7 @@ def _finding(rank: int, step: np.ndarray, value: np.ndarray, begin: int, column:
         summary=f"Rank {rank} is the last one ready in {100 * share:.0f} % of the steps: {1000 * late:.3g} ms to its "
         f"first gradient, the others {1000 * others:.3g} ms ({percent(late / others - 1)})",
         onset_step=int(step[begin]),
-        first_step=int(step[min(begin + WINDOW, len(step)) - 1]),
+        first_step=int(step[told]),
         last_step=int(step[-1]),
         severity=Severity.WARNING,
         rank=rank,

@@ -24,9 +24,19 @@ def doubled(backward: float, cpu_pct: float) -> Signals:
     return Signals.from_arrays(series, system={"cpu_pct": (step, np.where(step > AT, cpu_pct, 80.0))})
 
 
+def shared(more: float, taken: float) -> Signals:
+    """A host that takes the processor away for a third of each step, and from row AT on for ``taken`` more of it, by
+    its own count; the step itself takes ``more`` from then on."""
+    late = np.arange(STEPS) >= AT
+    own = seconds() * np.where(late, more, 1.0)
+    waits = np.random.default_rng(1).gamma(1.0, 1 / 3, STEPS) * seconds() + np.where(late, taken, 0.0) * seconds()
+    return timed(own + waits, cpu_wait_s=waits)
+
+
 FIRES = (
     Case("twice as long, on as much of a core", lambda: doubled(2.0, 80), "warning", onset=AT + 11),
     Case("backward alone, the process idle", lambda: doubled(3.0, 40), "warning", onset=AT + 11),
+    Case("5 % for good on a host that others use", lambda: shared(1.05, 0.0), "warning", onset=AT + 11),
     Case("5 % for good", lambda: timed(changed(seconds(), slice(AT + 10, None), 1.05)), "warning", onset=AT + 11),
     Case(
         "two thirds for good, on a restless machine",
@@ -39,6 +49,7 @@ FIRES = (
 
 NEAR_MISSES = (
     Case("twice as long, on half as much of a core", lambda: doubled(2.0, 40)),
+    Case("half as long again without a processor", lambda: shared(1.0, 0.5)),
     Case("2 % for good", lambda: timed(changed(seconds(), slice(AT, None), 1.02))),
     Case("5 % on a machine that wanders by 10 %", lambda: timed(changed(seconds(wander=0.1), slice(AT, None), 1.05))),
     Case("half as long again for 150 steps", lambda: timed(changed(seconds(), slice(AT, AT + 150), 1.5))),

@@ -22,6 +22,14 @@ def hung(lost_s: float, wait_s: float = 0.001) -> Signals:
     return timed(time, wait)
 
 
+def kept_waiting() -> Signals:
+    time, wait, without = seconds(), np.full(STEPS, 0.001), np.zeros(STEPS)
+    for row in (AT, AT + 1):
+        time[row] += 3.0
+        without[row] = 2.9
+    return timed(time, wait, cpu_wait_s=without)
+
+
 FIRES = (
     Case("x30", lambda: timed(changed(seconds(), AT, 30)), "warning", onset=AT + 1, words="took 3"),
     Case("0.6 s waiting for data", lambda: hung(0.6, wait_s=0.6), "warning", onset=AT + 1, words="in data wait"),
@@ -29,6 +37,7 @@ FIRES = (
 
 NEAR_MISSES = (
     Case("0.6 s computing", lambda: hung(0.6)),
+    Case("3 s without a processor", kept_waiting),
     Case("x10", lambda: timed(changed(seconds(), AT, 10))),
     Case("x15 at steps of 3 ms", lambda: timed(changed(seconds(usual=0.003, sd=0.5), AT, 15))),
     Case("evaluation takes 90 steps' time", paused),

@@ -17,7 +17,8 @@ def late(factor: float, start: int = 0, sd: float = 0.05) -> Signals:
 FIRES = (
     Case("a fifth slower", lambda: late(1.2), "warning", onset=1, words="Rank 1"),
     Case("from step 301 on", lambda: late(1.3, start=300), "warning", onset=301, words="Rank 1"),
-    Case("a fifth slower on a busy machine", lambda: late(1.4, sd=0.3), "warning", onset=1),
+    Case("from step 301 on, 22 of them", lambda: late(1.3, start=300).until(322), "warning", onset=301),
+    Case("two fifths slower on a busy machine", lambda: late(1.4, sd=0.3), "warning"),
 )
 
 NEAR_MISSES = (
@@ -28,5 +29,5 @@ NEAR_MISSES = (
 
 ABSTAINS = (
     Case("not measured", lambda: ranks({"train_loss": level()}, {"train_loss": level()}), words="0 ranks"),
-    Case("twenty steps", lambda: late(1.2).until(20), words="20 common steps"),
+    Case("nineteen steps", lambda: late(1.2).until(19), words="19 common steps"),
 )

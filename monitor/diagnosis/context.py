@@ -106,7 +106,7 @@ def early_bar(
     by_rows = float(step[min(rows, len(step)) - 1]) if len(step) else 0.0
     zone = max(2.0 * (end or 0), by_rows, 1.0)
     if most_rows is not None and len(step):
-        zone = min(zone, float(step[min(most_rows, len(step)) - 1]))
+        zone = max(1.0, min(zone, float(step[min(most_rows, len(step)) - 1])))
     share = np.clip((step - zone) / (fall * zone), 0.0, 1.0)
     return early + (later - early) * share
 

@@ -17,15 +17,19 @@ _SIGNALS: tuple[tuple[str, float, tuple[str, ...]], ...] = (
         r"loss[/_](?:train(?:ing)?|total)", r"trl", r"loss_metrics/global_avg_loss",
         r"train/(?:ce_loss|crossentropyloss)",
         r"(?:train/)?epoch_loss", r"train(?:ing)?[/_](?:avg_|average_|mean_)?loss(?:_?epoch)?",
-        r"(?:avg|average|mean)_(?:train(?:ing)?_)?loss", r"loss/train_epoch|losses?/(?:train_)?loss", rf"{_T}cost")),
+        r"(?:avg|average|mean)_(?:train(?:ing)?_)?loss", r"loss/train_epoch|losses?/(?:train_)?loss", rf"{_T}cost",
+        r"losses/total_loss|total_losses|total", rf"{_T}(?:xent|cross_entropy|nll(?:_loss)?)",
+        r"train(?:ing)?[/_](?:binary_|multi_|m)?logloss", r"train(?:ing)?[/_](?:rmse|l[12]|mae|mse)")),
     ("val_loss", 1.0, (
         rf"{_V}[/_](?:total_|lm_|avg_|average_|mean_)?loss(?:_value|_epoch)?", rf"loss[/_]{_V}", r"tel",
-        r"(?:validation|val)/epoch_loss", r"test[/_](?:avg_|average_)?loss|loss[/_]test")),
+        r"(?:validation|val)/epoch_loss", r"test[/_](?:avg_|average_)?loss|loss[/_]test",
+        rf"(?:{_V}|test)(?:_\d)?[/_](?:xent|cross_entropy|nll(?:_loss)?|(?:binary_|multi_|m)?logloss)",
+        rf"(?:{_V}|test)(?:_\d)?[/_](?:rmse|l[12]|mae|mse)")),
     ("grad_norm_preclip", 1.0, (
         rf"{_T}grad(?:ient)?s?_?norm(?:_total)?", rf"{_T}gnorm", rf"{_T}global_grad(?:ient)?_norm",
         r"grad_2\.0_norm_total", r"optim/total_grad_norm",
         r"(?:train|optim|grad|gradients?|lm)[/_](?:total_|global_)?grad(?:ient)?[_-]?norm", r"total_(?:grad_)?norm",
-        r"norm")),
+        r"norm", r"grdn|grad")),
     ("lr", 1.0, (
         rf"{_T}(?:lr|learning_rate)", r"lr-[\w.]+(?:/pg1)?", r"lr[/_](?:pg)?0", r"learning_rate[/_]0",
         r"optim/learning_rate(?:_group0)?",
@@ -45,12 +49,15 @@ _COMPILED = [
     for signal, factor, patterns in _SIGNALS
     for place, pattern in enumerate(patterns)
 ]
+_SOME_LOSS = re.compile(rf"(?!(?:.*[/_])?(?:{_V}|test)[/_]|.*(?:policy|value|actor|critic|entropy))(?:.*[/_])?\w?loss")
+"""A loss of whatever kind, as ``noise_step_loss``; it is the training's where no other is."""
 _GROUP = re.compile(r"(?:train/)?(?:lr|learning_rate)(?:-[\w.]+)?[/_](pg)?(\d{1,3})")
 _STEPS = (
     "global_step", "trainer/global_step", "train/global_step", "train/train_global_step", "num_updates",
     "train_num_updates", "_step", "step", "steps", "iteration", "iterations", "iter", "n_iter", "it", "update",
-    "updates", "batch", "total_timesteps", "time/total_timesteps", "timesteps", "timesteps_total", "num_timesteps",
-    "training_iteration", "round", "episode", "episodes", "epoch", "epochs", "train/epoch",
+    "updates", "batch", "total_timesteps", "time/total_timesteps", "total_steps", "total/steps", "steps_done",
+    "timesteps", "timesteps_total", "num_timesteps", "training_iteration", "round", "episode", "episodes", "epoch",
+    "epochs", "train/epoch",
 )  # fmt: skip
 
 
@@ -88,6 +95,9 @@ class Naming:
         for _, _, _, name, signal, factor in wanted:
             if name not in self.meanings and not self._taken(signal):
                 self.meanings[name] = Meaning(signal, factor)
+        only = [name for name in first if _SOME_LOSS.fullmatch(_normal(name))]
+        if len(only) == 1 and not self._taken("train_loss") and only[0] not in self.meanings:
+            self.meanings[only[0]] = Meaning("train_loss")
         for name in first:
             self.of(name)
 
@@ -138,5 +148,5 @@ def _candidates(name: str) -> list[tuple[str, float, int]]:
 
 def step_name(names: Iterable[str]) -> str | None:
     """Which of the names counts the steps; None when none does."""
-    known = {name.strip().lower(): name for name in names}
+    known = {name.strip().lower().replace(" ", "_"): name for name in names}
     return next((known[name] for name in _STEPS if name in known), None)

@@ -32,6 +32,8 @@ FLUSH_SECONDS = 600.0
 NAMES_TOLD = 1000
 """Names in the event that tells of the import: an event has room for a MiB."""
 MOST_SAME_NAME = 1000
+MANY_VALUES = 5
+"""Of one row, from which on a single one is no accident."""
 
 
 @dataclass(slots=True)
@@ -100,8 +102,9 @@ def _first(rows: Iterator[Row]) -> list[Row]:
 
 
 def _is_by_chance(source: Source, first: list[Row]) -> bool:
-    """Whether lines of a text only look like metrics: nothing comes twice, and there is not even a training loss."""
-    if source.format != "text log":
+    """Whether lines of a text only look like metrics: nothing comes twice, and there is neither a training loss nor a
+    row that counts its step among many values, such as a box of reinforcement learning."""
+    if source.format != "text log" or any(row.step is not None and len(row.values) >= MANY_VALUES for row in first):
         return False
     names = Counter(name for row in first for name in row.values)
     return max(names.values(), default=0) < 2 and "train_loss" not in {m.name for m in Naming(names).meanings.values()}

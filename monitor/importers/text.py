@@ -24,16 +24,30 @@ LONGEST_METRICS = 1 << 14
 LONGEST_LABEL = 300
 """Characters before a number that may name it; a log repeats its own, so that they are looked at once."""
 
-_HINT = re.compile(r"loss|step|iter|epoch|update|trl:|tel:|eval:|train |val |hella|\d/\d|perplexity|ppl", re.I)
+_HINT = re.compile(
+    r"loss|step|iter|epoch|update|trl:|tel:|eval:|train |val |hella|\d/\d|perplexity|ppl|^\[\d+\]\s|grad norm", re.I
+)
 _STAMP = re.compile(
     r"(?P<date>\d{4}[-/]\d\d[-/]\d\d)[ T_](?P<time>\d\d:\d\d:\d\d)(?:[.,](?P<part>\d{1,6}))?(?P<zone>Z|[+-]\d\d:?\d\d)?"
 )
 _CLOCK = re.compile(r"(?<![\w.])(?:\d+ days?, ?)?\d{1,3}:\d\d(?::\d\d(?:\.\d+)?)?(?![\w.:])")
 _DATE = re.compile(r"\d{4}[-/]\d\d[-/]\d\d")
+_DAY = re.compile(r"^\W{0,4}\d\d[-/]\d\d(?= \d\d:\d\d)")
+"""Month and day before a clock, as mmengine stamps its lines."""
+_STAMPED = re.compile(r"(?<=.)(?=\[\d{4}[-/]\d\d[-/]\d\d \d\d:\d\d:\d\d[\],.])")
+"""Where a second record begins in a line: another writer spoke into a bar, or the line ends were lost."""
+_RECORD = re.compile(r"^(\s*\{.*\})(?!.*%\|)[^}]*$")
+"""A printed dictionary; what follows it is a remark, or another bar than that of the training."""
+_ROUND = re.compile(r"^\[(\d{1,9})\]\s+(?=[A-Za-z])")
+"""How XGBoost and LightGBM count their rounds."""
+_RATE = re.compile(r"^ \w+/s(?:ec)?(?= )")
+"""What was counted each second is the unit of the number before it, no name of the next."""
+_OWNED = re.compile(r"(?<=\w)'s (?=\w)")
 _RANK = re.compile(r"\[(?:default|rank|Rank ?|RANK ?|GPU ?)(\d+)\]|\brank[ =:]{1,2}(\d+)\b|^(\d{1,4}): (?=\D)")
 _NUMBER = re.compile(
     r"(?<![\w.@/\\-])"
-    r"(?P<number>[-+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d,])|(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?|nan|inf(?:inity)?))"
+    r"(?P<number>[-+]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d,])|(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?"
+    r"|nan(?=xxx\b)|nan|inf(?:inity)?))(?:(?<=nan)xxx)?"
     r"(?P<unit>(?: ?(?:ms|us|µs|sec|GiB|MiB|GB|MB|%)|s|it/s|k|m|b|g)(?![\w/]))?"
     r"(?![\w]|\.\d|:\d|-\d)"
     r"(?:\s*/\s*(?P<total>\d+)(?![\w.]))?",
@@ -62,7 +76,13 @@ _STEPS = (
     "it",
     "update",
     "s",
+    "round",
+    "iters",
+    "batch",
+    "batches",
 )
+_IN_EPOCH = frozenset(("iters", "batch", "batches"))
+"""Count within an epoch, as a rule."""
 _SPLIT = re.compile(r"^(?:train|valid)_|\((?:train|val|test)\)$")
 _PROSE = frozenset((
     "in", "to", "of", "at", "for", "with", "from", "by", "than", "after", "on", "is", "are", "took", "and", "or", "the",
@@ -74,8 +94,13 @@ _PLACE = re.compile(r"\b[\w/]+\.(?:py|cpp|cc|cu):\d+|\b(?:cuda|npu|xpu|xla|mps):
 """Where in the code, on which device or in which process: numbers that measure nothing."""
 _CALLBACK = re.compile(r"Epoch 0*\d+: \w+ (?:did not improve|improved from|reached|reducing|early stopping).*", re.I)
 """Keras' callbacks speak into the bar's line, and count epochs from 0 in old versions."""
-_OVERFLOW = re.compile(r"overflow\b.{0,60}loss scale to:? *(\d[\d.e+-]*)", re.I)
-"""As fairseq and its kin say it between two rows."""
+_OVERFLOW = re.compile(
+    r"overflow\b.{0,60}loss scale(?: to:? *|: (?P<tried>[\d.e+-]+), reducing to )(?P<scale>\d[\d.e+]*(?:e-\d+)?)",
+    re.I,
+)
+"""As fairseq, DeepSpeed and their kin say it between two rows."""
+_NO_GRADIENT = re.compile(r"grad(?:ient)?[ _]norm is (?P<number>nan|inf)\b", re.I)
+"""As ESPnet says that it took no step; it prints no norm else."""
 LAST_OVERFLOWS = 3
 """Overflows after the last row that are more than the ordinary search for a scale."""
 _DARKNET = re.compile(r"\s*(\d{1,12}): ([-\d.einfa]+), ([-\d.einfa]+) avg loss, ([\d.e-]+) rate,")
@@ -106,7 +131,8 @@ def _out_of(rows: list[Row]) -> list[Row]:
 def _plain_lines(path: Path, account: Account) -> Iterator[str]:
     for line in read_lines(path, account):
         for part in line.split("\x08") if "\x08" in line else (line,):
-            yield plain(part)
+            text = plain(part)
+            yield from _STAMPED.split(text) if "[20" in text[1:] else (text,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +144,15 @@ class _Pair:
     """Of ``3/10`` the 10."""
     counts: bool
     """It is written as an integer: ``epoch 4`` is a counter, ``'epoch': 4.0`` a share that happens to be whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Overflow:
+    """A step that was not taken: where the bar stood, the scale that was tried, and the next one."""
+
+    bar: int | None
+    tried: float | None
+    scale: float
 
 
 class _Log:
@@ -134,10 +169,13 @@ class _Log:
         self._bar: tuple[int, int] | None = None
         self._rank: str | None = None
         self._step: int | None = None
+        self._counters_before: dict[str, int] = {}
+        self._counter: str | None = None
+        """Which of several counters moves from row to row."""
         self._error: str | None = None
         self._traceback = False
-        self._overflows: list[float] = []
-        """Loss scales since the last row."""
+        self._overflows: list[_Overflow] = []
+        """Those since the last row."""
 
     def line(self, line: str) -> Row | None:
         if "Traceback (most recent call last)" in line:
@@ -145,8 +183,11 @@ class _Log:
         elif self._traceback and (match := _ERROR.match(line)):
             self._error, self._traceback = match[0][:300], False
         if match := _OVERFLOW.search(line):
-            self._overflows.append(float(match[1]))
+            tried = number_of(match["tried"]) if match["tried"] else None
+            self._overflows.append(_Overflow(self._bar[0] if self._bar else None, tried, float(match["scale"])))
             return None
+        if (match := _NO_GRADIENT.search(line)) and self._step is None:
+            return Row(None, _without_times(line)[0], {"grad_norm": float(match["number"])})
         if not _HINT.search(line):
             return None
         if match := _DARKNET.match(line):
@@ -161,7 +202,11 @@ class _Log:
                 return None
         if self._is_other_rank(line):
             return None
+        if match := _RECORD.match(line):
+            line = match[1]
         time, text = _without_times(line)
+        if match := _ROUND.match(text):
+            text = f"round {match[1]} " + _OWNED.sub("/", text[match.end() :])
         if match := _BARE.match(text.strip()):
             name = "hella" if match[2].startswith("hella") else f"{match[2]} loss"
             return self._row(int(match[1]), time, {name: float(match[3])})
@@ -169,9 +214,13 @@ class _Log:
 
     def end(self) -> Iterator[Row]:
         """Say how the log ends: the loss scales after the last row are those of steps that were not taken."""
-        if self._step is not None and len(self._overflows) >= LAST_OVERFLOWS:
-            for number, scale in enumerate(self._overflows, 1):
-                yield Row(self._step + number, None, {"loss_scale": scale})
+        over = self._overflows if len(self._overflows) >= LAST_OVERFLOWS else []
+        if over and self._step is not None and over[0].tried is not None:
+            yield Row(self._step, None, {"loss_scale": over[0].tried, "skipped_steps": 0.0})
+        for number, overflow in enumerate(over, 1):
+            step = overflow.bar if self._step is None else self._step + number
+            if step is not None:
+                yield Row(step, None, {"loss_scale": overflow.scale, "skipped_steps": float(number)})
         if self._error is not None:
             self._account.outcome, self._account.reason = "crashed", f"The log ends with: {self._error}"
 
@@ -195,6 +244,7 @@ class _Log:
 
     def _metrics(self, text: str, time: float | None) -> Row | None:
         pairs, inside, rest = _pairs(text)
+        inside = inside or next((batch for name, pair in pairs.items() if (batch := _batch_of(name, pair))), None)
         steps, epoch, values = self._counters(text, pairs, inside)
         if epoch is not None:
             self._epoch = epoch
@@ -207,7 +257,7 @@ class _Log:
             rest, inside = f"{rest} evaluation", None
         if _VALIDATION.search(rest):
             metrics = {name if _VALIDATION.search(name) else f"val/{name}": value for name, value in metrics.items()}
-        step = next((steps[word] for word in _STEPS if word in steps), None)
+        step = self._moving(steps)
         if step is None and inside is not None:
             step = self._inside(*inside)
         if step is None and self._bar is not None:
@@ -233,6 +283,8 @@ class _Log:
             if word in _STEPS and whole is not None:
                 if word == "s" and not text.lstrip().startswith("s:"):
                     continue
+                if _batch_of(name, pair):
+                    continue
                 steps[word] = whole
                 if pair.total and pair.total > 1 and word != "s":
                     self._account.planned_steps = max(self._account.planned_steps or 0, pair.total)
@@ -242,6 +294,20 @@ class _Log:
             elif word.partition(" ")[0] not in _LEFT_OUT:
                 values[name] = pair.value / pair.total if pair.total and _SHARE.search(name) else pair.value
         return steps, epoch, values
+
+    def _moving(self, steps: dict[str, int]) -> int | None:
+        """The step of a line by its counters: of several the first that is known, unless it stands while another goes
+        on, as an optimizer's steps do while batches are accumulated."""
+        if self._counter not in steps:
+            self._counter = next((word for word in _STEPS if word in steps), None)
+        if self._counter is None:
+            return None
+        if len(steps) > 1:
+            before, self._counters_before = self._counters_before, steps
+            if before.get(self._counter) == steps[self._counter]:
+                moved = (word for word in _STEPS if word in steps and steps[word] > before.get(word, steps[word]))
+                self._counter = next(moved, self._counter)
+        return steps[self._counter]
 
     def _is_evaluation(self, inside: tuple[int, int]) -> bool:
         """Whether batches of another number follow the end of an epoch, as Keras' ``evaluate`` prints them."""
@@ -276,10 +342,18 @@ def _without_times(line: str) -> tuple[float | None, str]:
             moment = None
         line = line[: match.start()] + "|" + line[match.end() :]
     if ":" in line:
-        line = _CLOCK.sub("|", line)
+        line = _CLOCK.sub("|", _DAY.sub("|", line))
     if "poch 0" in line:
         line = _CALLBACK.sub("|", line)
     return moment, _DATE.sub("|", _PLACE.sub("|", line))
+
+
+def _batch_of(name: str, pair: _Pair) -> tuple[int, int] | None:
+    """``batch 3/10`` is batch 3 of the 10 of an epoch."""
+    whole = step_of(pair.value)
+    if whole is None or not pair.total or pair.total < 2 or _word(name) not in _IN_EPOCH:
+        return None
+    return whole, pair.total
 
 
 @functools.lru_cache(1024)
@@ -295,7 +369,7 @@ def _pairs(text: str) -> tuple[dict[str, _Pair], tuple[int, int] | None, str]:
     rest: list[str] = []
     end = 0
     for match in _NUMBER.finditer(text):
-        label, end = text[end : match.start()], match.end()
+        label, end = _RATE.sub("", text[end : match.start()]), match.end()
         value = number_of(match["number"].replace(",", ""))
         if value is None:
             continue

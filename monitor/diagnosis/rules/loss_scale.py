@@ -14,6 +14,8 @@ from monitor.signals import Signal
 
 SETTLING_ROWS = 50
 """Rows without a fall after which the scaler has found its scale; growing once shows it too."""
+LEAST_SKIPPED = 3
+"""Rows at the end of a log in each of which more steps were skipped."""
 FP16_MAX = 65504.0
 
 
@@ -37,7 +39,8 @@ def loss_scale(
     of growth, so that a scaler which tries a higher scale every few steps and is refused is healthy whatever its growth
     interval. Information only: activations near fp16's largest number that do not grow.
 
-    Thresholds: ``halvings`` of the scale net within ``rows`` rows, after it had grown once or stayed for 50 rows; a
+    Thresholds: ``halvings`` of the scale net within ``rows`` rows, after it had grown once or stayed for 50 rows, or
+    where the log begins in the middle at or below ``low``; a
     scale at or below ``lowest`` (below it in the last row of a log without falls); ``underflow``, rise of the share of
     exact zeros in the gradient of the typical
     tensor while the scale is at or below ``low``; ``activation``, magnitude of a module's output (fp16 ends at 65504),
@@ -51,7 +54,7 @@ def loss_scale(
     keep = np.isfinite(scale.value) & (scale.value > 0)
     scale = Signal(scale.name, scale.step[keep], scale.value[keep], scale.unit)
     found = (
-        _fallen(signals, scale, halvings, rows, lowest),
+        _fallen(signals, scale, halvings, rows, lowest, low),
         _underflow(signals, scale, low, underflow),
         _near_the_end(signals, activation, growth),
     )
@@ -62,18 +65,22 @@ def loss_scale(
 
 def _collapsed(signals: Signals) -> Finding | None:
     """A log of few rows whose last scale is below 1: nobody begins there, so it has fallen between the rows. A scale of
-    exactly 0 is one that the log rounded, if the run crashed; else there may be no scaler."""
+    exactly 0 is one that the log rounded, if the run crashed; else there may be no scaler. At 1 it has ended if every
+    step is skipped."""
     scale = signals["loss_scale"]
-    if len(scale) == 0 or not 0 <= scale.value[-1] < 1:
+    skipped = signals["skipped_steps"].value[-LEAST_SKIPPED:]
+    stuck = len(skipped) == LEAST_SKIPPED and bool((np.diff(skipped) > 0).all())
+    if len(scale) == 0 or not (0 <= scale.value[-1] < 1 or (stuck and scale.value[-1] == 1)):
         return None
     last = float(scale.value[-1])
     if last == 0 and signals.facts.state != "crashed":
         return None
-    rows = np.flatnonzero(scale.value >= 1)
+    rows = np.flatnonzero(scale.value >= 1 if last < 1 else scale.value > 1)
     first = int(scale.step[rows[-1] + 1 if len(rows) else 0])
     return Finding(
-        summary=f"The loss scale is {number(last)} at step {int(scale.step[-1])}, below 1: fp16 cannot hold these "
-        "gradients",
+        summary=f"The loss scale is {number(last)} at step {int(scale.step[-1])}, "
+        + ("below 1" if last < 1 else "and every step is skipped")
+        + ": fp16 cannot hold these gradients",
         onset_step=first,
         first_step=first,
         last_step=int(scale.step[-1]),
@@ -84,10 +91,12 @@ def _collapsed(signals: Signals) -> Finding | None:
     )
 
 
-def _fallen(signals: Signals, scale: Signal, halvings: int, rows: int, lowest: float) -> Finding | None:
+def _fallen(signals: Signals, scale: Signal, halvings: int, rows: int, lowest: float, low: float) -> Finding | None:
     value = scale.value
     falls = np.flatnonzero(value[1:] < value[:-1]) + 1
-    settled = _settled(value, falls)
+    # A log that begins with a low scale in the middle of a training begins after the search for one.
+    late = len(value) > 0 and value[0] <= low and scale.step[0] > SETTLING_ROWS
+    settled = 0 if late else _settled(value, falls)
     for row in falls.tolist():
         begin = max(row - rows, settled)
         within = falls[(falls > begin) & (falls <= row)]

@@ -30,6 +30,11 @@ LOSS_FOLLOWS_STEPS = 20
 GATE_STEPS = 5
 """Steps from a gate in which one layer's jump is put down to the new situation."""
 
+LEVEL_OF_FEW = 6
+FAR_OF_FEW = 30.0
+"""Rows of a short log before the first that is judged, and multiple of the highest before at which it is told: there is
+no baseline to speak of. Our judgement."""
+
 
 def gradient_explosion(
     signals: Signals,
@@ -60,7 +65,8 @@ def gradient_explosion(
     same for one row, or for a clipped rise that is long over without the loss following; ``layer_ratio`` and
     ``layer_z``, jump of one layer beyond all that it has recently shown, while the median layer rises less than x2 and
     the layer makes up ``layer_share`` of the whole norm; beyond the median layer's rise, when that is more and the
-    layer outweighs all others. Our judgement, calibrated on the controls in
+    layer outweighs all others. In a log of few rows one above 30 times the highest of six or more before it is told.
+    Our judgement, calibrated on the controls in
     tests/monitor/diagnosis, on the healthy trainings of tests/faults and on BLOOM's published steps.
 
     Source: BLOOM-176B log (BigScience 2022), steps 31214 to 31219; Pascanu et al. 2013,
@@ -72,6 +78,8 @@ def gradient_explosion(
     )
     finite = int(np.isfinite(norm.value).sum())
     if finite <= settings.least:
+        if (far := _of_few(norm)) is not None:
+            return far
         return Abstained(f"{count(finite, 'finite gradient norm')} recorded, more than {settings.least} are needed")
     bars = Bars(worrying, alone, layer_ratio)
     groups = joined(gradient_spikes(signals, settings).spikes)
@@ -80,6 +88,27 @@ def gradient_explosion(
     findings = [_global_finding(signals, norm, group, jump, bars) for group, jump in pairs]
     told = [jump for _, jump in pairs]
     return findings + [_layer_finding(signals, jump) for jump in jumps if jump not in told]
+
+
+def _of_few(norm: Signal) -> Finding | None:
+    """A log of few rows in which one norm is many times as high as any before it."""
+    keep = np.isfinite(norm.value)
+    step, value = norm.step[keep], norm.value[keep]
+    highest = np.maximum.accumulate(value)
+    rows = np.flatnonzero(value[LEVEL_OF_FEW:] > FAR_OF_FEW * highest[LEVEL_OF_FEW - 1 : -1]) + LEVEL_OF_FEW
+    if len(rows) == 0:
+        return None
+    row = int(rows[0])
+    base, peak = float(np.median(value[:row])), float(value[row])
+    return Finding(
+        summary=f"Gradient norm rose from {number(base)} to {number(peak)} ({times(peak / base)}) at step "
+        f"{int(step[row])}",
+        onset_step=int(step[row]),
+        first_step=int(step[row]),
+        last_step=int(step[row]),
+        severity=Severity.WARNING,
+        evidence={"baseline_norm": base, "peak_norm": peak, "peak_ratio": peak / base},
+    )
 
 
 def _layer_jumps(signals: Signals, settings: JumpSettings) -> list[LayerJump]:

@@ -28,6 +28,11 @@ EARLY_EFFECT = 9.0
 """Smallest relative rise up to twice the warm-up, where norms fall and rise again. Our judgement."""
 EARLY_LOSS = 0.6
 """The same for the loss, as in slow-divergence."""
+STEADY_ROWS = 8
+STEADY_GROWTH = 1.2
+"""Rows in a row, to the last one, each so many times the one before: nothing healthy multiplies like that."""
+ALREADY_GROWN = 30.0
+"""Multiple over these rows that is told. Our judgement."""
 WORRYING_RISE = 0.1
 """Relative rise of the loss that makes it a warning, as in slow-divergence."""
 
@@ -44,6 +49,8 @@ def gradient_growth(
     level is looked for anew; on a jump, which gradient-explosion tells of. Information unless the loss climbs after it:
     gradients also grow in healthy trainings, as a classifier becomes sure or as a schedule decays.
 
+    In a log of few rows a norm that grows by a fifth or more in each of its last eight is told.
+
     Thresholds: ``k`` and ``h`` of the CUSUM on the logarithm, in standard deviations; ``effect``, smallest relative
     rise of the median of ten norms over the lowest rolling median of 50; ``rows`` it must last; ``follows``, steps
     after its beginning in which a rise of the loss makes it a warning. k and h from the design notes; the others are
@@ -54,6 +61,8 @@ def gradient_growth(
     norm = gradient_signal(signals)
     settings = DriftSettings(k=k, h=h, effect=effect, clear=effect / 2, scale_floor=GRADIENT_SETTINGS.scale_floor)
     if (finite := int(np.isfinite(norm.value).sum())) <= settings.least + rows:
+        if (steady := _multiplies(norm)) is not None:
+            return steady
         return Abstained(f"{count(finite, 'gradient norm')} recorded, more than {settings.least + rows} are needed")
     bars = early_bar(signals, norm.step, early=EARLY_EFFECT, later=effect)
     gates = rows_at(norm.step, gate_steps(signals)).tolist()
@@ -61,6 +70,28 @@ def gradient_growth(
         if drift.last - drift.onset >= rows and not _is_a_jump(signals, drift):
             return _findings(signals, norm, drift, rows, follows)
     return None
+
+
+def _multiplies(norm: Signal) -> Finding | None:
+    """A log of few rows at whose end the norm grows by a factor in every row."""
+    keep = np.isfinite(norm.value) & (norm.value > 0)
+    step, value = norm.step[keep], norm.value[keep]
+    slower = np.flatnonzero(value[1:] < STEADY_GROWTH * value[:-1])
+    first = int(slower[-1]) + 1 if len(slower) else 0
+    if len(value) - first <= STEADY_ROWS or value[-1] < ALREADY_GROWN * value[first]:
+        return None
+    ratio = float(value[-1] / value[first])
+    grew = f"the gradient grew in each of {count(len(value) - first - 1, 'row')}, {times(ratio)} in all"
+    return Finding(
+        summary=f"The gradient norm grows in every row, from {number(float(value[first]))} at step {int(step[first])} "
+        f"to {number(float(value[-1]))} ({times(ratio)}) at step {int(step[-1])}",
+        onset_step=int(step[first]),
+        first_step=int(step[first + STEADY_ROWS]),
+        last_step=int(step[-1]),
+        severity=Severity.WARNING,
+        evidence={"lowest_level": float(value[first]), "highest_level": float(value[-1])},
+        causes=(Cause("lr-too-high", 0.4, (grew,)), Cause("missing-zero-grad", 0.2, ("gradients may add up",))),
+    )
 
 
 def _is_a_jump(signals: Signals, drift: Drift) -> bool:

@@ -33,7 +33,7 @@ def not_learning(
     rows: int = 100,
     planned: float = 0.05,
     improvement: float = 0.01,
-    frozen_rows: int = 30,
+    frozen_rows: int = 15,
     chance: float = 0.02,
     chance_steps: int = 300,
 ) -> Verdict:

@@ -25,6 +25,10 @@ SCORE = re.compile(
 SHARPLY = 0.25
 """Relative rise at which two evaluations above the best are enough, each above the one before: a short fine-tuning has
 no third. Our judgement."""
+TREND_EVALUATIONS = 8
+"""Evaluations after the lowest from which on their trend is judged."""
+TREND_Z = 2.33
+"""Of Mann and Kendall's test, one-sided at 1 %."""
 GAP_EVALUATIONS = 4
 LEARNT = 0.2
 """Share of its first level to which the training loss must have fallen while the validation loss has not moved."""
@@ -48,7 +52,7 @@ def overfitting(
     training loss (that is a divergence); within the scatter between evaluations; after a new best. Information only: a
     rise below ``worrying``, and a larger one while a validation score such as accuracy still improves, since a
     classifier's loss then grows by over-confidence alone. A validation loss that never falls while the training loss
-    goes to a fifth is told as well.
+    goes to a fifth is told as well, and one whose evaluations after the lowest rise as a whole.
 
     Thresholds: ``evaluations`` in a row above the best by the relative ``rise``, or the last two where each is above
     the one before and the last by a quarter; ``worrying``, relative rise that is a warning; ``train_fall``, relative
@@ -76,7 +80,7 @@ def overfitting(
             found.append(_finding(signals, loss, val, best, best + first + evaluations, stop - 1, worrying))
         elif _sharp(val.value[best:stop], raised & fell):
             found.append(_finding(signals, loss, val, best, stop - 1, stop - 1, worrying))
-    return found or _by_heart(signals, loss, val, rise)
+    return found or _by_heart(signals, loss, val, rise) or _trend(signals, loss, val, rise, worrying, train_fall)
 
 
 def _sharp(value: np.ndarray, counts: np.ndarray) -> bool:
@@ -94,6 +98,27 @@ def _by_heart(signals: Signals, loss: Signal, val: Signal, rise: float) -> list[
     if not end < LEARNT * start or not end < 0.5 * float(val.value[-1]):
         return []
     return [_finding(signals, loss, val, 0, len(val) - 1, len(val) - 1, worrying=0.0)]
+
+
+def _trend(
+    signals: Signals, loss: Signal, val: Signal, rise: float, worrying: float, train_fall: float
+) -> list[Finding]:
+    """The evaluations after the lowest scatter too much for any one to prove it, but together they rise (Mann 1945,
+    https://doi.org/10.2307/1907187), away from the median of the five around the lowest."""
+    best = int(np.argmin(val.value))
+    after = val.value[best + 1 :]
+    rows = len(after)
+    if rows < TREND_EVALUATIONS:
+        return []
+    score = sum(int(np.sign(after[row + 1 :] - after[row]).sum()) for row in range(rows))
+    if score - 1 < TREND_Z * np.sqrt(rows * (rows - 1) * (2 * rows + 5) / 18):
+        return []
+    base = float(np.median(val.value[max(0, best - 2) : best + 3]))
+    level = float(np.median(after[-(rows // 3) :]) / base - 1)
+    last = len(val) - 1
+    if level < rise or not _train_level(loss, val, last) < (1 - train_fall) * _train_level(loss, val, best):
+        return []
+    return [_finding(signals, loss, val, best, last, last, worrying if level >= worrying else np.inf)]
 
 
 def _finite(series: Signal) -> Signal:

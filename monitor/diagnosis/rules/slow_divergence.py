@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from monitor.diagnosis.context import (
@@ -25,6 +27,21 @@ MANY_LAST_ROWS = 5
 """So many of them make up for a third row before."""
 ABOVE_ALL = 1.5
 """Multiple of the highest loss before above which these rows must lie."""
+FAR_ABOVE_BEST = 2.0
+"""Multiple of the second lowest loss before the lowest above which all rows after that lie, if they are not above all:
+the lowest alone may be a lucky batch. Our judgement."""
+ABOVE_ONE = 3.0
+"""Multiple of a single row before, in a log that begins in the middle of a training."""
+MIDDLE_STEP = 100
+"""First step of such a log."""
+SPARSE_ROWS = 200
+SPARSE_GAP = 5
+"""Rows of an ended run up to which, and steps from one to the next from which on, each is taken to be a mean, so that
+ten of them make a level; an evaluation with nearly every row means epochs. Our judgement."""
+SPARSE_EFFECT = 0.25
+SPARSE_EARLY = 0.35
+SPARSE_NOISE = 2.0
+"""Smallest rise there, relative, in warm-up, and in standard deviations of one row."""
 LOOK_BACK_ROWS = 100
 """Rows before the CUSUM's own onset in which the turn is looked for."""
 
@@ -48,8 +65,9 @@ def slow_divergence(
     falls over as long again); on restarts of the learning rate and logged changes of data, after which the best level
     is looked for anew; on wander that the run has recently shown and recovered from; on a rise within the noise of a
     single step; on a loss that is nearly zero; on a jump that loss-spike reports. Abstains on a loss often <= 0. In a
-    log of 6 to 20 rows the last three or more, each above 1.5 times the highest before, show it. Information where the
-    loss is a policy's: it grows with the returns.
+    log of 6 to 20 rows the last three or more, each above 1.5 times the highest before or all far above the best, show
+    it; in an ended run of up to 200 rows, each of many steps, ten of them make a level. Information where the loss is a
+    policy's: it grows with the returns.
 
     Thresholds: ``k`` and ``h`` of the CUSUM in standard deviations; ``effect``, ``worrying``, ``lost`` and
     ``early_effect`` are relative rises of the median of ten losses over the best rolling median of 50: smallest that
@@ -69,6 +87,9 @@ def slow_divergence(
             else Abstained(f"{count(len(loss), 'loss')} recorded, at least {2 * LAST_ROWS} are needed for a best level")
         )
     drifts = loss_drifts(signals, settings, early_effect=early_effect).drifts
+    if not drifts and _is_sparse(signals, loss, rows):
+        sparse = replace(settings, window=10, least=10, effect=SPARSE_EFFECT, noise_factor=SPARSE_NOISE)
+        drifts = loss_drifts(signals, sparse, early_effect=SPARSE_EARLY).drifts
     learnt = LOSS_NEAR_ZERO * first_level(loss)
     told = (drift for drift in drifts if drift.peak_level > learnt and not _is_a_jump(signals, drift))
     return [_finding(signals, loss, drift, worrying, lost) for drift in told]
@@ -83,21 +104,43 @@ def _of_few(signals: Signals, loss: Signal) -> Finding | None:
     above = lowest_ahead[1:] > ABOVE_ALL * highest[:-1]
     rows_before = LAST_ROWS if len(value) < LAST_ROWS + MANY_LAST_ROWS else 2
     starts = np.flatnonzero(above[rows_before - 1 : len(value) - LAST_ROWS]) + rows_before
-    if len(starts) == 0:
+    first = int(starts[0]) if len(starts) else _left_the_best(value)
+    if step[0] >= MIDDLE_STEP and len(value) > MANY_LAST_ROWS and lowest_ahead[1] > ABOVE_ONE * value[0] > 0:
+        first = 1
+    if first is None:
         return None
-    first = int(starts[0])
     best = float(np.min(value[:first]))
     peak = first + int(np.argmax(value[first:]))
     rise = float(value[peak] / best - 1)
+    where = "above all before" if lowest_ahead[first] > highest[first - 1] else "far above the best"
     return Finding(
         summary=f"Training loss rose from {number(best)} to {number(float(value[peak]))} ({percent(rise)}) by step "
-        f"{int(step[peak])}, and every row from step {int(step[first])} on is above all before",
+        f"{int(step[peak])}, and every row from step {int(step[first])} on is {where}",
         onset_step=int(step[first]),
         first_step=int(step[first + LAST_ROWS - 1]),
         last_step=int(step[-1]),
         severity=Severity.INFO if loss_follows_policy(signals) else Severity.CRITICAL,
         evidence={"best_level": best, "highest_level": float(value[peak]), "rise": rise, "rows": len(value)},
     )
+
+
+def _is_sparse(signals: Signals, loss: Signal, rows: int) -> bool:
+    """Whether an ended run shows few rows, each of many steps or of an epoch."""
+    if rows > SPARSE_ROWS or signals.facts.state == "running":
+        return False
+    return float(np.median(np.diff(loss.step))) >= SPARSE_GAP or len(signals["val_loss"]) > rows // 2
+
+
+def _left_the_best(value: np.ndarray) -> int | None:
+    """Row after the lowest, if three or more follow and all lie far above even the second lowest before it, farther
+    than the loss ever was above its lowest while it fell."""
+    best = int(np.argmin(value))
+    if best < LAST_ROWS or len(value) - best - 1 < LAST_ROWS:
+        return None
+    before, after = value[: best + 1], value[best + 1 :]
+    usual = float((before / np.minimum.accumulate(before)).max())
+    bar = max(FAR_ABOVE_BEST, usual**2) * float(np.partition(before, 1)[1])
+    return best + 1 if float(after.min()) > bar > 0 else None
 
 
 def _is_a_jump(signals: Signals, drift: Drift) -> bool:

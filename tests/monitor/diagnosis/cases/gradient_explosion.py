@@ -22,6 +22,12 @@ from tests.monitor.diagnosis.controls import LAYERS, gradient
 
 FIRES = (
     Case(
+        "nine rows, the last a hundred times the highest before",  # unslothai/unsloth#5207
+        lambda: only(grad_norm_preclip=np.r_[14.98, 9.78, 7.64, 92.1, 29.0, 5.21, 7.83, 7.79, 11140.0]),
+        "warning",
+        onset=9,
+    ),
+    Case(
         "grows over four steps, loss follows",
         lambda: loss_and_norm(
             changed(level(), slice(AT + 4, AT + 12), 1.6),

@@ -36,6 +36,13 @@ def growing_then_jump() -> Signals:
 
 
 FIRES = (
+    Case(
+        "ten rows, each half as high again",  # ironjr/grokfast#9
+        lambda: Signals.from_arrays({"grad_norm_preclip": 3.789e12 * 1.498 ** np.arange(10)}),
+        "warning",
+        onset=1,
+        words="grows in every row",
+    ),
     Case("x6 over 250 steps", lambda: growing(6), "info", onset=None, words="climbed from"),
     Case("and the loss by 5 %", lambda: growing(6, loss=1.05), "info", onset=None, words="climbed from"),
     Case("and a jump of the loss later", lambda: growing_then_jump(), "info", onset=None, words="climbed from"),

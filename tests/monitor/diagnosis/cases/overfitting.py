@@ -30,7 +30,48 @@ def valley(rise: float, *, sd: float = 0.0) -> np.ndarray:
     return value * np.exp(np.random.default_rng(3).normal(0, sd, EVALUATIONS))
 
 
+FTC_UNET = np.r_[
+    0.01359,
+    0.01299,
+    0.01372,
+    0.0146,
+    0.01438,
+    0.02502,
+    0.01625,
+    0.01472,
+    0.00893,
+    0.04843,
+    0.01181,
+    0.02004,
+    0.0206,
+    0.01658,
+    0.02307,
+    0.01902,
+    0.0254,
+    0.02044,
+    0.02218,
+    0.02399,
+    0.02066,
+    0.03573,
+    0.01798,
+    0.02589,
+    0.02375,
+    0.03395,
+    0.02813,
+    0.0332,
+    0.02447,
+    0.02839,
+    0.04821,
+    0.02798,
+]
+
 FIRES = (
+    Case(
+        "evaluations that scatter by a third and double",  # DexterGomez/ftc-unet training_history.csv
+        lambda: run(FTC_UNET),
+        "warning",
+        onset=EPOCH * 9,
+    ),
     Case("rises by half", lambda: run(valley(0.5)), "warning", onset=EPOCH * (BEST + 1), words="Validation loss rose"),
     Case("rises by 8 %", lambda: run(valley(0.08)), "info", onset=EPOCH * (BEST + 1)),
     Case(
@@ -61,6 +102,7 @@ FIRES = (
 )
 
 NEAR_MISSES = (
+    Case("scatter by a third around one level", lambda: run(np.exp(np.random.default_rng(3).normal(0, 0.35, 32)))),
     Case("three evaluations, the last 10 % higher", lambda: run(np.array([0.50, 0.51, 0.55]))),
     Case("never falls, and training does not learn it either", lambda: run(np.full(8, 0.7), train_end=1.5)),
     Case("both rise", lambda: run(valley(0.5), train_end=4.0)),

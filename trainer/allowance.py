@@ -2,39 +2,60 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 
 class Allowance:
     """A share of the time since the beginning, for work of several kinds that nobody waits for.
 
-    A piece of work that would go beyond the share, judged by what the last one of its kind cost, is left out; the next
-    time it is asked for there is room again. The first of its kind is let in as long as the share is not spent.
+    A piece of work that would go beyond the share, judged by what the last one of its kind cost, waits until there is
+    room. The kind of the largest weight comes before the others until it has had its part: out of turn they must leave
+    room for one of it.
 
     Args:
         share: of the time, in (0, 1]; 1 lets everything in.
+        weights: the kinds, and what part each may have when they want more than there is.
+        expected: seconds that the first one of a kind will take.
         clock: seconds.
     """
 
-    def __init__(self, share: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._share, self._clock = share, clock
+    def __init__(
+        self,
+        share: float,
+        weights: Mapping[str, float],
+        expected: Callable[[str], float],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._share, self._weights, self._expected, self._clock = share, weights, expected, clock
         self._began = clock()
-        self._spent = 0.0
-        self._cost: dict[str, float] = {}
-        """Of the last of each kind; the kind that was done last is the last key."""
+        self._spent = dict.fromkeys(weights, 0.0)
+        self._last: dict[str, float] = {}
 
-    def in_turn(self, kinds: Sequence[str]) -> list[str]:
-        """The kinds, the one first that has waited longest."""
-        done = list(self._cost)
-        return sorted(kinds, key=lambda kind: done.index(kind) if kind in done else -1)
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the beginning."""
+        return self._clock() - self._began
+
+    @property
+    def room(self) -> float:
+        """Seconds that may be spent now; negative when more than the share was."""
+        return math.inf if self._share >= 1 else self._share * self.elapsed - sum(self._spent.values())
+
+    def _cost(self, kind: str) -> float:
+        return self._last[kind] if kind in self._last else self._expected(kind)
+
+    def next_of(self, kinds: Sequence[str]) -> str | None:
+        """The one whose turn it is: which has had least by its weight, this one counted. None of none."""
+        return min(kinds, key=lambda kind: (self._spent[kind] + self._cost(kind)) / self._weights[kind], default=None)
 
     def affords(self, kind: str) -> bool:
         """Whether there is room for one more of that kind."""
-        return self._share >= 1 or self._spent + self._cost.get(kind, 0.0) <= self._share * (
-            self._clock() - self._began
-        )
+        weightiest = max(self._weights, key=self._weights.__getitem__)
+        kept = self._cost(weightiest) if self.next_of([kind, weightiest]) != kind else 0.0
+        return self._cost(kind) + kept <= self.room
 
     @contextmanager
     def spending(self, kind: str) -> Iterator[None]:
@@ -43,7 +64,5 @@ class Allowance:
         try:
             yield
         finally:
-            cost = self._clock() - began
-            self._cost.pop(kind, None)
-            self._cost[kind] = cost
-            self._spent += cost
+            self._last[kind] = self._clock() - began
+            self._spent[kind] += self._last[kind]

@@ -7,7 +7,7 @@
             micro-batches: forward, loss, backward      grad_accum_steps times; gradients are reduced with the last
             unscale, clip, add noise, optimizer step, scaler update, running mean of the weights
             mon.step                                    the measurements of this step are complete
-            landscape and curvature samples             every monitor.landscape_every steps, rank 0
+            landscape and curvature samples             every monitor.landscape_every steps, as time allows
         evaluate                      every evaluation.every_steps, and after the last step; ends training early when
                                       early_stopping.patience evaluations bring no progress
         checkpoint                    every checkpoint.every_steps, at a new lowest held-out loss, after the last step,
@@ -37,7 +37,6 @@ from monitor.runfile.format import attempt_dir
 from monitor.runfile.reader import open_run
 from trainer import checkpoint, fidelity
 from trainer.adversarial import attacked
-from trainer.allowance import Allowance
 from trainer.clipping import Clipping
 from trainer.compiling import compiled
 from trainer.config import TrainConfig
@@ -56,6 +55,7 @@ from trainer.precision import Precision, build_precision
 from trainer.progress import Display, Silent, build_display
 from trainer.rank_log import print_into
 from trainer.requests import Requests
+from trainer.samples import LandscapeSamples
 from trainer.schedules import lr_multiplier
 from trainer.stop import StopFlag, reason
 from trainer.tasks import IGNORED, Batch, EpochSampler, Task, build_model, build_task
@@ -97,8 +97,8 @@ class Session:
     faults: Faults
     val_batches: list[Batch]
     """This rank's share of the validation pass, on the device."""
-    allowance: Allowance
-    """For samples of the landscape; counts from when the attempt was set up."""
+    samples: LandscapeSamples
+    """Their share of the time counts from when the attempt was set up."""
 
 
 def train(
@@ -302,8 +302,8 @@ def training_step(session: Session, mon: Any, display: Display) -> None:
     state.step = step
     state.tokens += tokens
     mon.step(loss=loss, tokens=tokens, batch_id=batch_id)
-    if session.layout.alone and parallel.is_first and mon.landscape_due:
-        sample_landscape(session, mon, micro_batches[0])
+    if session.layout.alone:
+        session.samples.after_step(step, mon, micro_batches[0])
     display.step(step, tokens, lr, loss, grad_norm)
 
 
@@ -529,7 +529,7 @@ def build_session(config: TrainConfig, parallel: Parallel, *, resumed: bool = Fa
         layout.together(model),
         faults,
         _val_batches(config, parallel, layout, task),
-        Allowance(config.monitor.landscape_share),
+        LandscapeSamples(config, parallel, model, task, precision),
     )
     # From here on only dropout draws numbers, other ones on each rank that holds other activations.
     seed_everything(config.seed + 1 + parallel.random_stream)
@@ -633,32 +633,6 @@ def _due(every: int | None, step: int) -> bool:
 def _sizes(model: nn.Module) -> tuple[int, int]:
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return sum(size for size, _ in sizes), sum(size for size, trains in sizes if not trains)
-
-
-def sample_landscape(session: Session, mon: Any, batch: Batch) -> None:
-    """The loss around the weights and its curvature, as far as the share of the time for it reaches."""
-    loss = _loss_on(session, batch)
-    samples = {"curvature": mon.curvature_sample, "loss": mon.landscape_sample}
-    for kind in session.allowance.in_turn(list(samples)):
-        if not session.allowance.affords(kind):
-            return  # nor the other one: a cheap kind would leave no room for a dear one for ever
-        with session.allowance.spending(kind):
-            samples[kind](loss)
-
-
-def _loss_on(session: Session, batch: Batch) -> Any:
-    """A function that gives the mean loss on part of ``batch`` at whatever the weights are then.
-
-    The monitor calls it in eval mode, and with gradients where it needs them.
-    """
-    few = batch.first(max(1, session.config.monitor.landscape_tokens // session.task.tokens_per_example))
-    tokens, few = few.tokens, few.to(session.parallel.device)
-
-    def loss() -> Tensor:
-        with session.precision.autocast():
-            return session.task.loss(session.state.model, few) / tokens
-
-    return loss
 
 
 def sequence_length(config: TrainConfig, step: int) -> int | None:

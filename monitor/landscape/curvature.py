@@ -36,12 +36,14 @@ class Curvature:
     trace: Trace
     sharpness: float
     """The largest eigenvalue of H, or of P⁻¹H where ``stability`` is of that."""
+    residual: float
+    """Of its vector, |Hv - λv| over |λ|: an eigenvalue is no further away. Known before ``sharpness`` is found."""
     stability: Stability | None
     """The limit for ``sharpness``; None when the optimizer's is not known."""
     method: str
     """Of the Hessian-vector products."""
     products: int
-    """How many were made; each costs about two gradients."""
+    """How many were made; each costs about two and a half gradients."""
     vector: np.ndarray | None = None
     """float[size], of the largest eigenvalue of ``sharpness``: the next look may start from it."""
 
@@ -57,7 +59,7 @@ class Curvature:
             "method": self.method, "products": self.products, "gradient_norm": self.gradient_norm,
             "along_gradient": self.along_gradient, "along_update": self.along_update,
             "eigenvalues": list(self.eigenvalues), "trace": self.trace.mean, "trace_error": self.trace.error,
-            "trace_samples": self.trace.samples, "sharpness": self.sharpness,
+            "trace_samples": self.trace.samples, "sharpness": self.sharpness, "residual": self.residual,
         }  # fmt: skip
         if held is not None:
             found |= {"limit": held.limit, "rule": held.rule, "lr": held.lr, "preconditioned": held.preconditioned}
@@ -83,9 +85,9 @@ def curvature(
 ) -> Curvature:
     """Measure the curvature of ``loss_fn`` at the model's weights, in this order, as far as the budget reaches.
 
-    Gradient and update (two products), sharpness against the limit (some twenty), the largest eigenvalues (some
-    twenty; the same where nothing is preconditioned), the trace (one product a sample). The model is given back as it
-    was, bit for bit.
+    Gradient and update (two products), sharpness against the limit (some ten, five where a residual of a tenth will
+    do), the largest eigenvalues (some twenty; the same where nothing is preconditioned), the trace (one product a
+    sample). The model is given back as it was, bit for bit.
 
     Args:
         loss_fn: gives a tensor of one number that depends on the weights; runs in eval mode.
@@ -117,29 +119,28 @@ def curvature(
         found = Curvature(
             loss=hessian.loss,
             gradient_norm=norm(hessian.gradient),
-            along_gradient=hessian.along(hessian.gradient),
+            along_gradient=hessian.along_gradient,
             along_update=math.nan if update is None else hessian.along(update),
             eigenvalues=(),
             trace=NO_TRACE,
             sharpness=math.nan,
+            residual=math.nan,
             stability=held,
             method=hessian.method,
             products=0,
         )
-        scaled = held is not None and held.scale is not None
         along: list[float] = []
         first = hessian.products
+        scale = held.scale if held is not None else None
         try:
-            if count and scaled:
-                assert held is not None
-                with Hessian(model, loss_fn, method=hessian.method, scale=held.scale) as seen:
-                    top = eigenvalues(seen, 1, start=start, **options)
-                    found = replace(found, sharpness=_first(top), vector=_vector(top), products=seen.products)
-            if count and not (scaled and sharpness_only):
-                largest = eigenvalues(hessian, count, start=None if scaled else start, **options)
-                found = replace(found, eigenvalues=tuple(largest.values.tolist()))
-                if not scaled:
-                    found = replace(found, sharpness=_first(largest), vector=_vector(largest))
+            if count and scale is not None:
+                top = eigenvalues(hessian, 1, scale=scale, start=start, **options)
+                found = replace(found, **_sharpness(top))
+            if count and not (scale is not None and sharpness_only):
+                largest = eigenvalues(hessian, count, start=start if scale is None else None, **options)
+                found = replace(found, eigenvalues=tuple(largest.values[largest.found].tolist()))
+                if scale is None:
+                    found = replace(found, **_sharpness(largest))
             if trace_samples:
                 trace(hessian, trace_samples, seed=seed, ends=ends, progress=one_more, products=along)
         except KeyboardInterrupt:
@@ -148,12 +149,12 @@ def curvature(
             raise
         if along:
             found = replace(found, trace=trace_of(along))
-        return replace(found, products=found.products + hessian.products)
+        return replace(found, products=hessian.products)
 
 
-def _first(found: Eigenvalues) -> float:
-    return float(found.values[0]) if len(found.values) else math.nan
-
-
-def _vector(found: Eigenvalues) -> np.ndarray | None:
-    return np.ascontiguousarray(found.vectors[:, 0]) if len(found.values) else None
+def _sharpness(top: Eigenvalues) -> dict[str, Any]:
+    """The first of them as fields of ``Curvature``; a value that is not found yet is none, its vector a beginning."""
+    if not len(top.values):
+        return {}
+    known = {"vector": np.ascontiguousarray(top.vectors[:, 0]), "residual": float(top.residuals[0])}
+    return known | ({"sharpness": float(top.values[0])} if top.found[0] else {})

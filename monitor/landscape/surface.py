@@ -146,9 +146,27 @@ def fill(
             DistributedDataParallel.
 
     Raises:
-        ValueError: the loss is not one number. What ``loss_fn`` raises comes through.
+        ValueError: the loss is not one number. What ``loss_fn`` raises comes through, after the sharing.
     """
-    mover = Mover(borrowed.weights, borrowed.saved, *directions)
+    to = Mover(borrowed.weights, borrowed.saved, *directions).to
+    return visit(
+        surface, borrowed, loss_fn, to, budget_s=budget_s, progress=progress, split=split, group=group, clock=clock
+    )
+
+
+def visit(
+    surface: Surface,
+    borrowed: Borrowed,
+    loss_fn: LossFn,
+    to: Callable[..., None],
+    *,
+    budget_s: float = math.inf,
+    progress: Progress | None = None,
+    split: bool = False,
+    group: dist.ProcessGroup | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> bool:
+    """As :func:`fill`, with weights that ``to`` puts where they belong for given coordinates, whatever went before."""
     rank, world = (dist.get_rank(group), dist.get_world_size(group)) if split else (0, 1)
     own = np.zeros_like(surface.known)
     reading = _Reading(surface, own, clock, progress)
@@ -158,7 +176,7 @@ def fill(
         for point in wanted:
             if clock() >= ends:
                 break
-            mover.to(*(float(own_axis[place]) for own_axis, place in zip(surface.axes, point, strict=True)))
+            to(*(float(own_axis[place]) for own_axis, place in zip(surface.axes, point, strict=True)))
             borrowed.same_randomness()
             reading.add(point, loss_fn())
     finally:

@@ -16,7 +16,7 @@ import torch
 from monitor.errors import ConfigError
 from monitor.runfile.reader import Run, open_run
 from tests.trainer.conftest import TINY, Desk, Uneven, assert_same
-from tests.trainer.two_ranks import UNEVEN
+from tests.trainer.two_ranks import SAMPLED, UNEVEN
 from trainer.config import load_config
 from trainer.parallel import start_parallel
 from trainer.tasks import TASKS
@@ -71,6 +71,21 @@ def test_two_ranks_train_as_one_process_does(runs: Path, desk: Desk) -> None:
     assert both.series(norm).value == pytest.approx(alone.run.series(norm).value, rel=1e-4)
     assert both.series("tokens").value.tolist() == alone.run.series("tokens").value.tolist()
     assert both.series("batch_id").value.tolist() == alone.run.series("batch_id").value.tolist()
+
+
+def test_two_ranks_share_out_samples_of_the_landscape_and_train_on_the_same_bits(runs: Path, desk: Desk) -> None:
+    both, alone = named(runs, "sampled"), desk.train(f"steps={STEPS}", *SAMPLED).run
+    assert_same(weights(both), weights(named(runs, "straight")))
+    for kind, each in (("perturbation", 1), ("curvature", 1), ("line", 3)):
+        ours, theirs = (
+            sorted(run.landscape(kind), key=lambda sample: (sample.step, sample.direction)) for run in (both, alone)
+        )
+        assert [sample.step for sample in ours] == [sample.step for sample in theirs] == each * [6] + each * [12]
+        for mine, own in zip(ours, theirs, strict=True):
+            assert (mine.direction, mine.baseline) == (own.direction, pytest.approx(own.baseline, rel=1e-4))
+            assert mine.loss == pytest.approx(own.loss, rel=1e-2)
+    for name in ("sharpness", "curvature_along_update", "landscape_loss_mean"):
+        assert both.series(name).value == pytest.approx(alone.series(name).value, rel=1e-2), name
 
 
 def test_two_ranks_weigh_unequal_numbers_of_tokens_as_one_process_does(

@@ -10,12 +10,15 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
+from unittest import mock
 
 import torch.distributed
 
 from tests.trainer.conftest import Uneven
+from trainer.allowance import Allowance
 from trainer.config import TrainConfig, from_record
 from trainer.loop import train
 from trainer.place import Place, new_run, resumed_run
@@ -30,6 +33,7 @@ UNEVEN = (
     "optimizer.momentum=0.0",
     "clip.max_norm=none",
 )
+SAMPLED = ("monitor.landscape_every=6", "monitor.landscape_share=1")
 
 
 class StopsAtStep(StopFlag):
@@ -68,6 +72,11 @@ def main() -> None:
 
     straight = from_record(base, ["name=straight"])
     train(straight, fresh(straight, runs), StopFlag())
+
+    # Rank 0 decides what is sampled: that rank 1 would see no room for it makes no difference.
+    with mock.patch.object(Allowance, "room", -1.0) if RANK == 1 else nullcontext():
+        sampled = from_record(base, ["name=sampled", *SAMPLED])
+        train(sampled, fresh(sampled, runs), StopFlag())
 
     # Examples of unequal numbers of tokens, through a compiled forward.
     gpt, TASKS["gpt"] = TASKS["gpt"], lambda config: Uneven(gpt(config))

@@ -19,4 +19,10 @@ def test_ranks_share_a_surface_out_and_all_have_the_whole(tmp_path: Path) -> Non
     assert (first["partly"], second["partly"]) == (False, True)
     assert first["taken"] == second["taken"] and np.sum(first["taken"]) == 13 + 2
     assert first["calls"] + second["calls"] == 25 + 1
+    # 1 + 8 + 5 losses, then a gradient and its product on rank 0 and 5 losses along update and gradient each.
+    together, alone = zip(first["counts"], second["counts"], strict=True)
+    assert first["sampled"][0] == first["sampled"][1] == second["sampled"][0] == second["sampled"][1]
+    assert [direction for direction, *_ in first["sampled"][0]][2:] == ["update", "gradient"]
+    assert alone == (25, 25) and together == (1 + 4 + 3 + 1 + 3 + 3, 1 + 4 + 2 + 2 + 2)
+    assert (first["failed"], bool(second["failed"])) == ("", True)
     assert "lie in pieces on several ranks" in first["said"]

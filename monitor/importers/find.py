@@ -25,6 +25,8 @@ ACCEPTED = (
     "and text logs with lines such as 'step 10: loss 2.3'"
 )
 HEAD_BYTES = 1 << 16
+MOST_ZEROS = 10
+"""One character in so many of a text may be a zero byte: a crash leaves them where a block was not written."""
 MOST_FILES = 10_000
 MOST_FOLDERS_DEEP = 8
 _LOGS = frozenset((
@@ -112,7 +114,7 @@ def _file(path: Path, whole: bool) -> list[Source]:
     if is_events(head):
         return [_events(path, [path])]
     text = head.decode(encoding_of(head), "replace").lstrip("\ufeff")
-    if text.count("\x00") > len(text) // 100:
+    if text.count("\x00") > len(text) // MOST_ZEROS:
         if whole:
             raise RunError(f"{path}: a binary file of an unknown kind. Accepted: {ACCEPTED}.")
         return []

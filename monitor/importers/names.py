@@ -19,11 +19,11 @@ _SIGNALS: tuple[tuple[str, float, tuple[str, ...]], ...] = (
         r"(?:train/)?epoch_loss", r"train(?:ing)?[/_](?:avg_|average_|mean_)?loss(?:_?epoch)?",
         r"(?:avg|average|mean)_(?:train(?:ing)?_)?loss", r"loss/train_epoch|losses?/(?:train_)?loss", rf"{_T}cost",
         r"losses/total_loss|total_losses|total", rf"{_T}(?:xent|cross_entropy|nll(?:_loss)?)",
-        r"train(?:ing)?[/_](?:binary_|multi_|m)?logloss", r"train(?:ing)?[/_](?:rmse|l[12]|mae|mse)")),
+        r"train(?:ing)?[/_](?:binary_|multi_|m)?log_?loss", r"train(?:ing)?[/_](?:rmse|l[12]|mae|mse)")),
     ("val_loss", 1.0, (
         rf"{_V}[/_](?:total_|lm_|avg_|average_|mean_)?loss(?:_value|_epoch)?", rf"loss[/_]{_V}", r"tel",
         r"(?:validation|val)/epoch_loss", r"test[/_](?:avg_|average_)?loss|loss[/_]test",
-        rf"(?:{_V}|test)(?:_\d)?[/_](?:xent|cross_entropy|nll(?:_loss)?|(?:binary_|multi_|m)?logloss)",
+        rf"(?:{_V}|test)(?:_\d)?[/_](?:xent|cross_entropy|nll(?:_loss)?|(?:binary_|multi_|m)?log_?loss)",
         rf"(?:{_V}|test)(?:_\d)?[/_](?:rmse|l[12]|mae|mse)")),
     ("grad_norm_preclip", 1.0, (
         rf"{_T}grad(?:ient)?s?_?norm(?:_total)?", rf"{_T}gnorm", rf"{_T}global_grad(?:ient)?_norm",

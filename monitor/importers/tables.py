@@ -75,7 +75,7 @@ def read_table(path: Path, delimiter: str, account: Account) -> Iterator[Row]:
     lines = (line for line in read_lines(path, account, LONGEST_LINE) if line.strip())
     names: dict[int, str] = {}
     header: list[str] = []
-    fresh = False
+    fresh, rows = False, 0
     for line in lines:
         cells = _cells(line, delimiter)
         if not header or (cells and _named(cells) and len(cells) > 1):
@@ -87,7 +87,7 @@ def read_table(path: Path, delimiter: str, account: Account) -> Iterator[Row]:
         values: dict[str, float] = {}
         time: float | None = None
         for column, name in names.items():
-            number = number_of(cells[column]) if column < len(cells) else None
+            number = _number(cells[column], delimiter) if column < len(cells) else None
             if number is None:
                 continue
             if name.lower() in _TIMES and number > 1e9:
@@ -97,7 +97,15 @@ def read_table(path: Path, delimiter: str, account: Account) -> Iterator[Row]:
         if values:
             _total(values, account)
             yield Row(None, time, values, fresh=fresh)
-            fresh = False
+            fresh, rows = False, rows + 1
+    if header and not rows:
+        account.say("rows", f"{path}: a header, and no row of numbers below it.")
+
+
+def _number(cell: str, delimiter: str) -> float | None:
+    """The number of a cell; where semicolons part the cells, as spreadsheets of half of Europe have it, a comma is the
+    decimal point."""
+    return number_of(cell.replace(",", ".") if delimiter == ";" and cell.count(",") == 1 else cell)
 
 
 def _names(path: Path, cells: list[str], account: Account) -> dict[int, str]:

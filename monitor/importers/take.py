@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from monitor.errors import RunError
-from monitor.importers.find import find_sources
+from monitor.importers.find import ACCEPTED, find_sources
 from monitor.importers.lanes import Lane, Lanes
 from monitor.importers.names import Naming, step_name
 from monitor.importers.rows import Account, Row, Source, step_of
@@ -32,6 +32,7 @@ FLUSH_SECONDS = 600.0
 NAMES_TOLD = 1000
 """Names in the event that tells of the import: an event has room for a MiB."""
 MOST_SAME_NAME = 1000
+MEASURED = frozenset(("train_loss", "val_loss", "grad_norm_preclip"))
 MANY_VALUES = 5
 """Of one row, from which on a single one is no accident."""
 
@@ -66,7 +67,7 @@ def import_path(path: str | os.PathLike[str], runs_dir: str | os.PathLike[str]) 
     found = [one for one in taken if one.runs]
     if not found:
         said = "; ".join(message for one in taken for message in one.messages[:1])
-        raise RunError(f"{path}: no training metrics found. {said}".rstrip())
+        raise RunError(f"{path}: no training metrics found. {said + ' ' if said else ''}Accepted: {ACCEPTED}.")
     return found
 
 
@@ -76,8 +77,12 @@ def _take(source: Source, runs_dir: Path) -> Taken:
     first = _first(rows)
     if _is_by_chance(source, first):
         first = []
-    naming = Naming(Counter(name for row in first for name in row.values))
     steps = _Steps(first, account)
+    naming = Naming(Counter(name for row in first for name in row.values if name != steps.name))
+    if _is_settings(first, steps, naming):
+        account = Account()
+        account.say("settings", "One row of numbers without a step or a loss: settings, not the course of a training.")
+        first = []
     output = _Output(source, runs_dir, naming, account)
     lanes = Lanes(output.write, account, resumes=source.resumes)
     for row in itertools.chain(first, rows if first else ()):
@@ -110,43 +115,50 @@ def _is_by_chance(source: Source, first: list[Row]) -> bool:
     return max(names.values(), default=0) < 2 and "train_loss" not in {m.name for m in Naming(names).meanings.values()}
 
 
+def _is_settings(first: list[Row], steps: _Steps, naming: Naming) -> bool:
+    """Whether all there is is one row that neither counts nor measures."""
+    measured = {meaning.name for meaning in naming.meanings.values()} & MEASURED
+    return len(first) == 1 and first[0].step is None and steps.name is None and not measured
+
+
 class _Steps:
     """Sees to it that every row has a step: its own, the value of a column, or its number."""
 
     def __init__(self, first: list[Row], account: Account) -> None:
         self._account = account
-        self._name: str | None = None
+        self.name: str | None = None
+        """The column that counts."""
         self._count = 0
         self._given = any(row.step is not None for row in first)
         self._epoch, self._raw, self._offset, self._top = -1.0, -1, 0, 0
         self._told: set[str] = set()
         """What was told of the present step."""
         if first and all(row.step is None for row in first):
-            self._name = step_name(dict.fromkeys(name for row in first for name in row.values))
-            if self._name is not None and not self._counts(first):
-                self._name = None
-            if self._name is None:
+            self.name = step_name(dict.fromkeys(name for row in first for name in row.values))
+            if self.name is not None and not self._counts(first):
+                self.name = None
+            if self.name is None:
                 account.say("counted", "the source has no steps; its rows are counted, from 1.")
-            elif "epoch" in self._name.lower():
+            elif "epoch" in self.name.lower():
                 account.say("epochs", "the source has no steps; a step here is an epoch.")
 
     def _counts(self, first: list[Row]) -> bool:
-        assert self._name is not None
-        rows = [row.values for row in first if self._name in row.values]
-        if not rows or any(step_of(values[self._name]) is None for values in rows):
+        assert self.name is not None
+        rows = [row.values for row in first if self.name in row.values]
+        if not rows or any(step_of(values[self.name]) is None for values in rows):
             return False
-        if "epoch" not in self._name.lower():
+        if "epoch" not in self.name.lower():
             return True
         # Several rows of one epoch that tell of the same are batches of it; the epoch does not tell them apart.
         return not any(
-            before[self._name] == values[self._name] and len(before.keys() & values.keys()) > 1
+            before[self.name] == values[self.name] and len(before.keys() & values.keys()) > 1
             for before, values in itertools.pairwise(rows)
         )
 
     def settle(self, row: Row) -> bool:
         """Give the row its step; False when it has none that a run can hold, or nothing else."""
-        if self._name is not None and row.step is None:
-            row.step = step_of(row.values.pop(self._name, None))
+        if self.name is not None and row.step is None:
+            row.step = step_of(row.values.pop(self.name, None))
         elif row.step is None and self._given:
             row.step = 0  # an evaluation before the first step
         elif row.step is None:

@@ -206,7 +206,9 @@ class _Log:
             line = match[1]
         time, text = _without_times(line)
         if match := _ROUND.match(text):
-            text = f"round {match[1]} " + _OWNED.sub("/", text[match.end() :])
+            text = f"round {match[1]} {text[match.end() :]}"
+        if "'s " in text:
+            text = _OWNED.sub("/", text)
         if match := _BARE.match(text.strip()):
             name = "hella" if match[2].startswith("hella") else f"{match[2]} loss"
             return self._row(int(match[1]), time, {name: float(match[3])})

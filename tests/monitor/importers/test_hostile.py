@@ -15,7 +15,7 @@ from monitor.importers import import_path
 from monitor.importers.find import find_sources
 from monitor.importers.rows import Account
 from monitor.runfile.reader import open_run
-from tests.monitor.importers.helpers import FIXTURES, log, taken
+from tests.monitor.importers.helpers import FIXTURES, log, read, series, taken
 from tests.monitor.importers.test_text import PRINTED
 
 SWEEP = bool(os.environ.get("GRADIOMETER_SWEEP"))
@@ -105,6 +105,10 @@ def test_numbers_of_thousands_of_digits_are_survived(tmp_path):
         ("empty.log", b"", "empty"),
         ("image.bin", b"\x89PNG\r\n\x1a\n" + bytes(1000), "binary"),
         ("notes.txt", b"Dear diary,\nnothing happened.\n", "no training metrics"),
+        ("header.csv", b"step,loss,lr\n", "a header, and no row of numbers"),
+        ("config.json", b'{"lr": 0.1, "model": {"d": 3}}', "settings, not the course of a training"),
+        ("args.csv", b"batch_size,lr,dropout\n8,2e-05,0.0\n", "settings, not the course of a training"),
+        ("photo.png", b"\x89PNG\r\n\x1a\n" + bytes(range(1, 256)) * 4, "Accepted: TensorBoard"),
         ("other.db", (b"SQLite format 3\0" + bytes(84)), "database"),
     ],
 )
@@ -113,6 +117,18 @@ def test_what_is_no_log_is_refused_with_one_message(name, content, says, tmp_pat
     with pytest.raises(RunError, match=says):
         import_path(tmp_path / name, tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def test_what_a_crash_leaves_in_a_log_is_passed_over(tmp_path):
+    """A block that was never written is read as zero bytes."""
+    path = tmp_path / "train.log"
+    path.write_bytes(b"step 1 loss 2.0\n" * 8 + bytes(12) + b"\nstep 2 loss 1.5\nstep 3 loss 1.25\n")
+    assert series(read(path, tmp_path / "runs"), "train_loss") == {1: 2.0, 2: 1.5, 3: 1.25}
+
+
+def test_a_comma_is_the_decimal_point_where_semicolons_part_the_cells(tmp_path):
+    run = read(log(tmp_path, "step;loss\n1;2,5\n2;2,25\n3;1e-1\n", "log.csv"), tmp_path / "runs")
+    assert series(run, "train_loss") == {1: 2.5, 2: 2.25, 3: 0.1}
 
 
 def test_a_link_is_not_followed(tmp_path):

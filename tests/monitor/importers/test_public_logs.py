@@ -97,6 +97,15 @@ PUBLISHED = {
         "train_loss",
         {1: 0.712679, 2: 0.732192},
     ),
+    "lightgbm-org/LightGBM#39": (
+        "[LightGBM] [Info] Iteration:999, training's auc: 1.000000\n"
+        "[LightGBM] [Info] Iteration:999, training's log loss: 0.004589\n"
+        "[LightGBM] [Info] cannot find more split with gain = -inf , current #leaves=16\n"
+        "[LightGBM] [Info] Iteration:1000, training's auc: 1.000000\n"
+        "[LightGBM] [Info] Iteration:1000, training's log loss: 0.004583\n",
+        "train_loss",
+        {999: 0.004589, 1000: 0.004583},
+    ),
     "starrytong/SCNet#11": (
         "> 2024-07-26 17:51:41,888 - INFO - Train Summary | Epoch 2 | Loss=0.1857 | Grad=16170.3185\n"
         "> 2024-07-26 18:36:47,348 - INFO - Train Summary | Epoch 3 | Loss=0.1673 | Grad=inf\n",

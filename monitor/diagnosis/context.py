@@ -101,14 +101,19 @@ def early_bar(
     ``early`` is not. ``most_rows`` bounds the first part, for events of a step or two: a warm-up over a third of the
     run must not hide them.
     """
-    end = warmup_end(signals)
-    rows = UNKNOWN_WARMUP_ROWS if end is None else EARLY_ROWS
-    by_rows = float(step[min(rows, len(step)) - 1]) if len(step) else 0.0
-    zone = max(2.0 * (end or 0), by_rows, 1.0)
+    zone = early_steps(signals, step)
     if most_rows is not None and len(step):
         zone = max(1.0, min(zone, float(step[min(most_rows, len(step)) - 1])))
     share = np.clip((step - zone) / (fall * zone), 0.0, 1.0)
     return early + (later - early) * share
+
+
+def early_steps(signals: Signals, step: np.ndarray) -> float:
+    """Steps at the start in which a loss may still climb: twice the warm-up, or so many rows."""
+    end = warmup_end(signals)
+    rows = UNKNOWN_WARMUP_ROWS if end is None else EARLY_ROWS
+    by_rows = float(step[min(rows, len(step)) - 1]) if len(step) else 0.0
+    return max(2.0 * (end or 0), by_rows, 1.0)
 
 
 def _sudden_bar(signals: Signals, step: np.ndarray, early: float, later: float) -> np.ndarray:

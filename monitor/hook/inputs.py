@@ -170,7 +170,10 @@ class Modes(Probe):
         self._told.add(about)
         kind, text = _SENTENCES[about]
         some = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
-        self.watch.tell(kind, about="mode", modules=names[:NAMED], count=len(names), text=text.format(some))
+        during = "evaluation" if about == "evaluation" else "training"
+        self.watch.tell(
+            kind, about="mode", during=during, modules=names[:NAMED], count=len(names), text=text.format(some)
+        )
 
 
 _SENTENCES = {

@@ -288,7 +288,7 @@ def _blocks(model: nn.Module, most: int) -> set[int]:
     """``id`` of at most ``most`` modules that cut the model into pieces of its order of execution."""
     parts: list[nn.Module] = [model]
     while most:
-        sizes = [_gain(part, len(parts) < most) for part in parts]
+        sizes = [_gain(part, most - len(parts)) for part in parts]
         at = int(np.argmax(sizes))
         if not sizes[at]:
             break
@@ -297,8 +297,9 @@ def _blocks(model: nn.Module, most: int) -> set[int]:
     return {id(parts[at]) for at in picked}
 
 
-def _gain(part: nn.Module, few: bool) -> int:
-    """How much there is to gain by cutting ``part``; 0 when it is to stay whole."""
+def _gain(part: nn.Module, room: int) -> int:
+    """How much there is to gain by cutting ``part``; 0 when it is to stay whole, because it is called and its children
+    are more than there is ``room`` for: a piece that is left out hides what happened in it."""
     inside = sum(1 for _ in part.modules()) - 1
     never_called = isinstance(part, nn.ModuleList | nn.ModuleDict)
-    return inside if never_called or few else 0
+    return inside if never_called or len(list(part.children())) - 1 <= room else 0

@@ -12,6 +12,8 @@ from monitor.diagnosis.view import Signals
 from monitor.diagnosis.wording import count, number, percent
 from monitor.signals import Signal
 
+FEW = 20
+"""Rows of a log from which on a scale that never changes began as what it is."""
 SETTLING_ROWS = 50
 """Rows without a fall after which the scaler has found its scale; growing once shows it too."""
 LEAST_SKIPPED = 3
@@ -63,6 +65,19 @@ def loss_scale(
     return told + ([collapsed] if collapsed else [])
 
 
+def _began_below_one(scale: Signal, value: float) -> Finding:
+    return Finding(
+        summary=f"The loss scale is {number(value)} in each step: it makes gradients smaller, and small ones 0",
+        onset_step=int(scale.step[0]),
+        first_step=int(scale.step[FEW]),
+        last_step=int(scale.step[-1]),
+        severity=Severity.WARNING,
+        evidence={"scale": value},
+        causes=(Cause("fp16-underflow", 0.8, ("the scale is below 1 and has never changed",)),),
+        remedy=Remedy("Begin with a large scale, which falls by itself where it must: init_scale=65536."),
+    )
+
+
 def _collapsed(signals: Signals) -> Finding | None:
     """A log of few rows whose last scale is below 1: nobody begins there, so it has fallen between the rows. A scale of
     exactly 0 is one that the log rounded, if the run crashed; else there may be no scaler. At 1 it has ended if every
@@ -77,6 +92,8 @@ def _collapsed(signals: Signals) -> Finding | None:
         return None
     rows = np.flatnonzero(scale.value >= 1 if last < 1 else scale.value > 1)
     first = int(scale.step[rows[-1] + 1 if len(rows) else 0])
+    if len(scale) > FEW and bool((scale.value == last).all()):
+        return _began_below_one(scale, last)
     return Finding(
         summary=f"The loss scale is {number(last)} at step {int(scale.step[-1])}, "
         + ("below 1" if last < 1 else "and every step is skipped")

@@ -44,19 +44,22 @@ def odd_input(signals: Signals, *, z: float = Z, change: float = CHANGE, lasting
 
 
 def _findings(signals: Signals, name: str, odd: np.ndarray, lasting: int) -> list[Finding]:
-    return [_finding(signals, name, first, last, lasting) for first, last in episodes(np.flatnonzero(odd), GAP)]
+    rows = np.flatnonzero(odd)
+    return [
+        _finding(signals, name, rows[(rows >= first) & (rows <= last)], lasting) for first, last in episodes(rows, GAP)
+    ]
 
 
-def _finding(signals: Signals, name: str, first: int, last: int, lasting: int) -> Finding:
-    series = signals[name]
+def _finding(signals: Signals, name: str, rows: np.ndarray, lasting: int) -> Finding:
+    series, first, last = signals[name], int(rows[0]), int(rows[-1])
     value, before = float(series.value[first]), usual(series.value, first)
-    stays = last - first + 1 >= lasting
+    stays = len(rows) >= lasting
     extreme = not math.isfinite(value) or (name == "input_absmax" and value > 100 * abs(before))
     which = steps(int(series.step[first]), int(series.step[last]))
     return Finding(
         summary=f"{name} of {which} is {number(value)}, {number(before)} is usual",
         onset_step=int(series.step[first]),
-        first_step=int(series.step[first + lasting - 1 if stays and not extreme else first]),
+        first_step=int(series.step[rows[lasting - 1] if stays and not extreme else first]),
         last_step=int(series.step[last]),
         severity=Severity.WARNING if stays or extreme else Severity.INFO,
         evidence={"signal": name, "value": value, "usual": before},

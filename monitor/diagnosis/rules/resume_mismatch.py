@@ -7,10 +7,11 @@ import math
 import numpy as np
 
 from monitor.diagnosis.context import loss_is_signed
+from monitor.diagnosis.lasting import named
 from monitor.diagnosis.primitives import MAD_TO_SD
 from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
 from monitor.diagnosis.view import Signals
-from monitor.diagnosis.wording import number, percent, times
+from monitor.diagnosis.wording import count, number, percent, times
 from monitor.signals import Signal
 
 ROWS = 50
@@ -40,6 +41,9 @@ def resume_mismatch(
     Why it matters: something was not restored, such as the optimizer's moments, the scheduler, the loss scale or the
     data position. The run seems to recover, and the steps until then are lost; or it never does.
 
+    Parameters that had a gradient in each row before and have none in any row after were frozen, or left out of the
+    graph, by the program that goes on.
+
     What a trainer finds when it holds the restored state against the checkpoint is exact, and told even where the loss
     goes on as before.
 
@@ -57,21 +61,42 @@ def resume_mismatch(
     marks = sorted({e.step for e in signals.events("resume") if e.step is not None and e.step > 0})
     judged = [(mark, _differences(signals, mark, loss_rise, norm_ratio, lr_ratio, z)) for mark in marks]
     lost = {mark: _not_restored(signals, mark) for mark in marks}
-    if judged and all(difference is None for _, difference in judged) and not any(lost.values()):
+    frozen = {mark: _frozen(signals, mark) for mark in marks}
+    if judged and all(difference is None for _, difference in judged) and not any((*lost.values(), *frozen.values())):
         return Abstained(f"fewer than {LEAST_ROWS} rows before or after the resume")
     return [
-        _finding(signals, mark, difference or {}, lost[mark]) for mark, difference in judged if difference or lost[mark]
+        _finding(signals, mark, difference or {}, lost[mark], frozen[mark])
+        for mark, difference in judged
+        if difference or lost[mark] or frozen[mark]
     ]
+
+
+def _frozen(signals: Signals, mark: int) -> list[str]:
+    """Parameters that the resume took the gradient from, unless it changed the model or its layout on purpose."""
+    matrix = signals.layers("grad_norm_preclip")
+    meant = any(name.startswith(("model.", "parallel.", "task.")) for name in _changed(signals, mark))
+    if matrix is None or meant or len(signals.ranks) > 1:  # of several ranks one may hold others than before
+        return []
+    row = int(np.searchsorted(matrix.step, mark, side="right"))
+    before, after = matrix.present[max(0, row - ROWS) : row], matrix.present[row : row + ROWS]
+    if len(before) < LEAST_ROWS or len(after) < LEAST_ROWS or not after.any():
+        return []
+    return [matrix.names[column] for column in np.flatnonzero(before.all(axis=0) & ~after.any(axis=0)).tolist()]
+
+
+def _changed(signals: Signals, mark: int) -> list[str]:
+    """Names of the configuration that the resume changed on purpose."""
+    given = [event.fields.get("changed") for event in signals.events("fidelity") if event.step == mark]
+    return [str(name) for names in given if isinstance(names, list) for name in names]
 
 
 def _not_restored(signals: Signals, mark: int) -> list[str]:
     """Parts of the state that the trainer itself found to differ from the checkpoint, and that nobody changed."""
     found = []
     for event in signals.events("fidelity"):
-        parts, changed = event.fields.get("parts"), event.fields.get("changed")
+        parts, meant = event.fields.get("parts"), _changed(signals, mark)
         if event.step != mark or not isinstance(parts, dict):
             continue
-        meant = [str(name) for name in changed] if isinstance(changed, list) else []
         found += [
             f"{part} ({str(parts[part])[:80]})"
             for part, section in RESTORED.items()
@@ -140,11 +165,15 @@ def _lr_step(lr: Signal, mark: int, ratio: float) -> tuple[float, float] | None:
 _WORDS = {"train_loss": "the loss", "grad_norm_preclip": "the gradient norm", "lr": "the learning rate"}
 
 
-def _finding(signals: Signals, mark: int, difference: dict[str, tuple[float, float]], lost: list[str]) -> Finding:
+def _finding(
+    signals: Signals, mark: int, difference: dict[str, tuple[float, float]], lost: list[str], frozen: list[str]
+) -> Finding:
     told = [f"{_WORDS[name]} went from {number(old)} to {number(new)}" for name, (old, new) in difference.items()]
     if lost:
         names = ", ".join(part.partition(" (")[0] for part in lost)
         told.append(f"the state of {names} is not that of the checkpoint")
+    if frozen:
+        told.append(f"{named(frozen)} no longer {'get' if len(frozen) > 1 else 'gets'} a gradient")
     remarks = [str(note) for event in signals.events("resume") if event.step == mark for note in _remarks(event.fields)]
     return Finding(
         summary=f"After the resume at step {mark} {', '.join(told)}",
@@ -153,7 +182,8 @@ def _finding(signals: Signals, mark: int, difference: dict[str, tuple[float, flo
         last_step=signals.last_step,
         severity=Severity.WARNING,
         evidence={name: list(pair) for name, pair in difference.items()} | ({"remarks": remarks} if remarks else {}),
-        causes=_causes(difference, lost),
+        layer=frozen[0] if frozen else None,
+        causes=_causes(difference, lost, frozen),
         remedy=Remedy(
             "Resume with the optimizer's moments, the scheduler, the gradient scaler, the random states and the data "
             "position, not with the weights alone.",
@@ -173,8 +203,10 @@ def _first_judged(signals: Signals, mark: int) -> int:
     return int(after[min(LEAST_ROWS, len(after)) - 1]) if len(after) else mark + 1
 
 
-def _causes(difference: dict[str, tuple[float, float]], lost: list[str]) -> tuple[Cause, ...]:
+def _causes(difference: dict[str, tuple[float, float]], lost: list[str], frozen: list[str]) -> tuple[Cause, ...]:
     supports = [f"not restored exactly: {part}" for part in lost]
+    if frozen:
+        supports.append(f"{count(len(frozen), 'parameter')} had a gradient in each step before and have none after")
     if lr := difference.get("lr"):
         supports.append(f"the learning rate changed {times(lr[1] / lr[0])}: the scheduler was not restored")
     if loss := difference.get("train_loss"):

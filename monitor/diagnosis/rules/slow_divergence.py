@@ -9,6 +9,7 @@ import numpy as np
 from monitor.diagnosis.context import (
     LOSS_NEAR_ZERO,
     LOSS_SETTINGS,
+    early_steps,
     first_level,
     loss_drifts,
     loss_follows_policy,
@@ -42,6 +43,8 @@ SPARSE_EFFECT = 0.25
 SPARSE_EARLY = 0.35
 SPARSE_NOISE = 2.0
 """Smallest rise there, relative, in warm-up, and in standard deviations of one row."""
+HUMP = 4.0
+"""Multiple of the early steps within which a hump that began in them must be over; our judgement."""
 LOOK_BACK_ROWS = 100
 """Rows before the CUSUM's own onset in which the turn is looked for."""
 
@@ -62,12 +65,13 @@ def slow_divergence(
     rise and never see it.
 
     Stays silent: on a warm-up hump (up to twice the warm-up only a rise beyond ``early_effect`` counts, then the bar
-    falls over as long again); on restarts of the learning rate and logged changes of data, after which the best level
-    is looked for anew; on wander that the run has recently shown and recovered from; on a rise within the noise of a
-    single step; on a loss that is nearly zero; on a jump that loss-spike reports. Abstains on a loss often <= 0. In a
-    log of 6 to 20 rows the last three or more, each above 1.5 times the highest before or all far above the best, show
-    it; in an ended run of up to 200 rows, each of many steps, ten of them make a level. Information where the loss is a
-    policy's: it grows with the returns.
+    falls over as long again; a lesser rise that turned in that time is information until four times as long); on
+    restarts of the learning rate and logged changes of data, after which the best level is looked for anew; on wander
+    that the run has recently shown and recovered from; on a rise within the noise of a single step; on a loss that is
+    nearly zero; on a jump that loss-spike reports. Abstains on a loss often <= 0. In a log of 6 to 20 rows the last
+    three or more, each above 1.5 times the highest before or all far above the best, show it; in an ended run of up to
+    200 rows, each of many steps, ten of them make a level. Information where the loss is a policy's: it grows with the
+    returns.
 
     Thresholds: ``k`` and ``h`` of the CUSUM in standard deviations; ``effect``, ``worrying``, ``lost`` and
     ``early_effect`` are relative rises of the median of ten losses over the best rolling median of 50: smallest that
@@ -92,7 +96,7 @@ def slow_divergence(
         drifts = loss_drifts(signals, sparse, early_effect=SPARSE_EARLY).drifts
     learnt = LOSS_NEAR_ZERO * first_level(loss)
     told = (drift for drift in drifts if drift.peak_level > learnt and not _is_a_jump(signals, drift))
-    return [_finding(signals, loss, drift, worrying, lost) for drift in told]
+    return [_finding(signals, loss, drift, worrying, lost, early_effect) for drift in told]
 
 
 def _of_few(signals: Signals, loss: Signal) -> Finding | None:
@@ -149,7 +153,9 @@ def _is_a_jump(signals: Signals, drift: Drift) -> bool:
     return any(drift.onset - 10 <= spike.onset <= drift.fired <= spike.last for spike in spikes)
 
 
-def _finding(signals: Signals, loss: Signal, drift: Drift, worrying: float, lost: float) -> Finding:
+def _finding(
+    signals: Signals, loss: Signal, drift: Drift, worrying: float, lost: float, early_effect: float
+) -> Finding:
     start = first_level(loss)
     # At `loss no better than at the start` everything learnt is gone, whatever the ratio.
     if drift.rise > lost or (drift.peak_level > start and drift.rise > 3 * worrying):
@@ -160,11 +166,13 @@ def _finding(signals: Signals, loss: Signal, drift: Drift, worrying: float, lost
         severity = Severity.INFO
     if drift.over and severity is Severity.WARNING and drift.rise < 2.5 * worrying:
         severity = Severity.INFO
-    if loss_follows_policy(signals):
-        severity = Severity.INFO
     before = max(0, drift.onset - LOOK_BACK_ROWS)
     turned = before + turning_row(loss.value[before : drift.fired + 1])
     onset, end = int(loss.step[min(turned, drift.fired)]), int(loss.step[drift.last])
+    early = early_steps(signals, loss.step)
+    hump = onset < early and end < HUMP * early and drift.rise <= early_effect
+    if hump or loss_follows_policy(signals):
+        severity = Severity.INFO
     outcome = f"and was back after {count(end - onset + 1, 'step')}" if drift.over else "and is not back"
     return Finding(
         summary=f"Training loss climbed from {number(drift.reference)} to {number(drift.peak_level)} "

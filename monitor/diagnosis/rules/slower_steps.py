@@ -12,6 +12,8 @@ from monitor.diagnosis.wording import count, percent
 
 BLOCK_ROWS = 25
 LEAST_BLOCKS = 4
+SHARED = 0.05
+"""Share of the time without a processor from which on the host is shared; our judgement."""
 
 
 def slower_steps(signals: Signals, *, rise: float = 0.03, lasting: int = 200, z: float = 6.0) -> Verdict:
@@ -22,8 +24,8 @@ def slower_steps(signals: Signals, *, rise: float = 0.03, lasting: int = 200, z:
     Stays silent: on evaluation and checkpoint pauses; on single slow steps; on a machine whose step time wanders by as
     much anyway; on logged changes of batch size, sequence length or data, and where the tokens per step change.
     Information where other processes of the host take the processor away: the time in which the training had none is
-    taken off. Where it was not recorded and there is no device, each part of the step is longer by as much, and the
-    training uses no more processor time in a step than before.
+    taken off, and on a host without a device that is shared so, a step of which each part is longer by as much is its
+    doing, too. Where that time was not recorded, the training uses no more processor time in a step than before.
 
     Thresholds: ``rise``, relative rise of the median, over ``lasting`` steps; ``z``, robust standard deviations of the
     medians of 25 steps before, so that a busy machine is not called slow. Design notes F41: 3 %, since 5 % and 6 %
@@ -69,10 +71,7 @@ def _finding(
 ) -> Finding:
     row = block * BLOCK_ROWS
     part, share = _slower_part(signals, times, row)
-    if np.isfinite(times.waited).any():
-        waiting = _without_processor(times, row) if seconds is times.seconds else None
-    else:
-        waiting = _kept_waiting(signals, times, row)
+    waiting = _without_processor(times, row) if seconds is times.seconds else _kept_waiting(signals, times, row)
     where = f"; {part.removesuffix('_s').replace('_', ' ')} makes {100 * share:.0f} % of it" if part else ""
     return Finding(
         summary=f"Steps take {percent(after / before - 1)} longer from step {int(times.step[row])} on: "
@@ -107,22 +106,25 @@ def _slower_part(signals: Signals, times: StepTimes, row: int) -> tuple[str | No
     return part, grown[part] / total
 
 
-def _without_processor(times: StepTimes, row: int) -> Cause:
-    """Other processes of the host as the cause, by the kernel's count."""
+def _without_processor(times: StepTimes, row: int) -> Cause | None:
+    """Other processes of the host as the cause, by the kernel's count; None where it does not count."""
+    if not np.isfinite(times.waited).any():
+        return None
     before, after = (1000 * float(np.nanmean(waited)) for waited in (times.waited[:row], times.waited[row:]))
     return Cause("busy-host", 0.9, (f"{after:.3g} ms of a step without a processor, {before:.3g} ms before",))
 
 
 def _kept_waiting(signals: Signals, times: StepTimes, row: int) -> Cause | None:
-    """Other processes of the host as the cause: all parts grew alike, and the processor time per step did not."""
-    cpu = signals.system("cpu_pct")
-    onset = int(times.step[row])
-    before, after = cpu.between(None, onset - 1).value, cpu.between(onset, None).value
-    if len(signals.system("gpu_util_pct")) or len(signals.ranks) > 1 or len(before) < 2 or len(after) < 2:
+    """Other processes of the host as the cause: all parts grew alike, and it is known that the processor is shared.
+
+    Shared means that the training waits for it in a good part of its steps, since those that it waits for also take
+    caches and cores' other threads; or, where that is not counted, that its processor time per step did not grow.
+    """
+    if len(signals.system("gpu_util_pct")) or len(signals.ranks) > 1:
         return None
-    usual, now = float(np.median(times.seconds[:row])), float(np.median(times.seconds[row:]))
-    used = float(np.median(before) * usual), float(np.median(after) * now)
-    if used[1] > used[0] * (1 + 0.5 * (now / usual - 1)):
+    usual, now = float(np.median(times.own[:row])), float(np.median(times.own[row:]))
+    told = _shared(times, row) if np.isfinite(times.waited).any() else _no_more_used(signals, times, row)
+    if told is None:
         return None
     for part in ("forward_s", "backward_s", "optimizer_s"):
         value = times.part(signals, part)
@@ -132,8 +134,24 @@ def _kept_waiting(signals: Signals, times: StepTimes, row: int) -> Cause | None:
         level = float(np.median(pair[0]))
         if level > 0.1 * usual and np.median(pair[1]) / level - 1 < 0.5 * (now / usual - 1):
             return None
-    told = f"the process got {np.median(after):.0f} % of a core, {np.median(before):.0f} % before"
     return Cause("busy-host", 0.7, (told, "forward, backward and optimizer grew alike"))
+
+
+def _shared(times: StepTimes, row: int) -> str | None:
+    share = float(np.nansum(times.waited[row:]) / np.sum(times.seconds[row:]))
+    return f"other processes had the processor in {100 * share:.0f} % of the time" if share > SHARED else None
+
+
+def _no_more_used(signals: Signals, times: StepTimes, row: int) -> str | None:
+    cpu, onset = signals.system("cpu_pct"), int(times.step[row])
+    before, after = cpu.between(None, onset - 1).value, cpu.between(onset, None).value
+    if len(before) < 2 or len(after) < 2:
+        return None
+    usual, now = float(np.median(times.seconds[:row])), float(np.median(times.seconds[row:]))
+    used = float(np.median(before) * usual), float(np.median(after) * now)
+    if used[1] > used[0] * (1 + 0.5 * (now / usual - 1)):
+        return None
+    return f"the process got {np.median(after):.0f} % of a core, {np.median(before):.0f} % before"
 
 
 def _cause(signals: Signals, part: str | None, share: float, step: int) -> Cause:

@@ -34,7 +34,7 @@ def stall(
     Source: design notes F36; SageMaker Debugger's StalledTrainingRule.
     """
     clean = step_times(signals)
-    own = clean.own
+    own = clean.own  # a step is told by all that it took
     if len(clean.step) <= LEAST_ROWS:
         return Abstained(f"{count(len(clean.step), 'training step')} timed, more than {LEAST_ROWS} are needed")
     found = []
@@ -43,9 +43,8 @@ def stall(
         if len(before) < LEAST_ROWS:
             continue
         if own[row] > max(ratio * float(np.median(before)), record * float(np.quantile(before, 0.99))):
-            found.append(
-                _finding(signals, int(clean.step[row]), float(own[row]), float(np.median(before)), computing_s)
-            )
+            usual = float(np.median(before))
+            found.append(_finding(signals, int(clean.step[row]), float(clean.seconds[row]), usual, computing_s))
     return found[:MOST]
 
 

@@ -169,6 +169,10 @@ def test_few_modules_are_watched_in_every_step() -> None:
             assert 1 <= len(chosen) <= most
             assert not any(a != b and b.startswith(f"{a}.") for a in chosen for b in chosen)
         assert _blocks(model, 0) == set()
+    small = GPT.made()
+    chosen = [name for name, module in small.named_modules() if id(module) in _blocks(small, BLOCKS)]
+    named = [name for name, _ in small.named_parameters() if "." in name]
+    assert all(name.startswith(tuple(f"{part}." for part in chosen)) for name in named), "no piece is left out"
     nested = Nested()
     chosen = [name for name, module in nested.named_modules() if id(module) in _blocks(nested, BLOCKS)]
     assert {"model.token", "model.head"} <= set(chosen)

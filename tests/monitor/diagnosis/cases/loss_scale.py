@@ -45,6 +45,13 @@ FIRES = (
         onset=1,
         words="below 1",
     ),
+    Case(
+        "0.001 throughout",
+        lambda: only(train_loss=level(), loss_scale=np.full(STEPS, 1e-3)),
+        "warning",
+        onset=1,
+        words="smaller",
+    ),
     Case("halved every other step", lambda: scaled([AT, AT + 2, AT + 4], inf=[]), "warning", words="fell to 8192"),
     Case("at 1 in the first steps", lambda: scaled(list(range(16)), inf=[]), "warning", onset=1, words="fell to 1 "),
     Case("more zeros at a scale of 64", lambda: zeros(64, 0.6), "warning", words="underflow"),

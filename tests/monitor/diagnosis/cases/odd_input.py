@@ -45,6 +45,7 @@ FIRES = (
 NEAR_MISSES = (
     Case("within the scatter", batches),
     Case("a rare token in each batch", lambda: tokens(226)),
+    Case("two odd batches, ten apart", lambda: batches(slice(AT, AT + 11, 10), 60)),
     Case("a third more", lambda: batches(slice(AT, None), 1.3)),
     Case("a new sequence length", lambda: batches(slice(AT, AT + 20), 60, events=(Mark("seq_len", AT + 1),))),
 )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from monitor.diagnosis.view import Mark, Signals
+from monitor.signals import LayerMatrix
 from tests.monitor.diagnosis.cases.drawn import AT, STEPS, Case, changed, constant_lr, level, norms, only
-from tests.monitor.diagnosis.controls import warmup_cosine
+from tests.monitor.diagnosis.controls import LAYERS, warmup_cosine
 
 
 def resumed(**series: np.ndarray) -> Signals:
@@ -19,7 +20,18 @@ def restored(optimizer: str, *changed_on_purpose: str) -> Signals:
     return Signals.from_arrays({"train_loss": level()}, events=[Mark("resume", AT), Mark("fidelity", AT, fields)])
 
 
+def frozen(rows: slice, *changed_on_purpose: str) -> Signals:
+    """Half of the layers have no gradient in ``rows``."""
+    present = np.ones((STEPS, len(LAYERS)), bool)
+    present[rows, : len(LAYERS) // 2] = False
+    step = np.arange(1, STEPS + 1, dtype=np.int64)
+    matrix = LayerMatrix("grad_norm_preclip", step, tuple(LAYERS), np.ones(present.shape, np.float32), present)
+    events = [Mark("resume", AT), Mark("fidelity", AT, {"parts": {}, "changed": list(changed_on_purpose)})]
+    return Signals.from_arrays({"train_loss": level()}, layers={"grad_norm_preclip": matrix}, events=events)
+
+
 FIRES = (
+    Case("half of the layers frozen", lambda: frozen(slice(AT, None)), "warning", words="no longer get a gradient"),
     Case(
         "an optimizer that starts from nothing, and the loss goes on",
         lambda: restored("differs from the checkpoint", "steps"),
@@ -48,6 +60,9 @@ FIRES = (
 )
 
 NEAR_MISSES = (
+    Case("half of the layers frozen all along", lambda: frozen(slice(None))),
+    Case("half of the layers frozen on purpose", lambda: frozen(slice(AT, None), "model.weights")),
+    Case("half of the layers have no gradient now and then", lambda: frozen(slice(0, None, 2))),
     Case("all state restored", lambda: restored("exact")),
     Case("another optimizer on purpose", lambda: restored("differs from the checkpoint", "optimizer.kind")),
     Case("no resume", lambda: only(train_loss=changed(level(), slice(AT, None), 1.5))),

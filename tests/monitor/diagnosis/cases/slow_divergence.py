@@ -102,6 +102,15 @@ FIRES = (
         onset=None,
         words="is not back",
     ),
+    Case(
+        "hump from warm-up on that is never over",
+        lambda: only(
+            train_loss=level() * np.interp(np.arange(STEPS), [45, 150], [1.0, 1.5]),
+            lr=1e-3 * np.minimum(1, np.arange(1, STEPS + 1) / 25),
+        ),
+        "warning",
+        onset=None,
+    ),
     Case("+0.4 % a step", lambda: only(train_loss=climbing(0.004), lr=constant_lr()), "critical", onset=None),
     Case(
         "twelve rows, the last five above all before",
@@ -138,6 +147,13 @@ NEAR_MISSES = (
         "hump in warm-up",
         lambda: only(
             train_loss=changed(level(), slice(40, 120), 1 + 0.4 * np.sin(np.linspace(0, np.pi, 80))),
+            lr=1e-3 * np.minimum(1, np.arange(1, STEPS + 1) / 80),
+        ),
+    ),
+    Case(
+        "hump from warm-up on that is over late",
+        lambda: only(
+            train_loss=changed(level(), slice(60, 300), 1 + 0.5 * np.sin(np.linspace(0, np.pi, 240))),
             lr=1e-3 * np.minimum(1, np.arange(1, STEPS + 1) / 80),
         ),
     ),

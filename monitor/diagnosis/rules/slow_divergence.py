@@ -171,7 +171,7 @@ def _finding(
     onset, end = int(loss.step[min(turned, drift.fired)]), int(loss.step[drift.last])
     early = early_steps(signals, loss.step)
     hump = onset < early and end < HUMP * early and drift.rise <= early_effect
-    if hump or loss_follows_policy(signals):
+    if (hump and "lr" in signals) or loss_follows_policy(signals):
         severity = Severity.INFO
     outcome = f"and was back after {count(end - onset + 1, 'step')}" if drift.over else "and is not back"
     return Finding(

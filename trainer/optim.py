@@ -65,8 +65,13 @@ class LARS(Optimizer):
     Source: You et al. 2017, https://arxiv.org/abs/1708.03888, algorithm 1.
     """
 
+    steps_like = SGD
+    """Apart from ``step_factors``; read by ``monitor.landscape.stability``."""
+
     def __init__(self, groups: ParameterGroups, *, lr: float, momentum: float, trust: float) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "trust": trust, "weight_decay": 0.0})
+        self.step_factors: dict[Tensor, Tensor] = {}
+        """λ of each matrix in the last step, on the device. No part of the state: a checkpoint does not have it."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -82,7 +87,9 @@ class LARS(Optimizer):
                 push = weight.grad + decay * weight
                 if weight.dim() >= 2:
                     reach = group["trust"] * weight.norm()
-                    push *= _ratio(reach, weight.grad.norm() + decay * weight.norm())
+                    ratio = _ratio(reach, weight.grad.norm() + decay * weight.norm())
+                    self.step_factors[weight] = ratio
+                    push *= ratio
                 velocity.mul_(group["momentum"]).add_(push, alpha=group["lr"])
                 weight.sub_(velocity)
 
@@ -90,8 +97,13 @@ class LARS(Optimizer):
 class _PerTensorAdamW(Optimizer):
     """AdamW whose step in each tensor is multiplied by a number of that tensor's own, left on the device."""
 
+    steps_like = AdamW
+    """Apart from ``step_factors``; read by ``monitor.landscape.stability``."""
+
     def __init__(self, groups: ParameterGroups, *, lr: float, betas: tuple[float, float], eps: float) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+        self.step_factors: dict[Tensor, Tensor] = {}
+        """That number in the last step, where it is not 1 by rule. No part of the state: a checkpoint has it not."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -110,10 +122,14 @@ class _PerTensorAdamW(Optimizer):
                 v.mul_(beta2).addcmul_(weight.grad, weight.grad, value=1 - beta2)
                 v_hat = v / (1 - beta2**step)
                 update = m / (1 - beta1**step) / (v_hat.sqrt() + group["eps"]) + group["weight_decay"] * weight
-                weight.sub_(update * self.factor(weight, v_hat, update, group["eps"]), alpha=group["lr"])
+                factor = self.factor(weight, v_hat, update, group["eps"])
+                if factor is not None:
+                    self.step_factors[weight] = factor
+                    update *= factor
+                weight.sub_(update, alpha=group["lr"])
 
-    def factor(self, weight: nn.Parameter, v_hat: Tensor, update: Tensor, eps: float) -> Tensor | float:
-        """What the step in ``weight`` is multiplied by; ``v_hat`` is the second moment without its bias."""
+    def factor(self, weight: nn.Parameter, v_hat: Tensor, update: Tensor, eps: float) -> Tensor | None:
+        """What the step in ``weight`` is multiplied by, None for 1; ``v_hat`` is the second moment without its bias."""
         raise NotImplementedError
 
 
@@ -135,8 +151,8 @@ class LAMB(_PerTensorAdamW):
     Source: You et al. 2020, https://arxiv.org/abs/1904.00962, algorithm 2, with φ the identity.
     """
 
-    def factor(self, weight: nn.Parameter, v_hat: Tensor, update: Tensor, eps: float) -> Tensor | float:
-        return _ratio(weight.norm(), update.norm()) if weight.dim() >= 2 else 1.0
+    def factor(self, weight: nn.Parameter, v_hat: Tensor, update: Tensor, eps: float) -> Tensor | None:
+        return _ratio(weight.norm(), update.norm()) if weight.dim() >= 2 else None
 
 
 def _ratio(weight: Tensor, update: Tensor) -> Tensor:

@@ -10,6 +10,13 @@ Adam the limit is another, and Adam's is on the Hessian seen through its precond
     Adam, AdamW                 (2 + 2 β1) / ((1 - β1) η), of P⁻¹H with P = (1 - β1^t) (√v̂ + ε): 38/η for β1 = 0.9
     RMSprop, momentum μ         2 (1 + μ) / η, of P⁻¹H with P = √v + ε
 
+An optimizer whose step in each tensor is one of these times a number of that tensor (a trust ratio λ of LARS and LAMB,
+StableAdamW's 1 / max(1, RMS)) has that limit with P over the number, P being 1 for LARS. It is taken as it was in the
+last step. That is exact to first order for a swing at right angles to the rest of the gradient: it changes the number,
+too, but what that changes lies along the rest. So the limit tells when a swing begins to grow, not how far it grows:
+all three numbers fall as the gradient grows, and a swing that outweighs the rest brakes itself. Where nothing but the
+swing is left, at the very bottom, there is no such limit: LARS and LAMB without decay come to rest there at no rate.
+
 Weight decay is no part of the loss that the Hessian is of.
 
 Sources: Cohen et al. 2021, https://arxiv.org/abs/2103.00065, equation 1 and appendix B; Cohen et al. 2022,
@@ -40,7 +47,8 @@ class Stability:
     lr: float
     """The highest of the parameter groups."""
     scale: list[Tensor] | None
-    """P, one tensor per moving weight, with what a group's lower rate makes of it; None where it is 1 everywhere."""
+    """P, one tensor per moving weight, with what a group's lower rate and a tensor's own number make of it; None where
+    it is 1 everywhere."""
     preconditioned: bool
     """Whether P is Adam's or RMSprop's."""
 
@@ -50,9 +58,13 @@ def stability(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) ->
     (and decay), a rate of zero, or before Adam's first step.
 
     Args:
+        optimizer: of torch, or one that says ``steps_like``, a class of torch, and has ``step_factors``: by weight,
+            what its last step was multiplied by beside that; a vector that is not there had its step as it was, and
+            with a matrix that is not there the limit is not known.
         parameters: the moving ones, ``undisturbed.moving(model)``.
     """
-    kind = type(optimizer)
+    kind = getattr(optimizer, "steps_like", type(optimizer))
+    factors_of = getattr(optimizer, "step_factors", None)
     groups = {id(weight): group for group in optimizer.param_groups for weight in group["params"]}
     own = [groups.get(id(weight)) for weight in parameters]
     used = [group for group in own if group is not None]
@@ -69,8 +81,15 @@ def stability(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) ->
         if adaptive and not state:
             return None
         slower = lr / max(float(group["lr"]), lr * 1e-12)  # a group at rest is one whose P is very large
-        scale.append(_preconditioner(kind, group, state, weight) * slower)
-    uniform = not adaptive and all(float(group["lr"]) == lr for group in used)
+        preconditioner = _preconditioner(kind, group, state, weight) * slower
+        if factors_of is not None and weight in factors_of:
+            preconditioner = preconditioner / factors_of[weight].clamp(min=1e-12)
+        elif factors_of is not None and weight.dim() >= 2:
+            return None
+        scale.append(preconditioner)
+    if factors_of is not None:
+        rule += ", with each tensor's own factor in P"
+    uniform = not adaptive and not factors_of and all(float(group["lr"]) == lr for group in used)
     return Stability(factor / lr, rule, lr, None if uniform else scale, adaptive)
 
 
@@ -84,9 +103,9 @@ def _factor(kind: type, group: dict[str, Any]) -> tuple[float, str]:
         return 2 * (1 + beta), f"2 (1 + μ) / lr of P⁻¹H, μ = {beta:g}"
     if not beta:
         return 2.0, "2 / lr"
-    if group["nesterov"]:
+    if group.get("nesterov"):
         return (2 + 2 * beta) / (1 + 2 * beta), f"(2 + 2 β) / ((1 + 2 β) lr), β = {beta:g}"
-    damped = 1 - float(group["dampening"])
+    damped = 1 - float(group.get("dampening", 0.0))
     return 2 * (1 + beta) / damped, f"2 (1 + β) / ((1 - τ) lr), β = {beta:g}, τ = {1 - damped:g}"
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import monitor
+from monitor.landscape.stability import stability
 from trainer.config import ModelConfig, OptimizerConfig
 from trainer.optim import (
     LAMB,
@@ -239,3 +240,39 @@ def test_set_lr_reaches_every_group_and_state_is_counted() -> None:
     model(torch.ones(1, 4)).sum().backward()
     optimizer.step()
     assert state_bytes(optimizer) == 2 * 15 * 4 + 2 * 4  # two moments of 15 floats, and a step count per tensor
+
+
+SLOPED = {
+    "lars": (lambda p: LARS(p, lr=1e-4, momentum=0.9, trust=1e-3), 1.0, 1e-3),
+    "lamb": (lambda p: LAMB(p, lr=1e-6, betas=(0.9, 1 - 1e-12), eps=1e-8), 1.0, 2.0),
+    "stable_adamw, braked": (lambda p: StableAdamW(p, lr=1e-6, betas=(0.9, 1 - 1e-12), eps=1e-8), 128**0.5, 0.25),
+    "stable_adamw, free": (lambda p: StableAdamW(p, lr=1e-6, betas=(0.9, 1 - 1e-12), eps=1e-8), 0.1, 1.0),
+}
+"""Each with the slope that it goes down, and the factor that comes of it."""
+
+
+@pytest.mark.parametrize("name", SLOPED)
+@pytest.mark.parametrize(("share", "grows"), [(0.97, False), (1.03, True)])
+def test_a_swing_across_the_slope_grows_above_the_limit_and_not_below(name: str, share: float, grows: bool) -> None:
+    """One coordinate goes down a slope, the other swings in a parabola. v is frozen at 4 by its beta2."""
+    make, slope, factor = SLOPED[name]
+    weight = nn.Parameter(torch.tensor([[1.0, 1e-12]]).double())
+    optimizer = make([{"params": [weight]}])
+    if name != "lars":
+        first, second = torch.tensor([[slope, 0.0]]).double(), torch.full((1, 2), 4.0).double()
+        optimizer.state[weight] = {"step": 10**8, "exp_avg": first, "exp_avg_sq": second * 1e-4}
+    assert stability(optimizer, [weight]) is None  # what the last step was multiplied by is not known
+    curve = 0.0
+    for step in range(1000):
+        optimizer.zero_grad()
+        (slope * weight[0, 0] + curve * weight[0, 1] ** 2 / 2).backward()
+        optimizer.step()
+        if step == 0:
+            held = stability(optimizer, [weight])
+            assert held is not None and held.scale is not None
+            assert float(optimizer.step_factors[weight]) == pytest.approx(factor, rel=2e-3)
+            curve = share * held.limit * float(held.scale[0][0, 1])
+        if not 1e-14 < abs(weight[0, 1].item()) < 1e-10:
+            break
+    assert (abs(weight[0, 1].item()) > 1e-10) == grows
+    assert weight[0, 0].item() == pytest.approx(1.0, rel=5e-3)

@@ -8,7 +8,7 @@ import numpy as np
 
 from monitor.diagnosis.context import loss_is_signed
 from monitor.diagnosis.lasting import first_run
-from monitor.diagnosis.primitives import MAD_TO_SD
+from monitor.diagnosis.primitives.medians import MAD_TO_SD, running_median, window_medians
 from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
 from monitor.diagnosis.view import Signals
 from monitor.diagnosis.wording import count, number, percent
@@ -27,6 +27,8 @@ SHARPLY = 0.25
 no third. Our judgement."""
 TREND_EVALUATIONS = 8
 """Evaluations after the lowest from which on their trend is judged."""
+TREND_MOST = 1000
+"""Of more evaluations about as many at even distances are taken, since each is held against each."""
 TREND_Z = 2.33
 """Of Mann and Kendall's test, one-sided at 1 %."""
 GAP_EVALUATIONS = 4
@@ -68,19 +70,17 @@ def overfitting(
     if len(val) < evaluations:
         return Abstained(f"{count(len(val), 'evaluation')} recorded, at least {evaluations} are needed")
     found = []
+    bars, levels = np.maximum(rise, _beyond_chance(val.value, noise)), _train_levels(loss, val)
     for best, stop in _stretches(val.value):
-        since = np.arange(best + 1, stop)
-        bars = np.array([max(rise, _beyond_chance(val.value[: row + 1], noise)) for row in since])
-        raised = val.value[since] > val.value[best] * (1 + bars)
-        fell = np.array([_train_level(loss, val, row) for row in since.tolist()]) < (1 - train_fall) * _train_level(
-            loss, val, best
-        )
+        since = slice(best + 1, stop)
+        raised = val.value[since] > val.value[best] * (1 + bars[since])
+        fell = levels[since] < (1 - train_fall) * levels[best]
         first = first_run(raised & fell, evaluations)
         if first is not None:
-            found.append(_finding(signals, loss, val, best, best + first + evaluations, stop - 1, worrying))
+            found.append(_finding(signals, levels, val, best, best + first + evaluations, stop - 1, worrying))
         elif _sharp(val.value[best:stop], raised & fell):
-            found.append(_finding(signals, loss, val, best, stop - 1, stop - 1, worrying))
-    return found or _by_heart(signals, loss, val, rise) or _trend(signals, loss, val, rise, worrying, train_fall)
+            found.append(_finding(signals, levels, val, best, stop - 1, stop - 1, worrying))
+    return found or _by_heart(signals, levels, val, rise) or _trend(signals, levels, val, rise, worrying, train_fall)
 
 
 def _sharp(value: np.ndarray, counts: np.ndarray) -> bool:
@@ -90,18 +90,18 @@ def _sharp(value: np.ndarray, counts: np.ndarray) -> bool:
     )
 
 
-def _by_heart(signals: Signals, loss: Signal, val: Signal, rise: float) -> list[Finding]:
+def _by_heart(signals: Signals, levels: np.ndarray, val: Signal, rise: float) -> list[Finding]:
     """The training loss is nearly nothing and the validation loss has not moved: learnt by heart."""
     if len(val) < GAP_EVALUATIONS or float(val.value.min()) < (1 - rise) * float(val.value[0]):
         return []
-    start, end = _train_level(loss, val, 0), _train_level(loss, val, len(val) - 1)
+    start, end = float(levels[0]), float(levels[-1])
     if not end < LEARNT * start or not end < 0.5 * float(val.value[-1]):
         return []
-    return [_finding(signals, loss, val, 0, len(val) - 1, len(val) - 1, worrying=0.0)]
+    return [_finding(signals, levels, val, 0, len(val) - 1, len(val) - 1, worrying=0.0)]
 
 
 def _trend(
-    signals: Signals, loss: Signal, val: Signal, rise: float, worrying: float, train_fall: float
+    signals: Signals, levels: np.ndarray, val: Signal, rise: float, worrying: float, train_fall: float
 ) -> list[Finding]:
     """The evaluations after the lowest scatter too much for any one to prove it, but together they rise (Mann 1945,
     https://doi.org/10.2307/1907187), away from the median of the five around the lowest."""
@@ -110,15 +110,17 @@ def _trend(
     rows = len(after)
     if rows < TREND_EVALUATIONS:
         return []
+    after = after[:: -(-rows // TREND_MOST)]
+    rows = len(after)
     score = sum(int(np.sign(after[row + 1 :] - after[row]).sum()) for row in range(rows))
     if score - 1 < TREND_Z * np.sqrt(rows * (rows - 1) * (2 * rows + 5) / 18):
         return []
     base = float(np.median(val.value[max(0, best - 2) : best + 3]))
     level = float(np.median(after[-(rows // 3) :]) / base - 1)
     last = len(val) - 1
-    if level < rise or not _train_level(loss, val, last) < (1 - train_fall) * _train_level(loss, val, best):
+    if level < rise or not levels[last] < (1 - train_fall) * levels[best]:
         return []
-    return [_finding(signals, loss, val, best, last, last, worrying if level >= worrying else np.inf)]
+    return [_finding(signals, levels, val, best, last, last, worrying if level >= worrying else np.inf)]
 
 
 def _finite(series: Signal) -> Signal:
@@ -133,27 +135,28 @@ def _stretches(value: np.ndarray) -> list[tuple[int, int]]:
     return list(zip(best.tolist(), [*best[1:].tolist(), len(value)], strict=True))
 
 
-def _beyond_chance(value: np.ndarray, noise: float) -> float:
-    """Relative rise over the lowest of these evaluations that their scatter does not explain; 0 with fewer than five.
+def _beyond_chance(value: np.ndarray, noise: float) -> np.ndarray:
+    """Relative rise over the lowest of the evaluations up to each one that their scatter does not explain; 0 with fewer
+    than five.
 
     The lowest of n lies about sqrt(2 ln n) standard deviations below the level, ``noise`` more are asked for. One
     standard deviation is taken from second differences, which a steady fall and a steady rise leave alone.
     """
-    if len(value) < 5:
-        return 0.0
-    bends = np.diff(np.log(value), n=2)
-    sd = float(MAD_TO_SD * np.median(np.abs(bends)) / np.sqrt(6))
-    return float(np.expm1((noise + np.sqrt(2 * np.log(len(value)))) * sd))
+    rises = np.zeros(len(value))
+    sd = MAD_TO_SD * running_median(np.abs(np.diff(np.log(value), n=2)))[2:] / np.sqrt(6)
+    rises[4:] = np.expm1((noise + np.sqrt(2 * np.log(np.arange(5, len(value) + 1)))) * sd)
+    return rises
 
 
-def _train_level(loss: Signal, val: Signal, row: int) -> float:
-    """Median training loss of the rows between the evaluation before ``row`` and ``row``; at most 20, NaN without."""
-    begin = int(val.step[row - 1]) + 1 if row else None
-    value = loss.between(begin, int(val.step[row])).tail(TRAIN_ROWS).value
-    return float(np.median(value)) if len(value) else np.nan
+def _train_levels(loss: Signal, val: Signal) -> np.ndarray:
+    """float64[V]: median training loss between the evaluation before and each one; of at most 20, NaN without."""
+    stop = np.searchsorted(loss.step, val.step, side="right")
+    return window_medians(loss.value, np.maximum(stop - TRAIN_ROWS, np.append(0, stop[:-1])), stop)
 
 
-def _finding(signals: Signals, loss: Signal, val: Signal, best: int, fired: int, last: int, worrying: float) -> Finding:
+def _finding(
+    signals: Signals, levels: np.ndarray, val: Signal, best: int, fired: int, last: int, worrying: float
+) -> Finding:
     worst = best + int(np.argmax(val.value[best : last + 1]))
     rose = float(val.value[worst] / val.value[best] - 1)
     level = float(np.median(val.value[max(fired, last - 2) : last + 1]) / val.value[best] - 1)
@@ -161,7 +164,7 @@ def _finding(signals: Signals, loss: Signal, val: Signal, best: int, fired: int,
     over = last < len(val) - 1
     severity = Severity.WARNING if level >= worrying and score is None and not over else Severity.INFO
     improving = f"; {score} still improves, so that the loss grows by over-confidence" if score else ""
-    before, after = _train_level(loss, val, best), _train_level(loss, val, last)
+    before, after = float(levels[best]), float(levels[last])
     best_step = int(val.step[best])
     return Finding(
         summary=f"Validation loss rose from its best, {number(float(val.value[best]))} at step {best_step}, to "

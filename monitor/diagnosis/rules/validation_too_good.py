@@ -8,6 +8,7 @@ import numpy as np
 
 from monitor.diagnosis.context import LOSS_NEAR_ZERO, first_level, loss_is_signed
 from monitor.diagnosis.lasting import first_run
+from monitor.diagnosis.primitives.medians import window_medians
 from monitor.diagnosis.remedies import configured
 from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
 from monitor.diagnosis.view import Signals
@@ -41,10 +42,11 @@ def validation_too_good(signals: Signals, *, share: float = 0.7, evaluations: in
     loss, val = signals["train_loss"], signals["val_loss"]
     if loss_is_signed(signals) or (len(val) and not (val.value > 0).all()):
         return Abstained("a loss that is zero or negative, or not finite, has no ratio")
-    judged = [(row, level) for row in range(len(val)) if (level := _level_after(loss, val, row)) is not None]
-    if len(judged) < evaluations:
-        return Abstained(f"{count(len(judged), 'evaluation')} with {ROWS} training losses after it, not {evaluations}")
-    rows, levels = np.array([row for row, _ in judged]), np.array([level for _, level in judged])
+    levels = _levels_after(loss, val)
+    rows = np.flatnonzero(~np.isnan(levels))
+    if len(rows) < evaluations:
+        return Abstained(f"{count(len(rows), 'evaluation')} with {ROWS} training losses after it, not {evaluations}")
+    levels = levels[rows]
     too_good = (val.value[rows] < share * levels) & (levels > LOSS_NEAR_ZERO * first_level(loss))
     first = first_run(too_good, evaluations)
     if first is None or _harder(signals):
@@ -74,10 +76,15 @@ def validation_too_good(signals: Signals, *, share: float = 0.7, evaluations: in
     )
 
 
-def _level_after(loss: Signal, val: Signal, row: int) -> float | None:
-    """Median of the first training losses after an evaluation; None while there are not enough."""
-    value = loss.between(int(val.step[row]) + 1, None).value[:ROWS]
-    return float(np.median(value)) if len(value) == ROWS and np.isfinite(value).all() else None
+def _levels_after(loss: Signal, val: Signal) -> np.ndarray:
+    """float64[V]: median of the first training losses after each evaluation; NaN without enough finite ones."""
+    begin = np.searchsorted(loss.step, val.step, side="right")
+    infinite = np.append(0, np.cumsum(~np.isfinite(loss.value)))
+    levels = np.full(len(val), np.nan)
+    full = np.flatnonzero(begin + ROWS <= len(loss))
+    full = full[infinite[begin[full] + ROWS] == infinite[begin[full]]]
+    levels[full] = window_medians(loss.value, begin[full], begin[full] + ROWS)
+    return levels
 
 
 def _harder(signals: Signals) -> bool:

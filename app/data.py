@@ -275,12 +275,13 @@ class Background(Generic[T]):
         self.finished = 0
         """How many results have been made."""
 
-    def of(self, path: Path, token: object, wait: float = 0.0) -> Made[T]:
+    def of(self, path: Path, token: object, wait: float = 0.0, head_start: float = 0.0) -> Made[T]:
         """What is known about ``path``; starts the work when ``token`` is not the one of the latest result.
 
         Args:
             token: anything that changes when the run does.
             wait: seconds to wait when nothing is known yet.
+            head_start: seconds that a first result is not begun for: what was asked for with it comes first.
         """
         with self._guard:
             work = self._works.get(path)
@@ -294,17 +295,22 @@ class Background(Generic[T]):
             if work.token != token and work.done.is_set() and self._clock() - work.started >= pause:
                 work.started = self._clock()
                 work.done.clear()
-                self._give(path, token, work)
+                self._give(path, token, work, 0.0 if work.worker is not None else head_start)
         if wait > 0 and work.value is None and work.error is None:
             work.done.wait(wait)
         return Made(work.value, work.error, pending=work.token != token)
 
-    def _give(self, path: Path, token: object, work: _Work[T]) -> None:
+    def _give(self, path: Path, token: object, work: _Work[T], head_start: float) -> None:
         if work.worker is None:
             work.worker = min(range(len(self._workers)), key=lambda index: self._workers[index].waiting)
         worker = self._workers[work.worker]
         worker.waiting += 1
-        worker.queue.put((path, token, work))
+        if head_start > 0:
+            timer = threading.Timer(head_start, worker.queue.put, [(path, token, work)])
+            timer.daemon = True
+            timer.start()
+        else:
+            worker.queue.put((path, token, work))
         if worker.thread is None:
             worker.thread = threading.Thread(target=self._run, args=(worker,), name=self._name, daemon=True)
             worker.thread.start()

@@ -13,18 +13,24 @@ import sys
 import threading
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from monitor.errors import GradiometerError, RunError
 
+if TYPE_CHECKING:
+    from monitor.diagnosis.view import Kept
+    from monitor.runfile.reader import Run
+
 ROOT = Path(__file__).resolve().parents[1]
 KEPT_OPEN = 8
-"""Runs whose readers and detectors are kept between two questions, so that a live run is read on and not anew."""
-NICE = 5
+"""Live runs whose readers and detectors are kept between two questions, so that they are read on and not anew."""
+NICE = 10
 """The training and the page go first."""
 
 Report = dict[str, Any]
 """The doctor's JSON."""
+Opened: TypeAlias = "OrderedDict[str, tuple[Run, Kept]]"
+"""Readers and what detectors have seen, by the runs' paths."""
 
 
 class Doctor:
@@ -87,33 +93,42 @@ def serve() -> None:
     os.nice(NICE)
     import signal
 
-    from monitor.diagnosis.engine import diagnose
-    from monitor.diagnosis.view import Kept, Signals
     from monitor.runfile.format import dump_json
-    from monitor.runfile.reader import Run, open_run
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in the app's terminal: the closed pipe is the way to end
     answers, sys.stdout = sys.stdout, sys.stderr  # nothing else may print between the answers
-    kept: OrderedDict[str, tuple[Run, Kept]] = OrderedDict()
+    kept: Opened = OrderedDict()
     for line in sys.stdin:
         path = json.loads(line)
         try:
-            if path in kept:
-                kept[path][0].refresh()
-            else:
-                kept[path] = open_run(path), {}
-            kept.move_to_end(path)
-            run, detectors = kept[path]
-            answer: dict[str, Any] = {"report": diagnose(Signals.from_run(run, kept=detectors)).to_dict()}
+            answer: dict[str, Any] = {"report": report_on(path, kept)}
         except GradiometerError as error:
             kept.pop(path, None)
             answer = {"error": str(error)}
         except Exception as error:  # said on the page; the next run is answered all the same
             kept.pop(path, None)
             answer = {"error": f"The diagnosis failed: {type(error).__name__}: {error}"}
-        while len(kept) > KEPT_OPEN:
-            kept.popitem(last=False)
         print(dump_json(answer), file=answers, flush=True)
+
+
+def report_on(path: str, kept: Opened) -> Report:
+    """The report on the run at ``path``; ``kept`` gets its reader, unless it has ended."""
+    from monitor.diagnosis.engine import diagnose
+    from monitor.diagnosis.view import Signals
+    from monitor.runfile.reader import open_run
+
+    if path in kept:
+        kept[path][0].refresh()
+    else:
+        kept[path] = open_run(path), {}
+    kept.move_to_end(path)
+    run, detectors = kept[path]
+    report = diagnose(Signals.from_run(run, kept=detectors)).to_dict()
+    if run.state.ended:
+        del kept[path]  # hardly ever asked about again, and of a long run it is half a gigabyte
+    while len(kept) > KEPT_OPEN:
+        kept.popitem(last=False)
+    return report
 
 
 if __name__ == "__main__":

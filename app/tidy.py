@@ -106,6 +106,10 @@ TIDY = Tidy(READERS.forget)
 def yield_to_everything() -> None:
     """Run only when no other process wants the processor."""
     os.nice(19)
+    # Where Linux shares the processor out by session first, a session of one's own would have a whole share of it.
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text("19", encoding="ascii")
     if hasattr(os, "SCHED_IDLE"):
         with contextlib.suppress(OSError):
             os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))

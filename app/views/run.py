@@ -43,6 +43,8 @@ LIST_COMMAND = "gradiometer runs"
 # is being made. A comment, not a string beneath: this file is run as a script, and Streamlit may print a bare string
 # into the page.
 DIAGNOSIS_WAIT_S = 0.8
+# How long the diagnosis of a long run, which keeps a core busy for seconds, is not begun: the page is drawn by then.
+HEAD_START_S = 2.0
 
 
 def page() -> None:
@@ -66,7 +68,8 @@ def page() -> None:
         return
     if st.session_state.get("waited_for") != run_id:
         st.session_state["waited_for"] = run_id
-        DIAGNOSES.of(path, version, wait=0 if (facts.step or 0) >= LONG_ROWS else DIAGNOSIS_WAIT_S)
+        long = (facts.step or 0) >= LONG_ROWS
+        DIAGNOSES.of(path, version, wait=0 if long else DIAGNOSIS_WAIT_S, head_start=HEAD_START_S if long else 0)
     st.fragment(header.show, run_every=1.0 if facts.live else 3.0)(path, name, facts.live)
     fixes.note(path)
     choice, tools = st.columns([4, 1], vertical_alignment="center")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 
 from app import data
-from app.doctor import Doctor
+from app.doctor import Doctor, Opened, report_on
 from monitor.errors import RunError
+from monitor.runfile.writer import RankWriter, begin_attempt, create_run
 from tests.app import runs_for_tests as made
 from tests.app.conftest import Runs
 from tests.waiting import until
@@ -140,6 +142,16 @@ def test_what_takes_long_does_not_hold_up_another_run_and_a_run_stays_with_its_w
     assert {own for own, name in made_by if name == "long"} == {"first"}
 
 
+def test_a_first_result_may_give_a_head_start_and_comes_all_the_same():
+    work = data.Background("test", lambda path: path.name, min_interval=0.0)
+    assert work.of(Path("/much later"), 1, head_start=3600).pending
+    assert work.of(Path("/now"), 1, wait=60).value == "now"
+    assert work.of(Path("/soon"), 1, wait=60, head_start=0.01).value == "soon"
+    work.of(Path("/soon"), 2, head_start=3600)
+    until(lambda: not work.of(Path("/soon"), 2).pending, "a result that is no longer the first")
+    assert work.of(Path("/much later"), 1).value is None
+
+
 @pytest.mark.parametrize("latest_first", [True, False])
 def test_the_run_that_was_opened_last_goes_first(latest_first: bool):
     gate, begun, order = threading.Event(), threading.Event(), []
@@ -177,6 +189,21 @@ def test_the_doctor_answers_from_a_process_of_its_own(runs: Runs):
         assert doctor.ask(runs.folder / runs.healthy)["verdict"] == "healthy"
     finally:
         doctor.close()
+
+
+def test_the_doctor_keeps_open_what_goes_on_alone(runs: Runs, tmp_path: Path):
+    going_on = create_run(tmp_path)
+    begin_attempt(going_on)
+    writer = RankWriter(going_on, 0)
+    for step in range(1, 40):
+        writer.scalars(step, float(step), {"train_loss": 1.0 / step})
+    writer.heartbeat(step=39, state="training")
+    assert writer.flush(60)
+    kept: Opened = OrderedDict()
+    for path in (going_on, runs.folder / runs.nan, going_on, runs.folder / runs.healthy):
+        assert report_on(str(path), kept)["run"]["path"] == str(path)
+    assert list(kept) == [str(going_on)] and kept[str(going_on)][0].state.word == "running"
+    writer.close()
 
 
 def test_the_overview_of_a_listed_run_has_its_extremes(runs: Runs):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +32,17 @@ def ended(tmp_path: Path) -> Path:
     run = write_run(tmp_path, 500, segment_bytes=4000)
     write_exit(run, 0, outcome="finished", step=500, reason="done")
     return run
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="Linux shares the processor out by process here")
+@pytest.mark.parametrize("own_session", [True, False])
+def test_compaction_yields_with_its_session_where_that_is_its_own(own_session: bool) -> None:
+    code = "from pathlib import Path; from app.tidy import yield_to_everything as y; y(); " + (
+        "print(Path('/proc/self/autogroup').read_text())"
+    )
+    told = subprocess.run([sys.executable, "-c", code], start_new_session=own_session, capture_output=True, text=True)
+    mine = Path("/proc/self/autogroup").read_text(encoding="ascii").split()[-1]
+    assert told.stdout.split()[-1] == ("19" if own_session else mine), told.stderr
 
 
 def compact_files(run: Path) -> list[str]:

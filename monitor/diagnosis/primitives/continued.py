@@ -13,6 +13,8 @@ from typing import Generic, TypeVar
 import numpy as np
 
 D = TypeVar("D")
+CHUNK = 1 << 14
+"""Rows that are turned into Python's numbers at once."""
 
 
 class Continued(Generic[D]):
@@ -44,7 +46,11 @@ class Continued(Generic[D]):
         if detector is None or not np.array_equal(self._given, given[:seen], equal_nan=True):
             detector, seen = make(), 0
         self._detector = None  # an error in the middle leaves it neither here nor there
-        said = [push(detector, row) for row in given[seen:].tolist()]
-        self._said = np.concatenate([self._said[:seen], np.array(said, np.float64).reshape(-1, 2)])
+        said = np.empty((len(given), 2))
+        said[:seen] = self._said[:seen]
+        for start in range(seen, len(given), CHUNK):
+            rows = given[start : start + CHUNK].tolist()  # as objects a row is ten times as large
+            said[start : start + CHUNK] = [push(detector, row) for row in rows]
+        self._said = said
         self._given, self._detector = given, detector
         return self._said, detector

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from monitor.diagnosis.engine import diagnose
 from monitor.diagnosis.live import LiveDiagnosis, Pace
-from monitor.diagnosis.primitives import SpikeSettings, anchored_cusum, robust_spikes
+from monitor.diagnosis.primitives import SpikeSettings, anchored_cusum, continued, robust_spikes
 from monitor.diagnosis.primitives.continued import Continued
 from monitor.diagnosis.report import Report
 from monitor.diagnosis.rule import Finding
@@ -227,7 +227,8 @@ def test_a_detector_that_goes_on_says_what_a_new_one_says(seed: int, cuts: list[
         assert goes_on.drifts == anew.drifts
 
 
-def test_rows_that_stand_are_not_looked_at_again() -> None:
+def test_rows_that_stand_are_not_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(continued, "CHUNK", 7)
     looked_at = 0
 
     def push(detector: list[float], row: list[float]) -> tuple[float, float]:

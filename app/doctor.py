@@ -27,6 +27,14 @@ KEPT_OPEN = 8
 NICE = 10
 """The training and the page go first."""
 
+ENVIRONMENT = {
+    "PYTHONPATH": str(ROOT),
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 20),
+}
+"""The last one is for glibc: what a long run took goes back to the system, and half of it does not stay with us."""
+
 Report = dict[str, Any]
 """The doctor's JSON."""
 Opened: TypeAlias = "OrderedDict[str, tuple[Run, Kept]]"
@@ -83,7 +91,7 @@ class Doctor:
                 stdout=subprocess.PIPE,
                 text=True,
                 encoding="utf-8",
-                env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                env={**os.environ, **ENVIRONMENT},
             )
         return self._process
 

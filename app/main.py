@@ -30,6 +30,11 @@ def ui() -> None:
 if __name__ == "__main__":  # each run of the script
     ui()
 else:  # imported once by the server, which finds `app` by reading the syntax tree
+    import importlib
+    import threading
+
     from app.web import middleware, on_script_error, routes
 
+    # Not needed to listen, and a third of a second of the first page when it has to wait for it.
+    threading.Thread(target=importlib.import_module, args=["app.views.sections"], name="imports", daemon=True).start()
     app = st.App(__file__, routes=routes, middleware=middleware, on_script_error=on_script_error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import math
 import re
@@ -49,6 +50,8 @@ PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 MOST_BUCKETS = 2_000
 """A window of more pixel columns than this is refused down to it; no screen has more."""
 VIEWS = ("story", "layers", "landscape", "speed", "system", "ranks", "checkpoints", "recorder", "compare")
+WITH_CHARTS = ("/run", "/compare")
+"""Ends of the addresses of pages that show charts at once: plotly.js is fetched beside the page's own scripts."""
 CHECKPOINT_MARKS = {"checkpoint", "checkpoint_failed", "resume", "rewind", "crash", "incident"}
 
 
@@ -267,9 +270,16 @@ def plotly_version() -> str:
 
 def get_plotly(request: Request) -> Response:
     """plotly.min.js of the installed plotly package: nothing is fetched from another machine."""
-    return FileResponse(
-        PLOTLY_JS, media_type="text/javascript", headers={"Cache-Control": "public, max-age=31536000, immutable"}
-    )
+    headers = {"Cache-Control": "public, max-age=31536000, immutable", "Vary": "Accept-Encoding"}
+    if "gzip" not in request.headers.get("accept-encoding", ""):
+        return FileResponse(PLOTLY_JS, media_type="text/javascript", headers=headers)
+    return Response(_packed_plotly(), media_type="text/javascript", headers={**headers, "Content-Encoding": "gzip"})
+
+
+@cache
+def _packed_plotly() -> bytes:
+    """Packed once, and in a thread: the server would do it again each time and answer nothing else meanwhile."""
+    return gzip.compress(PLOTLY_JS.read_bytes(), compresslevel=6)
 
 
 def get_health(request: Request) -> Response:
@@ -308,7 +318,7 @@ _PLAIN_HOST = re.compile(r"[A-Za-z0-9.\-]+(:\d{1,5})?|\[[0-9a-fA-F:]+\](:\d{1,5}
 
 
 class SafeHeaders:
-    """Adds the content policy and its relatives to every HTTP answer."""
+    """Adds the content policy and its relatives to every HTTP answer, and to a page what its charts will need."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -328,6 +338,10 @@ class SafeHeaders:
                 headers["X-Frame-Options"] = "DENY"
                 headers["X-Content-Type-Options"] = "nosniff"
                 headers["Referrer-Policy"] = "no-referrer"
+                if scope["path"].endswith(WITH_CHARTS) and headers.get("content-type", "").startswith("text/html"):
+                    base = scope["path"].rpartition("/")[0]
+                    script = f"{base}/assets/plotly.min.js?v={plotly_version()}"
+                    headers["Link"] = f"<{script}>; rel=preload; as=script"
             await send(message)
 
         await self.app(scope, receive, send_with_headers)

@@ -8,36 +8,12 @@ from app import data
 from app.data import DIAGNOSES, READERS
 from app.facts import facts_of
 from app.page_tools import page_tools
-from app.views import (
-    attention,
-    checkpoints,
-    config,
-    fixes,
-    header,
-    incidents,
-    landscape,
-    layers,
-    log,
-    ranks,
-    story,
-    system,
-)
+from app.views import fixes, header, ranks
 from app.views.common import refused
+from app.views.sections import SHOW
 from monitor.errors import RunError
 from monitor.runfile.zoom import LONG_ROWS
 
-SHOW = {
-    "Story": story.show,
-    "Incidents": incidents.show,
-    "Layers": layers.show,
-    "Attention": attention.show,
-    "Landscape": landscape.show,
-    "System": system.show,
-    "Ranks": ranks.show,
-    "Config": config.show,
-    "Log": log.show,
-    "Checkpoints": checkpoints.show,
-}
 LIST_COMMAND = "gradiometer runs"
 # How long opening a short run may wait for its diagnosis; after that, and of a long run at once, the page says that it
 # is being made. A comment, not a string beneath: this file is run as a script, and Streamlit may print a bare string

@@ -16,6 +16,8 @@ import pytest
 import streamlit
 import uvicorn
 from starlette.applications import Starlette
+from starlette.responses import HTMLResponse
+from starlette.routing import Route
 from streamlit.testing.v1 import AppTest
 
 from app import data, web
@@ -87,7 +89,8 @@ Ask = Callable[..., Answer]
 @pytest.fixture(scope="session")
 def http() -> Iterator[Ask]:
     """Ask the real routes behind the real middleware, over a real socket."""
-    application = Starlette(routes=web.routes, middleware=web.middleware)
+    page = [Route(path, lambda request: HTMLResponse("a page")) for path in ("/run", "/base/compare", "/launch")]
+    application = Starlette(routes=[*web.routes, *page], middleware=web.middleware)
     server = uvicorn.Server(uvicorn.Config(application, host="127.0.0.1", port=0, log_level="error", ws="none"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -96,10 +99,11 @@ def http() -> Iterator[Ask]:
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
 
-    def ask(path: str, *, method: str = "GET", host: str | None = None) -> Answer:
+    def ask(path: str, *, method: str = "GET", host: str | None = None, packed: bool = False) -> Answer:
         connection = http_connection(port)
         try:
-            connection.request(method, path, headers={"Host": host or f"127.0.0.1:{port}"})
+            accepted = {"Accept-Encoding": "gzip, deflate" if packed else "identity"}
+            connection.request(method, path, headers={"Host": host or f"127.0.0.1:{port}", **accepted})
             response = connection.getresponse()
             headers = {name.lower(): value for name, value in response.getheaders()}
             return Answer(response.status, headers, response.read())

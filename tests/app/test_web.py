@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -75,6 +76,19 @@ def test_plotly_comes_from_the_installed_package(http: Ask):
     assert (
         answer.headers["content-type"].startswith("text/javascript") and "immutable" in answer.headers["cache-control"]
     )
+
+
+def test_plotly_goes_packed_to_who_can_unpack_it(http: Ask):
+    answer = http("/assets/plotly.min.js", packed=True)
+    assert answer.headers["content-encoding"] == "gzip" and answer.headers["vary"] == "Accept-Encoding"
+    assert gzip.decompress(answer.body) == web.PLOTLY_JS.read_bytes()
+
+
+def test_a_page_with_charts_asks_for_what_draws_them_at_once(http: Ask):
+    for path, base in (("/run?run=x", ""), ("/base/compare", "/base")):
+        script = f"{base}/assets/plotly.min.js?v={web.plotly_version()}"
+        assert http(path).headers["link"] == f"<{script}>; rel=preload; as=script"
+    assert not any("link" in http(path).headers for path in ("/launch", "/api/health", "/assets/plotly.min.js"))
 
 
 def test_every_answer_forbids_frames_and_other_machines(http: Ask):

@@ -15,6 +15,7 @@ from functools import partial
 import numpy as np
 
 from monitor.errors import RunError
+from monitor.runfile.attempt import RankData
 from monitor.runfile.cells import Cells, join
 from monitor.runfile.downsample import Reduced, min_max
 from monitor.runfile.levelfile import DamagedBlock, LayerLevels, Levels
@@ -65,12 +66,31 @@ class Zoomed:
         return (self.count - sum(self.nonfinite)) / len(self.step) if len(self.step) else 1.0
 
 
-Part = tuple[Levels | LayerLevels, int, int]
+@dataclass(frozen=True, slots=True)
+class AtHand:
+    """The rows of an attempt without levels, such as one that goes on from a compacted one."""
+
+    step: np.ndarray
+    """int64[n]."""
+    value: np.ndarray
+    """float64[n]."""
+
+    def values(self, low: int, high: int) -> tuple[np.ndarray, None]:
+        """As of :class:`~monitor.runfile.levelfile.Levels`: rows ``low..high``, all of which are there."""
+        return self.value[low:high], None
+
+    def at(self, rows: np.ndarray) -> np.ndarray:
+        """The values at ``rows``."""
+        return self.value[rows]
+
+
+Part = tuple[Levels | LayerLevels | AtHand, int, int]
 """Levels of one attempt, and which of its rows are meant."""
 
 
 class LongSignal:
-    """A scalar, or one layer, of a compacted run along its current line. Its values are read by :meth:`whole`.
+    """A scalar, or one layer, along the current line of a run of which an attempt is compacted. The values of that one
+    are read by :meth:`whole`.
 
     Every row has a value: ``step`` are the rows' steps.
     """
@@ -170,15 +190,23 @@ class LongSignal:
     def _zoom(self, first_step: int | None, last_step: int | None, buckets: int) -> Zoomed:
         low = 0 if first_step is None else int(np.searchsorted(self.step, first_step, side="left"))
         high = len(self.step) if last_step is None else int(np.searchsorted(self.step, last_step, side="right"))
-        if high <= low:
-            return _put_together([], 0)
-        ranges = self._ranges(low, high)
+        ranges = self._ranges(low, max(low, high))
         size = (high - low) // buckets
-        if size < FEW_CELLS * max(levels.factor for levels, _, _ in ranges):
-            value = np.concatenate([levels.values(begin, end)[0] for levels, begin, end in ranges])
-            return zoom_rows(self.step[low:high], value, buckets)
-        edges = np.ceil(np.linspace(self.step[low], self.step[high - 1] + 1, buckets + 1)[:-1]).astype(np.int64)
-        return _put_together([_Part(levels, begin, end, edges, size) for levels, begin, end in ranges], high - low)
+        factors = [levels.factor for levels, _, _ in ranges if not isinstance(levels, AtHand)]
+        if not factors or size < FEW_CELLS * max(factors):
+            value = np.concatenate([np.empty(0), *(levels.values(begin, end)[0] for levels, begin, end in ranges)])
+            return zoom_rows(self.step[low : max(low, high)], value, buckets)
+        first, behind = int(self.step[low]), int(self.step[high - 1]) + 1
+        edges = np.ceil(np.linspace(first, behind, buckets + 1)[:-1]).astype(np.int64)
+        found: list[Zoomed] = []
+        for levels, begin, end in ranges:
+            if isinstance(levels, AtHand):
+                step = levels.step[begin:end]
+                share = -(-buckets * int(step[-1] + 1 - step[0]) // (behind - first))
+                found.append(zoom_rows(step, levels.value[begin:end], share))
+            else:
+                found.append(_Part(levels, begin, end, edges, size).zoomed())
+        return _joined(found)
 
     def _ranges(self, low: int, high: int) -> list[Part]:
         """The rows ``low..high`` (excluded), counted along ``step``, attempt by attempt."""
@@ -223,8 +251,11 @@ def _until(read: Callable[[], Signal], last_step: int) -> Signal:
     return read().between(None, last_step)
 
 
-def _sampled(levels: Levels | LayerLevels, low: int, high: int, most: int) -> tuple[np.ndarray, np.ndarray]:
+def _sampled(levels: Levels | LayerLevels | AtHand, low: int, high: int, most: int) -> tuple[np.ndarray, np.ndarray]:
     """Steps and values of the last row of each cell of the lowest level that has at most ``most`` cells there."""
+    if isinstance(levels, AtHand):
+        rows = np.arange(high - 1, low - 1, (low - high) // most)[::-1]
+        return levels.step[rows], levels.value[rows]
     level, unit = 0, 1
     while (high - low) // unit > most and level < levels.height:
         level, unit = level + 1, unit * levels.factor
@@ -293,22 +324,33 @@ def _long_signal(run: Run, name: str) -> LongSignal | None:
     parts: list[Part] = []
     for piece in run.line:
         data = run.ranks(piece.attempt).get(0)
-        if data is None or name in data.late:
+        rows = data.scalars.step.view() if data else step[:0]
+        levels = _every_row(run, data, name, rows) if data else None
+        if levels is None:
             return None
-        rows = data.scalars.step.view()
-        try:
-            levels = Levels(level_files(run, data, "scalars", rows), name, None)
-            complete = int(levels.raw(levels.height, "count").sum()) == len(rows)
-        except RunError as error:
-            _say_damage(run, error)
-            return None
-        if not complete:
-            return None  # rows without a value say nothing about their neighbours
         low = int(np.searchsorted(rows, piece.after, side="right"))
         high = len(rows) if piece.upto is None else int(np.searchsorted(rows, piece.upto, side="right"))
         parts.append((levels, low, max(low, high)))
     whole = len(step) >= LONG_ROWS and sum(high - low for _, low, high in parts) == len(step)
-    return LongSignal(name, unit_of(name), step, parts, partial(run.series, name), run.say_problem) if whole else None
+    if not whole or all(isinstance(levels, AtHand) for levels, _, _ in parts):
+        return None
+    return LongSignal(name, unit_of(name), step, parts, partial(run.series, name), run.say_problem)
+
+
+def _every_row(run: Run, data: RankData, name: str, rows: np.ndarray) -> Levels | AtHand | None:
+    """A scalar of one attempt, unread where it has levels; None when a row has no value, which says nothing about its
+    neighbours, or when values came later."""
+    if name in data.late:
+        return None
+    try:
+        levels = Levels(level_files(run, data, "scalars", rows), name, None)
+        return levels if int(levels.raw(levels.height, "count").sum()) == len(rows) else None
+    except DamagedBlock as damage:
+        run.say_problem(str(damage))
+        return None
+    except RunError:  # there are none, or not for these rows
+        step, value = data.scalars.column(name)
+        return AtHand(rows, value) if len(step) == len(rows) else None
 
 
 def _say_damage(run: Run, error: RunError) -> None:
@@ -433,7 +475,7 @@ class _Part:
     """Rows ``low..high`` of one attempt: rows at the ends, cells of one level between them, in groups by bucket."""
 
     def __init__(self, levels: Levels | LayerLevels, low: int, high: int, edges: np.ndarray, size: int):
-        self.levels = levels
+        self.levels, self.rows = levels, high - low
         self.level, unit, begin, end = _split(levels, low, high, size)
         ends = [(low, high)]
         if self.level:
@@ -454,6 +496,25 @@ class _Part:
 
     def step(self, rows: np.ndarray) -> np.ndarray:
         return self.levels.step[rows]
+
+    def zoomed(self) -> Zoomed:
+        shown = self.extremes()
+        marks = [self.of_kind(kind) for kind in range(len(KINDS))]
+        at = self.step(np.concatenate([rows for rows, _ in marks]))
+        kind_of = np.repeat(np.arange(len(KINDS), dtype=np.uint8), [len(rows) for rows, _ in marks])
+        nan, posinf, neginf = (int(number.sum()) for _, number in marks)
+        order = np.argsort(at, kind="stable")
+        return Zoomed(
+            self.step(shown),
+            self.levels.at(shown),
+            self.rows,
+            (nan, posinf, neginf),
+            *self.nonpositive(),
+            at[order],
+            kind_of[order],
+            np.concatenate([number for _, number in marks])[order],
+            np.unique(np.concatenate([at, self.step(self.last_nonfinite())])),
+        )
 
     def extremes(self) -> np.ndarray:
         """Rows of every group's minimum and maximum, and of both ends where they are finite; sorted."""
@@ -571,33 +632,18 @@ def _rows_as_cells(levels: Levels | LayerLevels, low: int, high: int) -> Cells:
     return Cells(shown, shown, value, np.ones(len(value), np.uint32), *kinds)
 
 
-def _put_together(parts: Sequence[_Part], count: int) -> Zoomed:
-    steps, values, gaps = [np.empty(0, np.int64)], [np.empty(0)], [np.empty(0, np.int64)]
-    marks = [(np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0, np.uint32))]
-    nonpositive, exact, nonfinite = 0, True, [0, 0, 0]
-    for part in parts:
-        rows = part.extremes()
-        steps.append(part.step(rows))
-        values.append(part.levels.at(rows))
-        for kind in range(len(KINDS)):
-            at, number = part.of_kind(kind)
-            nonfinite[kind] += int(number.sum())
-            marks.append((part.step(at), np.full(len(at), kind, np.uint8), number))
-            gaps.append(part.step(at))
-        gaps.append(part.step(part.last_nonfinite()))
-        below, sure = part.nonpositive()
-        nonpositive, exact = nonpositive + below, exact and sure
-    at, kind_of, number = (np.concatenate(arrays) for arrays in zip(*marks, strict=True))
-    order = np.argsort(at, kind="stable")
+def _joined(parts: Sequence[Zoomed]) -> Zoomed:
+    """One stretch of stretches that follow one another."""
+    nan, posinf, neginf = (sum(part.nonfinite[kind] for part in parts) for kind in range(len(KINDS)))
     return Zoomed(
-        np.concatenate(steps),
-        np.concatenate(values),
-        count,
-        (nonfinite[0], nonfinite[1], nonfinite[2]),
-        nonpositive,
-        exact,
-        at[order],
-        kind_of[order],
-        number[order],
-        np.unique(np.concatenate(gaps)),
+        np.concatenate([part.step for part in parts]),
+        np.concatenate([part.value for part in parts]),
+        sum(part.count for part in parts),
+        (nan, posinf, neginf),
+        sum(part.nonpositive for part in parts),
+        all(part.nonpositive_exact for part in parts),
+        np.concatenate([part.mark_step for part in parts]),
+        np.concatenate([part.mark_kind for part in parts]),
+        np.concatenate([part.mark_count for part in parts]),
+        np.concatenate([part.gap_step for part in parts]),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,12 +25,14 @@ from tests.monitor.runfile.conftest import LAYERS, SHAPES, START
 NAMES = ("nasty", "smooth", "bad")
 
 
-def write(runs: Path) -> Path:
+def write(runs: Path, between: Callable[[Path], object] = lambda run: None) -> Path:
     """Two attempts with uneven steps: a nasty scalar, a smooth one with a spike, one that is nearly all non-finite."""
     run = create_run(runs)
     random = np.random.default_rng(11)
     special = (math.nan, math.inf, -math.inf, 0.0, -0.0, 1e300, -1e300)
     for number, (first, last) in enumerate(((1, 1500), (1001, 2600))):
+        if number:
+            between(run)
         begin_attempt(run, parent=0 if number else None, resume_step=1000 if number else 0)
         writer = RankWriter(run, number, segment_bytes=30_000, rows_per_batch=100)
         writer.define_layers(LAYERS, SHAPES)
@@ -60,6 +63,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
             patch.setattr(levelfile, "FACTOR", factor)
             compact_run(copy, remove=True)
         found[name] = open_run(copy)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(levelfile, "FACTOR", 8)
+        found["resumed"] = open_run(write(folder, lambda run: compact_run(run, remove=True)))
     return found
 
 
@@ -101,7 +107,7 @@ def check(seen: Zoomed, step: np.ndarray, value: np.ndarray, reach: float) -> No
             assert ((seen.gap_step > left) & (seen.gap_step < right)).any() == wanted
 
 
-@pytest.mark.parametrize("kind", ["3", "8"])
+@pytest.mark.parametrize("kind", ["3", "8", "resumed"])
 @settings(deadline=None, max_examples=60)
 @given(
     st.sampled_from(NAMES),
@@ -154,6 +160,20 @@ def test_a_stretch_is_read_alone_and_as_it_is(runs: dict[str, Run]) -> None:
     assert np.array_equal(signal.tail(50).value, truth.tail(50).value, equal_nan=True)
     assert len(signal.tail(10_000)) == len(truth)
     assert len(run.ranks(1)[0].scalars._columns["nasty"].value) == 0
+
+
+def test_of_a_run_that_goes_on_from_a_compacted_one_the_earlier_attempt_is_not_read(runs: dict[str, Run]) -> None:
+    run, truth = open_run(runs["resumed"].path), runs["plain"].series("smooth")
+    signal = drawn(run, "smooth")
+    assert isinstance(signal, LongSignal)
+    assert signal.zoom(None, None, 20).value.max() == 1e6 and signal.at(900) == truth.value[900]
+    assert np.array_equal(signal.tail(50).value, truth.value[-50:])
+    sampled = signal.sampled(40)
+    assert len(sampled) <= 2 * 41 and sampled.step[-1] == truth.step[-1]
+    assert np.array_equal(truth.value[np.searchsorted(truth.step, sampled.step)], sampled.value)
+    assert [len(run.ranks(number)[0].scalars._columns["smooth"].value) for number in (0, 1)] == [0, 1600]
+    assert np.array_equal(signal.whole().value, truth.value)
+    assert not isinstance(drawn(run, "sparse"), LongSignal)
 
 
 def test_a_derived_signal_of_a_long_run_is_made_when_it_is_looked_at(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from app.charts.profile import profile_chart, telling_row
 from app.incident import incident_key, onset_of
 from monitor.runfile.reader import Run
 from monitor.runfile.stability import DERIVED
-from monitor.runfile.zoom import drawn, is_derived
+from monitor.runfile.zoom import drawn, is_derived, superseded
 from monitor.signals import CATALOGUE, TIME_PARTS, Signal, spec_of, unit_of
 
 OWN_VALUES_SHOWN = 200
@@ -106,7 +106,7 @@ def _traces(run: Run, wanted: list[tuple[str, str, int, str]], names: set[str]) 
         if role != "limit":
             traces += [
                 Trace(f"{label}, superseded", piece, colour, "faded", attempt=attempt)
-                for attempt, piece in run.superseded_by_attempt(name)
+                for attempt, piece in superseded(run, name)
             ]
         traces.append(Trace(label, drawn(run, name), colour, role))
     return tuple(traces)

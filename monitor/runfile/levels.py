@@ -107,7 +107,7 @@ def _scalar_window(
         except (RunError, FileNotFoundError):
             signal = run.series(name, attempt=piece.attempt, rank=rank)
             source = Plain(signal.step, signal.value, None)
-        sources.append((source, *_within(source.step, piece, first, last)))
+        sources.append((source, *within(source.step, piece, first, last)))
     return _window(name, (), sources, points)
 
 
@@ -169,7 +169,7 @@ def _layer_window(
             if column is None:
                 continue
             source = Plain(column.step.view(), column.value.view(), column.present())
-        sources.append((source, *_within(source.step, piece, first, last)))
+        sources.append((source, *within(source.step, piece, first, last)))
     return _window(stat, names or (), sources, points, width=len(names or ()))
 
 
@@ -205,7 +205,7 @@ def _whole_layers(
 ) -> Window:
     matrix = run.layers(stat, attempt=attempt, rank=rank)
     source = Plain(matrix.step, matrix.value, matrix.present)
-    span = _within(source.step, Piece(0, -1, None), first, last)
+    span = within(source.step, Piece(0, -1, None), first, last)
     return _window(stat, matrix.names, [(source, *span)], points, width=len(matrix.names))
 
 
@@ -238,8 +238,8 @@ def _pieces(run: Run, attempt: int | None, rank: int) -> Iterator[tuple[Piece, R
             yield piece, data
 
 
-def _within(step: np.ndarray, piece: Piece, first: int | None, last: int | None) -> tuple[int, int]:
-    """The rows of a piece that lie in the stretch asked for."""
+def within(step: np.ndarray, piece: Piece, first: int | None = None, last: int | None = None) -> tuple[int, int]:
+    """The rows (first included, last excluded) of a piece that lie in the stretch asked for."""
     after = piece.after if first is None else max(piece.after, first - 1)
     upto = min((end for end in (piece.upto, last) if end is not None), default=None)
     low = int(np.searchsorted(step, after, side="right"))

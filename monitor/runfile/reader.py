@@ -346,11 +346,16 @@ class Run:
         """What attempts recorded of ``name`` that a later attempt has taken over, one signal per stretch."""
         return [signal for _, signal in self.superseded_by_attempt(name)]
 
+    @property
+    def superseded_line(self) -> tuple[Piece, ...]:
+        """What a later attempt has taken over, by attempt."""
+        last_steps = {attempt.number: attempt.last_step for attempt in self.attempts if attempt.last_step is not None}
+        return superseded_pieces(self._line, last_steps)
+
     def superseded_by_attempt(self, name: str) -> list[tuple[int, Signal]]:
         """As :meth:`superseded`, each stretch with the number of the attempt that recorded it."""
-        last_steps = {attempt.number: attempt.last_step for attempt in self.attempts if attempt.last_step is not None}
         found: list[tuple[int, Signal]] = []
-        for piece in superseded_pieces(self._line, last_steps):
+        for piece in self.superseded_line:
             step, value = self._piece(name, piece, 0)
             if len(step):
                 found.append((piece.attempt, Signal(name, step, value, unit_of(name))))

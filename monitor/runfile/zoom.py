@@ -19,7 +19,8 @@ from monitor.runfile.attempt import RankData
 from monitor.runfile.cells import Cells, join
 from monitor.runfile.downsample import Reduced, min_max
 from monitor.runfile.levelfile import DamagedBlock, LayerLevels, Levels
-from monitor.runfile.levels import Window, layer_window, level_files
+from monitor.runfile.levels import Window, layer_window, level_files, within
+from monitor.runfile.lineage import Piece
 from monitor.runfile.reader import Run
 from monitor.runfile.stability import DERIVED
 from monitor.runfile.thinned import is_thinned
@@ -31,6 +32,8 @@ FEW_CELLS = 4
 """With fewer cells than this in a bucket, looking into the two with the extremes touches half of the rows anyhow."""
 EXACT_ROWS = 1 << 18
 """Rows that are looked into to count the values of cells that lie on both sides of zero."""
+ENDS = 64
+"""Rows are looked at at both ends of a stretch, up to a cell of them: no more than so many times the cells between."""
 KINDS = ("nan", "posinf", "neginf")
 """What a non-finite value can be; a mark's kind is an index into these."""
 
@@ -312,6 +315,28 @@ def drawn(run: Run, name: str) -> Signal | LongSignal:
     return _long_signal(run, name) or run.series(name)
 
 
+def superseded(run: Run, name: str) -> list[tuple[int, Signal | LongSignal]]:
+    """As ``Run.superseded_by_attempt``, compacted attempts unread."""
+    found: list[tuple[int, Signal | LongSignal]] = []
+    for piece in run.superseded_line:
+        data = run.ranks(piece.attempt).get(0)
+        rows = data.scalars.step.view() if data else np.empty(0, np.int64)
+        levels = _every_row(run, data, name, rows) if data else None
+        if levels is None or isinstance(levels, AtHand):
+            found += [one for one in run.superseded_by_attempt(name) if one[0] == piece.attempt]
+            continue
+        low, high = within(rows, piece)
+        step, read = rows[low:high], partial(_of_attempt, run, name, piece)
+        if len(step):
+            signal = LongSignal(name, unit_of(name), step, [(levels, low, high)], read, run.say_problem)
+            found.append((piece.attempt, signal))
+    return found
+
+
+def _of_attempt(run: Run, name: str, piece: Piece) -> Signal:
+    return run.series(name, attempt=piece.attempt).between(piece.after + 1, piece.upto)
+
+
 def is_derived(run: Run, name: str) -> bool:
     """Whether ``name`` is made from another signal: nothing of that name was recorded."""
     return name in DERIVED and name not in run.names
@@ -328,9 +353,7 @@ def _long_signal(run: Run, name: str) -> LongSignal | None:
         levels = _every_row(run, data, name, rows) if data else None
         if levels is None:
             return None
-        low = int(np.searchsorted(rows, piece.after, side="right"))
-        high = len(rows) if piece.upto is None else int(np.searchsorted(rows, piece.upto, side="right"))
-        parts.append((levels, low, max(low, high)))
+        parts.append((levels, *within(rows, piece)))
     whole = len(step) >= LONG_ROWS and sum(high - low for _, low, high in parts) == len(step)
     if not whole or all(isinstance(levels, AtHand) for levels, _, _ in parts):
         return None
@@ -459,9 +482,8 @@ def long_matrix(run: Run, stat: str) -> LongMatrix | None:
         except RunError as error:
             _say_damage(run, error)
             return None
-        low = int(np.searchsorted(rows, piece.after, side="right"))
-        high = len(rows) if piece.upto is None else int(np.searchsorted(rows, piece.upto, side="right"))
-        parts.append((levels, low, max(low, high)))
+        low, high = within(rows, piece)
+        parts.append((levels, low, high))
         steps.append(rows[low:high])
     if names is None or sum(map(len, steps)) * len(names) < LONG_ROWS:
         return None
@@ -615,8 +637,8 @@ class _Part:
 def _split(levels: Levels | LayerLevels, low: int, high: int, size: int) -> tuple[int, int, int, int]:
     """Level, rows of its cells, and which of these lie whole within the rows ``low..high``; level 0: none is needed."""
     level, unit = 0, 1
-    while level < levels.height and unit * levels.factor <= size:
-        level, unit = level + 1, unit * levels.factor
+    while (above := unit * levels.factor) <= size and above**2 <= ENDS * (high - low) and level < levels.height:
+        level, unit = level + 1, above
     while level:
         begin, end = -(-low // unit), high // unit if high < len(levels.step) else -(-high // unit)
         if begin < end:

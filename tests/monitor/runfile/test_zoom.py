@@ -19,7 +19,7 @@ from monitor.runfile.compact import compact_run
 from monitor.runfile.reader import Run, open_run
 from monitor.runfile.stability import DERIVED
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run, write_exit
-from monitor.runfile.zoom import KINDS, LongMatrix, LongSignal, Zoomed, drawn, long_matrix, zoom_rows
+from monitor.runfile.zoom import KINDS, LongMatrix, LongSignal, Zoomed, drawn, long_matrix, superseded, zoom_rows
 from tests.monitor.runfile.conftest import LAYERS, SHAPES, START
 
 NAMES = ("nasty", "smooth", "bad")
@@ -174,6 +174,21 @@ def test_of_a_run_that_goes_on_from_a_compacted_one_the_earlier_attempt_is_not_r
     assert [len(run.ranks(number)[0].scalars._columns["smooth"].value) for number in (0, 1)] == [0, 1600]
     assert np.array_equal(signal.whole().value, truth.value)
     assert not isinstance(drawn(run, "sparse"), LongSignal)
+
+
+@pytest.mark.parametrize("kind", ["3", "8", "resumed"])
+def test_what_was_superseded_is_not_read_either(runs: dict[str, Run], kind: str) -> None:
+    run = open_run(runs[kind].path)
+    for name in NAMES:
+        [(attempt, found)], [(_, truth)] = superseded(run, name), runs["plain"].superseded_by_attempt(name)
+        assert attempt == 0 and isinstance(found, LongSignal) and np.array_equal(found.step, truth.step)
+        seen = found.zoom(1100, None, 20)
+        assert (len(seen.step), seen.count) == (len(np.unique(seen.step)), int((truth.step >= 1100).sum()))
+        assert len(run.ranks(0)[0].scalars._columns[name].value) == 0
+        assert np.array_equal(found.whole().value, truth.value, equal_nan=True)
+    [(_, sparse)] = superseded(run, "sparse")
+    assert np.array_equal(sparse.step, runs["plain"].superseded("sparse")[0].step)
+    assert superseded(run, "unknown") == []
 
 
 def test_a_derived_signal_of_a_long_run_is_made_when_it_is_looked_at(tmp_path: Path) -> None:

@@ -116,7 +116,10 @@ def serve() -> None:
         except Exception as error:  # said on the page; the next run is answered all the same
             kept.pop(path, None)
             answer = {"error": f"The diagnosis failed: {type(error).__name__}: {error}"}
-        print(dump_json(answer), file=answers, flush=True)
+        try:
+            print(dump_json(answer), file=answers, flush=True)
+        except BrokenPipeError:
+            os._exit(0)  # who asked has ended; a flush on the way out would fail once more, with a traceback
 
 
 def report_on(path: str, kept: Opened) -> Report:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -9,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from app import data
-from app.doctor import Doctor, Opened, report_on
+from app.doctor import ENVIRONMENT, Doctor, Opened, report_on
 from monitor.errors import RunError
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run
 from tests.app import runs_for_tests as made
@@ -189,6 +193,17 @@ def test_the_doctor_answers_from_a_process_of_its_own(runs: Runs):
         assert doctor.ask(runs.folder / runs.healthy)["verdict"] == "healthy"
     finally:
         doctor.close()
+
+
+def test_the_doctor_ends_in_silence_when_nobody_waits_for_the_answer(runs: Runs):
+    command = [sys.executable, "-P", "-m", "app.doctor"]
+    environment = {**os.environ, **ENVIRONMENT}
+    reader, writer = os.pipe()
+    os.close(reader)
+    asked = json.dumps(str(runs.folder / runs.healthy))
+    told = subprocess.run(command, input=asked, env=environment, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (told.returncode, told.stderr) == (0, "")
 
 
 def test_the_doctor_keeps_open_what_goes_on_alone(runs: Runs, tmp_path: Path):

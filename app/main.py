@@ -33,8 +33,9 @@ else:  # imported once by the server, which finds `app` by reading the syntax tr
     import importlib
     import threading
 
+    from app.serve import lifespan
     from app.web import middleware, on_script_error, routes
 
     # Not needed to listen, and a third of a second of the first page when it has to wait for it.
     threading.Thread(target=importlib.import_module, args=["app.views.sections"], name="imports", daemon=True).start()
-    app = st.App(__file__, routes=routes, middleware=middleware, on_script_error=on_script_error)
+    app = st.App(__file__, routes=routes, middleware=middleware, on_script_error=on_script_error, lifespan=lifespan)

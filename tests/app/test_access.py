@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import base64
 import os
 import re
@@ -201,3 +202,20 @@ def test_what_is_looked_for_is_found(line: str) -> None:
     (call,) = [node for node in ast.walk(ast.parse(line)) if isinstance(node, ast.Call)]
     with pytest.raises(AssertionError, match="here"):
         harmless(call, "here")
+
+
+def test_what_is_accepted_once_the_app_is_up_sends_at_once() -> None:
+    def accepted() -> int:
+        with socket.create_connection(listening.getsockname()), listening.accept()[0] as connection:
+            return connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+    async def begin_and_end() -> None:
+        async with serve.lifespan(None):
+            pass
+
+    with socket.socket() as listening:  # as Streamlit makes it
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        assert not accepted()
+        asyncio.run(begin_and_end())
+        assert accepted()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
+from statistics import median
 
 import pandas as pd
 import streamlit as st
@@ -25,6 +28,10 @@ KINDS = {
     "curvature": "the curvature",
 }
 DIRECTIONS = {"plane": ("pca", "random", "update", "gradient"), "line": ("random", "update", "gradient")}
+LASTING = 3
+"""Samples that the answer is from; their median."""
+NEAR = 0.8
+"""Of the limit: from here to its inverse the curvature is at it. Our judgement, after Cohen et al. 2021, figure 1."""
 POINTS = {"plane": (11, 25, 51), "line": (21, 51, 101), "connect": (21, 51)}
 
 
@@ -39,6 +46,7 @@ def show(path: Path, facts: Facts) -> None:
         st.caption("The trainer takes them every monitor.landscape\\_every steps; in a loop of your own call:")
         st.code("mon.landscape(loss_fn, batch, curvature=True)", language=None)
     else:
+        st.fragment(answer, run_every=10.0 if facts.live else None)(path)
         key = f"landscape-{path.name}"
         st.fragment(live_grid)(
             path.name, "landscape", key=key, span=zoomed_steps(), every_s=4.0, on_range_change=lambda: keep_steps(key)
@@ -47,6 +55,16 @@ def show(path: Path, facts: Facts) -> None:
     st.fragment(pictures, run_every=3.0 if at_work else 10.0 if facts.live else None)(path)
     if steps and not is_sample(path):
         form(path, steps)
+
+
+def answer(path: Path) -> None:
+    """Whether the learning rate is too high now."""
+    with READERS.reading(path) as run:
+        run.refresh()
+        said, source = too_high(run.landscape())
+    if said:
+        st.markdown(f"**Is the learning rate too high now?** {said}")
+        st.caption(source)
 
 
 def pictures(path: Path) -> None:
@@ -81,6 +99,49 @@ def stop(path: Path) -> None:
         control.stop_looking(path)
     except (GradiometerError, OSError) as error:
         st.session_state["landscape_said"] = str(error)
+
+
+def too_high(samples: Sequence[LandscapeSample]) -> tuple[str, str]:
+    """Whether the learning rate is, from the last curvatures, and what that is from, as markdown; "" without any.
+
+    Args:
+        samples: by step.
+    """
+    curves = [sample for sample in samples if sample.kind == "curvature"]
+    known = [(sample, over) for sample in curves if (over := over_limit(sample)) is not None]
+    if not known:
+        limited = any(as_number(sample.detail.get("limit")) is not None for sample in curves)
+        lacks = (
+            "no sample has found the curvature yet" if limited else "the optimizer's limit of stability is not known"
+        )
+        return f"There is no telling: {lacks}." if curves else "", ""
+    last = known[-LASTING:]
+    level, (latest, _) = median(over for _, over in last), last[-1]
+    lr = as_number(latest.detail.get("lr"))
+    at = f"a rate of about {text.number(lr / level, 2)}" if lr and lr > 0 else "a lower rate"
+    if level <= NEAR:
+        words = f"No. The curvature is {level:.2f} of the limit of stability: steps come down without swinging."
+    elif level <= 1 / NEAR:
+        words = (
+            f"It is as high as it can be. The curvature is at the limit of stability ({level:.2f} of it), where "
+            "training often stays: a higher rate would not be faster."
+        )
+    else:
+        words = (
+            f"Yes, unless the loss still falls. The curvature is {text.number(level, 3)} times the limit of stability, "
+            f"so steps swing further and further across the valley; {at} would be at the limit."
+        )
+    count = f"the last {len(last)} samples" if len(last) > 1 else "one sample only"
+    where = f"From {count}, up to step {text.count(latest.step)}"
+    return words, f"{where}; the curvature of a small batch is larger than that of all the data."
+
+
+def over_limit(sample: LandscapeSample) -> float | None:
+    """Sharpness over the limit of stability, where both are known."""
+    sharpness, limit = (as_number(sample.detail.get(name)) for name in ("sharpness", "limit"))
+    if sharpness is None or limit is None or limit <= 0 or not isfinite(sharpness / limit):
+        return None
+    return sharpness / limit
 
 
 def slices(samples: list[LandscapeSample]) -> None:
@@ -162,16 +223,16 @@ def curvatures(found: list[LandscapeSample]) -> None:
     for sample in reversed(found[-50:]):
         told = sample.detail
         numbers = {name: as_number(told.get(name)) for name in told}
-        sharpness, limit = numbers.get("sharpness"), numbers.get("limit")
+        over = over_limit(sample)
         values = told.get("eigenvalues")
         largest = [as_number(value) for value in values[:3]] if isinstance(values, list) else []
         rows.append(
             {
                 "Step": text.count(sample.step),
-                "Of the limit": f"{sharpness / limit:.2f}" if sharpness is not None and limit else "–",
-                "Sharpness": text.number(sharpness)
+                "Of the limit": f"{over:.2f}" if over is not None else "–",
+                "Sharpness": text.number(numbers.get("sharpness"))
                 + (", preconditioned" if told.get("preconditioned") is True else ""),
-                "Limit": text.number(limit),
+                "Limit": text.number(numbers.get("limit")),
                 "Limit is": text.plain(told.get("rule") or "–", 60),
                 "Largest eigenvalues": ", ".join(text.number(value) for value in largest) or "–",
                 "Trace": text.number(numbers.get("trace")),

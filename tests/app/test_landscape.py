@@ -13,6 +13,7 @@ import pytest
 from app import control
 from app.charts.landscape import connect_figure, contour_figure, slice_figure, slices_of, surface_figure, trajectory_of
 from app.charts.story import landscape_charts
+from app.views.landscape import too_high
 from monitor.errors import RunError
 from monitor.runfile.landscapes import write_landscape
 from monitor.runfile.reader import open_run
@@ -111,6 +112,36 @@ def test_sharpness_is_drawn_against_its_limit(tmp_path: Path) -> None:
     assert chart.id == "sharpness" and [trace.role for trace in chart.traces][-1] == "limit"
 
 
+def curved(step: int, over: float | None, **detail: object) -> LandscapeSample:
+    told = {"sharpness": None if over is None else 50.0 * over, "limit": 50.0, "lr": 0.04} | detail
+    return LandscapeSample(
+        step, 1.0, "curvature", "", np.nan, np.empty(0), np.empty(0), 1.0, detail_json=json.dumps(told)
+    )
+
+
+@pytest.mark.parametrize(
+    ("over", "words"),
+    [
+        ([0.3, 0.1, 0.31, 0.4], "No. The curvature is 0.31 of the limit"),
+        ([0.2, 0.3, 0.95, 1.1], "It is as high as it can be. The curvature is at the limit of stability (0.95 of it)"),
+        ([4.0], "Yes, unless the loss still falls. The curvature is 4.00 times the limit"),
+        ([0.5, 2.0, None, 2.0, 2.0], "a rate of about 0.020 would be at the limit"),
+        ([5.0, 0.5, None], "From the last 2 samples, up to step 2;"),
+        ([0.5], "From one sample only, up to step 1;"),
+    ],
+)
+def test_the_page_says_whether_the_learning_rate_is_too_high(over: list[float | None], words: str) -> None:
+    assert words in " ".join(too_high([curved(step, each) for step, each in enumerate(over, 1)]))
+
+
+def test_without_a_limit_there_is_no_telling() -> None:
+    for strange in (None, 0.0, -1.0, "NaN", HOSTILE, [1], 1e-320):
+        assert too_high([curved(1, 2.0, limit=strange)])[0].startswith("There is no telling")
+    assert "limit of stability is not known" in too_high([curved(1, 2.0, limit=None)])[0]
+    assert "no sample has found the curvature yet" in too_high([curved(1, None)])[0]
+    assert too_high([plane()]) == ("", "")
+
+
 # The page ------------------------------------------------------------------------------------------------------------
 
 
@@ -130,6 +161,7 @@ def test_the_page_shows_what_was_computed_from_checkpoints(tmp_path: Path, open_
     assert "22 of 25 points so far" in said
     table = page.dataframe[-1].value
     assert table["Of the limit"].tolist() == ["1.20"]
+    assert "Is the learning rate too high now?" in said and "It is as high as it can be" in said
     assert "![](" not in said
 
 

@@ -412,7 +412,7 @@ class Monitor:
                 self._model, loss_fn, self._only_optimizer(), sharpness_only=True, tolerance=tolerance,
                 start=self._sharpest, budget_s=budget_s, seed=self.step_number,
             )  # fmt: skip
-            self._sharpest = found.vector
+            self._sharpest = self._sharpest if found.vector is None else found.vector
             self._writer.landscape(
                 self.step_number, self._wall(), kind="curvature", direction="", radius=float("nan"), coords=(), loss=(),
                 baseline=found.loss, detail=found.detail(),

@@ -10,7 +10,7 @@ A direction is a list with one tensor per moving weight, in the order of ``undis
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -89,30 +89,52 @@ def scaled(direction: Sequence[Tensor], factor: float) -> Direction:
 def last_update(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> Direction | None:
     """What the optimizer's last step added to the weights, from its state alone; None when that does not tell.
 
-    Known for Adam, AdamW, and SGD with momentum (not Nesterov's); a weight without state did not move. Weight decay of
-    AdamW is included. The learning rate is that of now: if a schedule has changed it since, the length is off by as
-    much, the direction is right.
+    Known for Adam, AdamW, those that step like them but for a factor, and SGD with momentum (not Nesterov's); a weight
+    without state did not move. Weight decay of AdamW is included. The learning rate is that of now: if a schedule has
+    changed it since, the length is off by as much, the direction is right.
     """
     groups = {id(weight): group for group in optimizer.param_groups for weight in group["params"]}
     moves = []
     for weight in parameters:
         group, state = groups.get(id(weight)), optimizer.state.get(weight, {})
-        change = None if group is None else _change(optimizer, group, state, weight.detach())
+        factor = step_factor(optimizer, weight)
+        change = None if group is None or factor is None else _change(optimizer, group, state, weight.detach(), factor)
         if group is not None and state and change is None:
             return None
         moves.append(torch.zeros_like(weight) if change is None else change)
     return moves if any(bool(move.any()) for move in moves) else None
 
 
+def base_kind(optimizer: torch.optim.Optimizer) -> type:
+    """Its class, or the class of torch that it says it steps like but for a factor in each tensor (``steps_like``)."""
+    return getattr(optimizer, "steps_like", type(optimizer))
+
+
+def step_factor(optimizer: torch.optim.Optimizer, weight: Tensor) -> Tensor | float | None:
+    """What the last step in ``weight`` was multiplied by beside what its base kind does; None where that is not known.
+
+    An optimizer that ``steps_like`` another has ``step_factors``, by weight. A vector that is not there had its step as
+    it was; a matrix that is not there has had none yet.
+    """
+    factors: Mapping[Tensor, Tensor] | None = getattr(optimizer, "step_factors", None)
+    if factors is None or (weight not in factors and weight.dim() < 2):
+        return 1.0
+    return factors.get(weight)
+
+
 def _change(
-    optimizer: torch.optim.Optimizer, group: dict[str, Any], state: dict[str, Any], weight: Tensor
+    optimizer: torch.optim.Optimizer,
+    group: dict[str, Any],
+    state: dict[str, Any],
+    weight: Tensor,
+    factor: Tensor | float,
 ) -> Tensor | None:
-    lr, sign = float(group["lr"]), -1.0 if group.get("maximize") else 1.0
-    if type(optimizer) in (torch.optim.Adam, torch.optim.AdamW) and "exp_avg" in state:
+    kind, lr, sign = base_kind(optimizer), factor * float(group["lr"]), -1.0 if group.get("maximize") else 1.0
+    if kind in (torch.optim.Adam, torch.optim.AdamW) and "exp_avg" in state:
         beta1, _ = group["betas"]
         moment = _wide(state["exp_avg"]) / (1 - float(beta1) ** float(state["step"]))
         push = lr * sign * moment / (root_of_second_moment(group, state) + group["eps"])
-        decoupled = type(optimizer) is torch.optim.AdamW or group.get("decoupled_weight_decay", False)
+        decoupled = kind is torch.optim.AdamW or group.get("decoupled_weight_decay", False)
         decay = lr * group["weight_decay"] if decoupled else 0.0
         return -push - decay * (_wide(weight) + push) / (1 - decay)  # decay is of the weight before the step
     if type(optimizer) is torch.optim.SGD and state.get("momentum_buffer") is not None and not group["nesterov"]:

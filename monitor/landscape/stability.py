@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monitor.landscape.directions import root_of_second_moment
+from monitor.landscape.directions import base_kind, root_of_second_moment, step_factor
 
 ADAM = (torch.optim.Adam, torch.optim.AdamW)
 
@@ -58,13 +58,10 @@ def stability(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) ->
     (and decay), a rate of zero, or before Adam's first step.
 
     Args:
-        optimizer: of torch, or one that says ``steps_like``, a class of torch, and has ``step_factors``: by weight,
-            what its last step was multiplied by beside that; a vector that is not there had its step as it was, and
-            with a matrix that is not there the limit is not known.
+        optimizer: of torch, or one that steps like it but for a factor: see ``directions.step_factor``.
         parameters: the moving ones, ``undisturbed.moving(model)``.
     """
-    kind = getattr(optimizer, "steps_like", type(optimizer))
-    factors_of = getattr(optimizer, "step_factors", None)
+    kind, own_factors = base_kind(optimizer), hasattr(optimizer, "step_factors")
     groups = {id(weight): group for group in optimizer.param_groups for weight in group["params"]}
     own = [groups.get(id(weight)) for weight in parameters]
     used = [group for group in own if group is not None]
@@ -81,15 +78,13 @@ def stability(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) ->
         if adaptive and not state:
             return None
         slower = lr / max(float(group["lr"]), lr * 1e-12)  # a group at rest is one whose P is very large
-        preconditioner = _preconditioner(kind, group, state, weight) * slower
-        if factors_of is not None and weight in factors_of:
-            preconditioner = preconditioner / factors_of[weight].clamp(min=1e-12)
-        elif factors_of is not None and weight.dim() >= 2:
+        times = step_factor(optimizer, weight)
+        if times is None:
             return None
-        scale.append(preconditioner)
-    if factors_of is not None:
+        scale.append(_preconditioner(kind, group, state, weight) * slower / times)
+    if own_factors:
         rule += ", with each tensor's own factor in P"
-    uniform = not adaptive and not factors_of and all(float(group["lr"]) == lr for group in used)
+    uniform = not adaptive and not own_factors and all(float(group["lr"]) == lr for group in used)
     return Stability(factor / lr, rule, lr, None if uniform else scale, adaptive)
 
 

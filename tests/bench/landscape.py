@@ -5,7 +5,12 @@
 The limit of a plane is as many forward passes of the same model on the same batch, in evaluation mode and without
 gradients, each with its loss read. Both are timed in one run in turns, a line of the plane and as many plain passes, so
 that a busy machine hits them alike; the ratio is the median over the lines. Processor time is that of all threads: on a
-busy machine it is the figure to trust. The smaller the batch, the more moving the weights weighs.
+busy machine it is the figure to trust.
+
+The smaller the batch, the more moving the weights weighs. A move reads the origin and the direction and writes the
+weights, 12 bytes a weight, and drives as much out of the caches for the pass to fetch again: of 1 M weights 0.2 and
+0.4 ms on one core, beside 8.5 ms for a pass of 256 tokens. Adding to what is there would read less, and make a point's
+bits depend on the points before it.
 """
 
 from __future__ import annotations

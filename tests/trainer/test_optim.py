@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 import monitor
+from monitor.landscape.directions import last_update
 from monitor.landscape.stability import stability
 from trainer.config import ModelConfig, OptimizerConfig
 from trainer.optim import (
@@ -276,3 +277,17 @@ def test_a_swing_across_the_slope_grows_above_the_limit_and_not_below(name: str,
             break
     assert (abs(weight[0, 1].item()) > 1e-10) == grows
     assert weight[0, 0].item() == pytest.approx(1.0, rel=5e-3)
+
+
+@pytest.mark.parametrize("kind", ["stable_adamw", "lamb"])
+def test_the_last_update_of_our_own_kinds_of_adamw_is_what_the_weights_did(kind: str) -> None:
+    model = small_model()
+    optimizer = built(model, kind=kind, weight_decay=0.1, lr=0.01)
+    assert last_update(optimizer, list(model.parameters())) is None
+    train(model, optimizer, 4)
+    before = [p.detach().clone() for p in model.parameters()]
+    train(model, optimizer, 1)
+    update = last_update(optimizer, list(model.parameters()))
+    assert update is not None
+    for part, start, weight in zip(update, before, model.parameters(), strict=True):
+        torch.testing.assert_close(part, weight.detach() - start, rtol=1e-3, atol=1e-7)

@@ -518,7 +518,8 @@ class MonitorConfig(Section):
         default=0.015,
         gt=0,
         le=1,
-        description="Share of the training's time that these samples may take; 1 is no limit.",
+        description="Share of the training's time that these samples may take, at every moment: one that is due waits "
+        "until the time so far pays for it. 1 is no limit.",
     )
     landscape_tokens: int = Field(
         default=256,

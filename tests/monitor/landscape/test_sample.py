@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 
@@ -43,6 +44,26 @@ def _same(a, b) -> bool:
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
     return a == b
+
+
+def test_a_curvature_out_of_time_has_no_sharpness_and_the_next_goes_on_from_it(tmp_path):
+    model = GPT.made()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def loss() -> torch.Tensor:
+        return GPT.loss(model, *GPT.batch(0))
+
+    with monitor.attach(model, optimizer, run=tmp_path) as mon:
+        for budget_s in (0.0, math.inf, 0.0, math.inf):
+            optimizer.zero_grad()
+            loss().backward()
+            optimizer.step()
+            mon.step()
+            mon.curvature_sample(loss, budget_s=budget_s, tolerance=1e-3)
+    samples = [json.loads(sample["detail"]) for sample in recorded.landscape(mon.run_dir)]
+    assert ["sharpness" in sample for sample in samples] == [False, True, False, True]
+    assert all({"limit", "along_gradient"} <= sample.keys() for sample in samples)
+    assert samples[1]["residual"] <= 1e-3 and samples[0]["products"] == 1 < samples[3]["products"]
 
 
 @pytest.mark.parametrize("problem", [MLP_DROPOUT, CNN, GPT], ids=lambda problem: problem.name)

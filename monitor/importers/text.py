@@ -58,6 +58,11 @@ _SHELL = re.compile(r"(?:tensor|array|(?:np|numpy)\.float\d+|float\d*)\(?\[?$")
 _AFTER = re.compile(r"\s*(?:(?P<percent>%)\s*)?(?P<name>[A-Za-z][\w/ ]{0,24}?)\s*(?:\||$)")
 _KEY = re.compile(r"[A-Za-z_@#][^\s\"']*(?: [^\s\"']+){0,5}")
 _BARE = re.compile(r"^(\d+) (train|val|hella\w*) ([-+.\deE]+|nan|inf)$")
+_INDEXED = re.compile(r"^\s*(\d{1,12}):[ \t]+([-+]?\d+\.\d+(?:e[-+]?\d+)?|nan|inf)\s*$")
+"""A step and one number that nobody named, as NVIDIA's WaveGlow prints its loss."""
+_GLUED = re.compile(r"^\W{0,3}(?:step|iter|iteration)_\d+\b")
+"""Names that are joined to their numbers: ``step_20: loss_3.1``."""
+_GLUE = re.compile(r"(?<=[A-Za-z])_(?=[-+]?\d)")
 _BAR = re.compile(r"^\s*\d+%\|[^|]*\|\s*(\d+)/(\d+) \[")
 _VALIDATION = re.compile(r"\b(?:valid|validation|val|eval|evaluation|evaluating|test|testing|dev)\b", re.I)
 _LOSS = re.compile(r"loss|perplexity|\bppl\b|reward|accuracy|\bacc\b", re.I)
@@ -101,6 +106,8 @@ _OVERFLOW = re.compile(
 """As fairseq, DeepSpeed and their kin say it between two rows."""
 _NO_GRADIENT = re.compile(r"grad(?:ient)?[ _]norm is (?P<number>nan|inf)\b", re.I)
 """As ESPnet says that it took no step; it prints no norm else."""
+_EXPLODED = re.compile(r"loss exploded to (?P<loss>nan|inf|[-+]?\d[\d.e+]*) at step (?P<step>\d{1,15})", re.I)
+"""As Tacotron says that it ends; it prints no row of that step."""
 LAST_OVERFLOWS = 3
 """Overflows after the last row that are more than the ordinary search for a scale."""
 _DARKNET = re.compile(r"\s*(\d{1,12}): ([-\d.einfa]+), ([-\d.einfa]+) avg loss, ([\d.e-]+) rate,")
@@ -172,6 +179,7 @@ class _Log:
         self._counters_before: dict[str, int] = {}
         self._counter: str | None = None
         """Which of several counters moves from row to row."""
+        self._nameless_step: int | None = None
         self._error: str | None = None
         self._traceback = False
         self._overflows: list[_Overflow] = []
@@ -188,8 +196,14 @@ class _Log:
             return None
         if (match := _NO_GRADIENT.search(line)) and self._step is None:
             return Row(None, _without_times(line)[0], {"grad_norm": float(match["number"])})
+        if match := _INDEXED.match(line):
+            return self._nameless(int(match[1]), float(match[2]))
         if not _HINT.search(line):
             return None
+        if match := _EXPLODED.search(line):
+            step, last = int(match["step"]), self._step
+            near = last is None or last < step < 10 * last  # digits of the line that it was written over may follow
+            return self._row(step if near or last is None else last + 1, None, {"loss": float(match["loss"])})
         if match := _DARKNET.match(line):
             values = {"loss": match[2], "avg loss": match[3], "lr": match[4]}
             return self._row(int(match[1]), None, {name: float(value) for name, value in values.items()})
@@ -207,12 +221,22 @@ class _Log:
         time, text = _without_times(line)
         if match := _ROUND.match(text):
             text = f"round {match[1]} {text[match.end() :]}"
+        if _GLUED.match(text):
+            text = _GLUE.sub(" ", text)
         if "'s " in text:
             text = _OWNED.sub("/", text)
         if match := _BARE.match(text.strip()):
             name = "hella" if match[2].startswith("hella") else f"{match[2]} loss"
             return self._row(int(match[1]), time, {name: float(match[3])})
         return self._metrics(text, time)
+
+    def _nameless(self, step: int, value: float) -> Row | None:
+        """The number of a line that has no names, once such lines follow one another."""
+        last, self._nameless_step = self._nameless_step, step
+        if last is None or step <= last:
+            return None
+        self._account.say("nameless", "numbers without a name, one for each step, are taken for the training loss.")
+        return self._row(step, None, {"loss": value})
 
     def end(self) -> Iterator[Row]:
         """Say how the log ends: the loss scales after the last row are those of steps that were not taken."""

@@ -31,6 +31,11 @@ LEVEL_OF_FEW = 3
 FAR_OF_FEW = 3.0
 """Multiple of the highest loss before at which one row of a short log is a spike. Our judgement: it has no baseline to
 speak of, and its rows are means."""
+ENORMOUS = 1e4
+"""Multiple of the highest loss before at which one row tells without a baseline. Our judgement."""
+FAR_OF_SIGNED = 30.0
+"""Rise of a loss that may be negative, in spans of all rows before it and in its own size, at which it jumped. Our
+judgement: it has no ratios, and the span holds the first fall and every spike so far."""
 DIVERGED_ROWS = 50
 """Rows without a return after which a spike is called a divergence. Our judgement."""
 
@@ -54,7 +59,8 @@ def loss_spike(
     where single samples make huge ratios; on restarts of the learning rate to an earlier height and on logged changes
     of data, batch size or sequence length, unless the rise is beyond +50 %; on a rise within 2.5 times the largest z
     that the run has recently shown (heavy-tailed small batches), unless the gradient norm is raised in the same step.
-    Abstains on a loss that is often <= 0. In a log of 6 to 24 rows one above three times the highest before shows it.
+    In a log of up to 24 rows one above three times the highest before shows it, from the second row on one above 10^4
+    times. A loss that is often <= 0 has no ratios: one row must rise by thirty times the span of all before.
 
     Thresholds: ``effect``, smallest relative rise (+50 % in warm-up); ``z_single`` and ``z_sustained`` in robust
     standard deviations of log loss, the second for 3 of 5 rows; ``linger``, relative rise 300 steps later that is
@@ -69,11 +75,14 @@ def loss_spike(
     loss = signals["train_loss"]
     settings = SpikeSettings(effect=effect, z_single=z_single, z_sustained=z_sustained)
     if loss_is_signed(signals):
-        return Abstained("the loss is often zero or negative, so a ratio to its own level has no meaning")
+        if (signed := _of_signed(loss)) is None:
+            return Abstained("the loss is often zero or negative, so a ratio to its own level has no meaning")
+        return _of_policy(signals, loss, signed)
     if (rows := int((loss.value > 0).sum())) <= settings.least:
-        if rows < LEAST_OF_FEW:
+        few = _of_few(loss)
+        if few is None and rows < LEAST_OF_FEW:
             return Abstained(f"{count(len(loss), 'loss')} recorded, at least {LEAST_OF_FEW} are needed for a baseline")
-        return _of_policy(signals, loss, _of_few(loss))
+        return _of_policy(signals, loss, few)
     groups = joined(loss_spikes(signals, settings).spikes)
     course = Course(linger=linger, diverged=diverged, effect=effect, z_single=z_single)
     found = (_of_policy(signals, loss, _finding(signals, loss, group, course, small)) for group in groups)
@@ -89,11 +98,12 @@ def _of_policy(signals: Signals, loss: Signal, finding: Finding | None) -> Findi
 
 
 def _of_few(loss: Signal) -> Finding | None:
-    """A log of 6 to 24 rows, often means over hundreds of steps: one of them is many times as high as any before."""
+    """A log of up to 24 rows, often means over hundreds of steps: one of them is many times as high as any before."""
     keep = np.isfinite(loss.value) & (loss.value > 0)
     step, value = loss.step[keep], loss.value[keep]
-    highest = np.maximum.accumulate(value)
-    rows = np.flatnonzero(value[LEVEL_OF_FEW:] > FAR_OF_FEW * highest[LEVEL_OF_FEW - 1 : -1]) + LEVEL_OF_FEW
+    ratios = value[1:] / np.maximum.accumulate(value)[:-1]
+    known = np.arange(1, len(value)) >= LEVEL_OF_FEW if len(value) >= LEAST_OF_FEW else False
+    rows = np.flatnonzero((ratios > ENORMOUS) | (known & (ratios > FAR_OF_FEW))) + 1
     if len(rows) == 0:
         return None
     row = int(rows[0])
@@ -108,6 +118,33 @@ def _of_few(loss: Signal) -> Finding | None:
         last_step=int(step[row] if back else step[-1]),
         severity=Severity.WARNING if back else Severity.CRITICAL,
         evidence={"baseline_loss": base, "peak_loss": float(value[row]), "peak_ratio": ratio, "rows": len(value)},
+    )
+
+
+def _of_signed(loss: Signal) -> Finding | None:
+    """A loss that may be negative, as a density's: one row is out of all proportion to the rows before it."""
+    keep = np.isfinite(loss.value)
+    step, value = loss.step[keep], loss.value[keep]
+    if len(value) < LEAST_OF_FEW:
+        return None
+    highest, lowest = np.maximum.accumulate(value)[:-1], np.minimum.accumulate(value)[:-1]
+    size = np.maximum(highest - lowest, np.maximum(np.abs(highest), np.abs(lowest)))
+    rows = np.flatnonzero(((size > 0) & (value[1:] - highest > FAR_OF_SIGNED * size))[LEVEL_OF_FEW:]) + 1 + LEVEL_OF_FEW
+    if len(rows) == 0:
+        return None
+    row = int(rows[0])
+    before = value[max(0, row - 20) : row]
+    base, after = float(np.median(before)), value[row + 1 :]
+    top = float(before.max() + np.ptp(before))
+    back = len(after) > 0 and float(np.median(after[-10:])) <= top
+    return Finding(
+        summary=f"Training loss rose from {number(base)} to {number(float(value[row]))} at step {int(step[row])}"
+        + (", and came back" if back else " and is not back"),
+        onset_step=int(step[row]),
+        first_step=int(step[row]),
+        last_step=int(step[row] if back else step[-1]),
+        severity=Severity.WARNING if back else Severity.CRITICAL,
+        evidence={"baseline_loss": base, "peak_loss": float(value[row]), "rows": len(value)},
     )
 
 

@@ -147,6 +147,24 @@ PUBLISHED = {
         "skipped_steps",
         {98: 1.0, 99: 2.0, 100: 3.0},
     ),
+    "NVIDIA/waveglow#38": (  # numbers without a name, once a second such line has come
+        "123890: -4.772330284\n123891: -4.845523357\n123892: 40490.179687500\n123893: -3.482588530\n",
+        "train_loss",
+        {123891: -4.845523357, 123892: 40490.1796875, 123893: -3.48258853},
+    ),
+    "NVIDIA/waveglow#32": (
+        "step_78600:\tloss_-4.322495461\nstep_78620:\tloss_4191.683593750\nstep_78640:\tloss_-2.408614397\n",
+        "train_loss",
+        {78600: -4.322495461, 78620: 4191.68359375, 78640: -2.408614397},
+    ),
+    "JasonWei512/Tacotron-2-Chinese#20": (  # written over a longer line: no step of 674647500
+        "Step   67456 [1.078 sec/step, loss=6.73029, avg_loss=6.65925]\n"
+        "Generated 64 train batches of size 4 in 0.298 sec\n"
+        "Loss exploded to 378655.87500 at step 674647500, avg_loss=3793.17030]\n"
+        "Exiting due to exception: Loss exploded\n",
+        "train_loss",
+        {67456: 6.73029, 67457: 378655.875},
+    ),
 }
 
 

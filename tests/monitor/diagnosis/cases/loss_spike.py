@@ -19,6 +19,8 @@ from tests.monitor.diagnosis.cases.drawn import (
     restarted,
 )
 
+SIGNED = np.r_[-5.48, -5.35, -5.3, -5.46, -5.55, -5.27, -5.4, -4.72, -5.18, -4.8, -4.85]
+
 
 def hard_batch(lead: int = 0, input_std: float | None = 36.0) -> Signals:
     """A noisy loss that is 40 % up in one row, some seven deviations; the gradient is up from ``lead`` before."""
@@ -72,6 +74,26 @@ FIRES = (
         onset=5,
         words="came back",
     ),
+    Case(
+        "three rows, the last 10^32 times as high",
+        lambda: only(train_loss=np.r_[0.11, 0.1, 3.6e32]),
+        "critical",
+        onset=3,
+    ),
+    Case(
+        "a density's, one row at 40,490 and the first level after it",
+        lambda: only(train_loss=np.r_[SIGNED, 40490.18, -3.5, -2.2, -1.7, -1.5, -1.4, -1.3]),
+        "critical",
+        onset=len(SIGNED) + 1,
+        words="not back",
+    ),
+    Case(
+        "a density's, one row at 40,490",
+        lambda: only(train_loss=np.r_[SIGNED, 40490.18, SIGNED]),
+        "warning",
+        onset=len(SIGNED) + 1,
+        words="came back",
+    ),
 )
 
 NEAR_MISSES = (
@@ -93,5 +115,11 @@ NEAR_MISSES = (
 ABSTAINS = (
     Case("no loss", lambda: only(grad_norm_preclip=norms()), words="train_loss not recorded"),
     Case("too few rows", lambda: only(train_loss=level()[:5]), words="5 losses"),
+    Case("two rows, a hundred times as high", lambda: only(train_loss=np.r_[0.1, 10.0]), words="losses recorded"),
+    Case(
+        "a density's that loses all it had won",
+        lambda: only(train_loss=np.r_[9.0, 1.0, SIGNED, 8.0, SIGNED]),
+        words="zero or negative",
+    ),
     Case("a loss about zero", lambda: only(train_loss=0.1 * np.sin(np.arange(STEPS))), words="zero or negative"),
 )

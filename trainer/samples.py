@@ -1,6 +1,6 @@
 """Samples of the loss landscape while training: which, when, and by whom.
 
-A sample that is due waits until the time so far pays for it, so that at no moment more than the share is spent. The
+A sample that is due waits until the time so far pays for it, so that the share is kept at every moment. The
 curvature has most of that time: the question whether the learning rate is too high needs it again and again. With
 several processes rank 0 decides, and they share out what can be shared.
 """
@@ -69,9 +69,9 @@ class LandscapeSamples:
         while (kind := self._agreed()) is not None:
             if kind in self._due:
                 self._due.remove(kind)
-            room = self._allowance.room
+            longest = self._allowance.longest
             with self._allowance.spending(kind):
-                self._take(kind, room, mon, batch.first(self._examples))
+                self._take(kind, longest, mon, batch.first(self._examples))
 
     def _agreed(self) -> str | None:
         """What comes now: rank 0's word, on every rank."""
@@ -86,7 +86,7 @@ class LandscapeSamples:
         """Seconds of the first one of a kind."""
         return GRADIENTS[kind] * self._share_of_step * self._allowance.elapsed / self._steps
 
-    def _take(self, kind: str, room: float, mon: Any, few: Batch) -> None:
+    def _take(self, kind: str, longest: float, mon: Any, few: Batch) -> None:
         alone = kind == "curvature"  # one product follows another: there is nothing to share out
         if alone and not self._parallel.is_first:
             return
@@ -100,6 +100,6 @@ class LandscapeSamples:
                 return self._task.loss(self._model, few) / tokens
 
         if alone:
-            mon.curvature_sample(loss, budget_s=room)
+            mon.curvature_sample(loss, budget_s=longest)
         else:
             {"loss": mon.landscape_sample, "slices": mon.slices_sample}[kind](loss, split=split)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,17 +83,22 @@ def test_what_fails_is_counted_all_the_same() -> None:
     assert allowance.affords("a") and not allowance.affords("b")
 
 
-class Costly:
-    """Stands for the monitor: samples that only take time. The first curvature is dearer, and keeps to its budget."""
+PRODUCTS = (5, 7, 4, 4, 6, 6, 7, 5, 4, 5)
+"""Of searches in the default training, at steps 100 to 1,000."""
 
-    def __init__(self, clock: Clock, every: int, cost: dict[str, float]) -> None:
-        self._clock, self._every, self._cost = clock, every, cost
+
+class Costly:
+    """Stands for the monitor: samples that only take time. A search of so many products keeps to its budget."""
+
+    def __init__(self, clock: Clock, gradient_s: float, products: Sequence[int]) -> None:
+        self._clock, self._gradient_s, self._products = clock, gradient_s, itertools.cycle(products)
         self.step, self.spent = 0, 0.0
-        self.taken: dict[str, list[int]] = {kind: [] for kind in cost}
+        self.taken: dict[str, list[int]] = {kind: [] for kind in WEIGHTS}
+        self.found = 0
 
     @property
     def landscape_due(self) -> bool:
-        return self.step % self._every == 0
+        return self.step % 200 == 0
 
     def _take(self, kind: str, seconds: float) -> None:
         self.taken[kind].append(self.step)
@@ -100,15 +106,15 @@ class Costly:
         self.spent += seconds
 
     def curvature_sample(self, loss: Callable[[], Any], *, budget_s: float) -> None:
-        self._take(
-            "curvature", min(budget_s, self._cost["curvature"] * (1 if len(self.taken["curvature"]) > 1 else 1.2))
-        )
+        needed = (1.6 + 2.4 * (2 + next(self._products))) * self._gradient_s  # a graph, and two products before
+        self.found += needed <= budget_s
+        self._take("curvature", min(budget_s, needed))
 
     def landscape_sample(self, loss: Callable[[], Any], *, split: bool) -> None:
-        self._take("loss", self._cost["loss"])
+        self._take("loss", GRADIENTS["loss"] * self._gradient_s)
 
     def slices_sample(self, loss: Callable[[], Any], *, split: bool) -> None:
-        self._take("slices", self._cost["slices"])
+        self._take("slices", GRADIENTS["slices"] * self._gradient_s)
 
 
 @pytest.fixture(scope="module")
@@ -117,14 +123,13 @@ def by_default(texts: Path) -> tuple[TrainConfig, Task]:
     return config, build_task(config)
 
 
-@given(step_s=st.floats(0.001, 10.0), dearer=st.floats(0.5, 1.25))
+@given(st.floats(0.001, 10.0), st.floats(0.5, 1.25), st.permutations(PRODUCTS))
 def test_default_settings_have_five_curvatures_in_1200_steps_within_two_percent(
-    by_default: tuple[TrainConfig, Task], step_s: float, dearer: float
+    by_default: tuple[TrainConfig, Task], step_s: float, dearer: float, products: list[int]
 ) -> None:
     """Costs as they were measured, in gradients of 2 of the 16 sequences of a step."""
     (config, task), clock = by_default, Clock()
-    gradient = step_s / 8 * dearer
-    mon = Costly(clock, 200, {kind: count * gradient for kind, count in GRADIENTS.items()})
+    mon = Costly(clock, dearer * step_s / 8, products)
     model, place = nn.Linear(1, 1), torch.device("cpu")
     samples = LandscapeSamples(
         config, Parallel(0, 1, place), model, task, build_precision(config.precision, place), clock
@@ -133,5 +138,5 @@ def test_default_settings_have_five_curvatures_in_1200_steps_within_two_percent(
     for mon.step in range(1, 1201):
         clock.now += 1.1 * step_s  # with evaluations and checkpoints
         samples.after_step(mon.step, mon, batch)
-        assert mon.step < 300 or mon.spent < 0.02 * clock.now
-    assert len(mon.taken["curvature"]) >= 5 and all(mon.taken.values()) and mon.taken.keys() == WEIGHTS.keys()
+        assert mon.spent < 0.02 * clock.now
+    assert mon.found >= 5 and mon.taken["loss"] and mon.taken["slices"], (mon.found, mon.taken)

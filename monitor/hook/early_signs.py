@@ -23,6 +23,10 @@ FEWEST = 32
 """Steps of a window, and how many must be in it before a value can stand out. Our judgement."""
 OUTLIER_Z = 6.0
 """Robust standard deviations of the logarithm."""
+LEVEL_Z = 3.0
+LEVEL_ROWS = 5
+"""Deviations above which the loss must lie in so many steps running to have gone to another level: units that died at
+once, or labels that are others, raise it by less than an outlier, and for good. Our judgement."""
 LARGE_RMS = 2.0
 """Of g²/v̂, where updates outgrow what Adam expects: Wortsman et al. 2023, "Stable and low-precision training", 3.4.
 Rare tokens' embeddings pass it now and then in healthy trainings, so it must stand out as well."""
@@ -45,6 +49,7 @@ class EarlySigns(Probe):
         super().__init__()
         self._windows = {"grad_norm_preclip": Outliers(), "train_loss": Outliers()}
         self._scale = 0.0
+        self._level = Level()
         self._rms = Outliers()
         self._logits: np.ndarray | None = None
         self._rows = 0
@@ -74,6 +79,8 @@ class EarlySigns(Probe):
             for name, window in self._windows.items()
             if (z := window.add(values.get(name, math.nan))) > OUTLIER_Z
         ]
+        if self._level.add(values.get("train_loss", math.nan)):
+            found.append(f"train_loss has stood {LEVEL_Z:.0f} deviations above the steps before for {LEVEL_ROWS} steps")
         scale = values.get("loss_scale", 0.0)
         if 0 < scale < self._scale:
             found.append(f"the loss scale fell from {self._scale:g} to {scale:g}")
@@ -119,6 +126,40 @@ class Outliers:
             z = (log - middle) / max(deviation, 1e-3)
         self._logs.append(log)
         return z
+
+
+class Level:
+    """Tells when a positive series has gone to a higher level. What is normal is taken again every eighth step."""
+
+    def __init__(self) -> None:
+        self._logs: deque[float] = deque(maxlen=WINDOW)
+        self._raised: list[float] = []
+        self._bar = math.inf
+        self._rows = 0
+
+    def add(self, value: float) -> bool:
+        """Whether ``value`` is the last one that was needed; the new level is normal then."""
+        if not (math.isfinite(value) and value > 0):
+            return False
+        log = math.log(value)
+        if log > self._bar:
+            self._raised.append(log)
+            if len(self._raised) < LEVEL_ROWS:
+                return False
+            self._logs.clear()
+            self._logs.extend(self._raised)
+            self._raised, self._bar = [], math.inf
+            return True
+        self._logs.extend(self._raised)  # they were not the beginning of anything
+        self._raised = []
+        self._logs.append(log)
+        self._rows += 1
+        if len(self._logs) >= FEWEST and self._rows % 8 == 0:
+            before = np.array(self._logs)
+            middle = float(np.median(before))
+            deviation = 1.4826 * float(np.median(np.abs(before - middle)))
+            self._bar = middle + LEVEL_Z * max(deviation, 1e-3)
+        return False
 
 
 def _largest(stat: Stat | None) -> float:

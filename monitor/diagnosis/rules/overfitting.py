@@ -32,6 +32,7 @@ TREND_MOST = 1000
 TREND_Z = 2.33
 """Of Mann and Kendall's test, one-sided at 1 %."""
 GAP_EVALUATIONS = 4
+NO_USE_EVALUATIONS = 2
 LEARNT = 0.2
 """Share of its first level to which the training loss must have fallen while the validation loss has not moved."""
 
@@ -54,7 +55,8 @@ def overfitting(
     training loss (that is a divergence); within the scatter between evaluations; after a new best. Information only: a
     rise below ``worrying``, and a larger one while a validation score such as accuracy still improves, since a
     classifier's loss then grows by over-confidence alone. A validation loss that never falls while the training loss
-    goes to a fifth is told as well, and one whose evaluations after the lowest rise as a whole.
+    goes to a fifth is told as well, and one whose evaluations after the lowest rise as a whole; and one that was never
+    below that of a blind guess, twice running, where the training loss is below half of it.
 
     Thresholds: ``evaluations`` in a row above the best by the relative ``rise``, or the last two where each is above
     the one before and the last by a quarter; ``worrying``, relative rise that is a warning; ``train_fall``, relative
@@ -67,6 +69,8 @@ def overfitting(
     loss, val = _finite(signals["train_loss"]), _finite(signals["val_loss"])
     if loss_is_signed(signals) or (len(val) and float(val.value.min()) <= 0):
         return Abstained("a loss that is zero or negative has no relative rise")
+    if no_use := _of_no_use(signals, loss, val):
+        return no_use
     if len(val) < evaluations:
         return Abstained(f"{count(len(val), 'evaluation')} recorded, at least {evaluations} are needed")
     found = []
@@ -81,6 +85,38 @@ def overfitting(
         elif _sharp(val.value[best:stop], raised & fell):
             found.append(_finding(signals, levels, val, best, stop - 1, stop - 1, worrying))
     return found or _by_heart(signals, levels, val, rise) or _trend(signals, levels, val, rise, worrying, train_fall)
+
+
+def _of_no_use(signals: Signals, loss: Signal, val: Signal) -> Finding | None:
+    """What training has learnt helps nowhere else, from the first evaluation on: the answer is among its inputs, or
+    evaluation asks something else."""
+    classes = signals["log_classes"]
+    if len(classes) == 0 or len(val) < NO_USE_EVALUATIONS:
+        return None
+    guess = float(classes.value[-1])
+    train = _train_levels(loss, val)
+    first = first_run((train < 0.5 * guess) & (val.value > guess), NO_USE_EVALUATIONS)
+    if first is None or float(val.value[: first + NO_USE_EVALUATIONS].min()) < guess:
+        return None
+    fired = first + NO_USE_EVALUATIONS - 1
+    return Finding(
+        summary=f"Validation loss is {number(float(val.value[fired]))}, that of a blind guess {number(guess)}, while "
+        f"training is at {number(float(train[fired]))}: what it learns helps nowhere else",
+        onset_step=int(val.step[first]),
+        first_step=int(val.step[fired]),
+        last_step=int(val.step[-1]),
+        severity=Severity.WARNING,
+        evidence={"validation_loss": float(val.value[fired]), "blind_guess": guess, "train_loss": float(train[fired])},
+        causes=(
+            Cause("leak", 0.5, ("training is far better than a guess, and nothing of it holds on other data",)),
+            Cause("unlike-losses", 0.3, ("evaluation may be given other inputs or targets than training",)),
+        ),
+        remedy=Remedy(
+            "Look for the answer among the training inputs (targets that are not shifted, labels among the features), "
+            "and evaluate on a training batch: a loss near the training's says that the data differ, a high one that "
+            "the two losses do.",
+        ),
+    )
 
 
 def _sharp(value: np.ndarray, counts: np.ndarray) -> bool:

@@ -26,6 +26,7 @@ def slower_steps(signals: Signals, *, rise: float = 0.03, lasting: int = 200, z:
     Information where other processes of the host take the processor away: the time in which the training had none is
     taken off, and on a host without a device that is shared so, a step of which each part is longer by as much is its
     doing, too. Where that time was not recorded, the training uses no more processor time in a step than before.
+    Information as well where it is this monitor that takes longer, for which there is a budget.
 
     Thresholds: ``rise``, relative rise of the median, over ``lasting`` steps; ``z``, robust standard deviations of the
     medians of 25 steps before, so that a busy machine is not called slow. Design notes F41: 3 %, since 5 % and 6 %
@@ -37,11 +38,22 @@ def slower_steps(signals: Signals, *, rise: float = 0.03, lasting: int = 200, z:
     needed = lasting + LEAST_BLOCKS * BLOCK_ROWS
     if len(times.step) < needed:
         return Abstained(f"{count(len(times.step), 'training step')} timed, at least {needed} are needed")
-    for seconds in (times.own, times.seconds):
-        found = _new_level(signals, times, seconds, rise, lasting, z)
-        if found is not None:
-            return _finding(signals, times, seconds, *found)
+    monitor = np.nan_to_num(times.part(signals, "monitor_s"))
+    training = times.own - np.clip(monitor, 0.0, 0.99 * times.own)
+    if found := _new_level(signals, times, training, rise, lasting, z):
+        return _finding(signals, times, *found, _kept_waiting(signals, times, found[0] * BLOCK_ROWS))
+    if found := _new_level(signals, times, times.own, rise, lasting, z):
+        told = _before_and_after(monitor, found[0] * BLOCK_ROWS, "spent by the monitor")
+        return _finding(signals, times, *found, Cause("monitor-overhead", 0.9, (told,)))
+    if found := _new_level(signals, times, times.seconds, rise, lasting, z):
+        told = _before_and_after(times.waited, found[0] * BLOCK_ROWS, "without a processor")
+        return _finding(signals, times, *found, Cause("busy-host", 0.9, (told,)))
     return None
+
+
+def _before_and_after(seconds: np.ndarray, row: int, what: str) -> str:
+    before, after = (1000 * float(np.nanmean(part)) for part in (seconds[:row], seconds[row:]))
+    return f"{after:.3g} ms of a step {what}, {before:.3g} ms before"
 
 
 def _new_level(
@@ -67,11 +79,10 @@ def _new_level(
 
 
 def _finding(
-    signals: Signals, times: StepTimes, seconds: np.ndarray, block: int, before: float, after: float
+    signals: Signals, times: StepTimes, block: int, before: float, after: float, excuse: Cause | None
 ) -> Finding:
     row = block * BLOCK_ROWS
     part, share = _slower_part(signals, times, row)
-    waiting = _without_processor(times, row) if seconds is times.seconds else _kept_waiting(signals, times, row)
     where = f"; {part.removesuffix('_s').replace('_', ' ')} makes {100 * share:.0f} % of it" if part else ""
     return Finding(
         summary=f"Steps take {percent(after / before - 1)} longer from step {int(times.step[row])} on: "
@@ -79,9 +90,9 @@ def _finding(
         onset_step=int(times.step[row]),
         first_step=int(times.step[min(row + 200, len(times.step)) - 1]),
         last_step=int(times.step[-1]),
-        severity=Severity.INFO if waiting else Severity.WARNING,
+        severity=Severity.INFO if excuse else Severity.WARNING,
         evidence={"before_s": before, "after_s": after, "part": part, "part_share": share},
-        causes=(waiting or _cause(signals, part, share, int(times.step[row])),),
+        causes=(excuse or _cause(signals, part, share, int(times.step[row])),),
         remedy=Remedy(
             "Look at clocks and temperature of the device, at other processes on the host, at the storage, and with "
             "several ranks at which one is late.",
@@ -104,14 +115,6 @@ def _slower_part(signals: Signals, times: StepTimes, row: int) -> tuple[str | No
         return None, 0.0
     part = max(grown, key=lambda name: grown[name])
     return part, grown[part] / total
-
-
-def _without_processor(times: StepTimes, row: int) -> Cause | None:
-    """Other processes of the host as the cause, by the kernel's count; None where it does not count."""
-    if not np.isfinite(times.waited).any():
-        return None
-    before, after = (1000 * float(np.nanmean(waited)) for waited in (times.waited[:row], times.waited[row:]))
-    return Cause("busy-host", 0.9, (f"{after:.3g} ms of a step without a processor, {before:.3g} ms before",))
 
 
 def _kept_waiting(signals: Signals, times: StepTimes, row: int) -> Cause | None:
@@ -158,9 +161,8 @@ def _cause(signals: Signals, part: str | None, share: float, step: int) -> Cause
     throttled = [e for e in signals.events("throttle") if e.fields.get("harmful") and (e.step or 0) <= step + 50]
     if throttled:
         return Cause("throttled-device", 0.8, supports=(str(throttled[-1].fields.get("text"))[:200],))
-    known = {"data_wait_s": "slow-input", "monitor_s": "monitor-overhead"}
-    if part in known and share > 0.6:
-        return Cause(known[part], 0.7, supports=(f"{part} grew the most",))
+    if part == "data_wait_s" and share > 0.6:
+        return Cause("slow-input", 0.7, supports=(f"{part} grew the most",))
     return Cause("slower-compute", 0.5, supports=(f"{part} grew the most",) if part else ())
 
 

@@ -73,6 +73,17 @@ def test_a_layer_that_passes_the_limit_now_and_then_is_no_sign() -> None:
     assert watch.told == []
 
 
+def test_a_loss_that_stays_higher_is_a_sign_though_no_step_is_an_outlier() -> None:
+    noise = np.random.default_rng(0)
+    for rise, told in ((1.08, False), (1.24, True)):
+        watch = Watch()
+        for step in range(1, 201):
+            level = rise if step > 150 else 1.0
+            watch.row(train_loss=float(level * np.exp(0.05 * np.clip(noise.standard_normal(), -1, 1))))
+        assert [step for step, _ in watch.told] == ([155] if told else [])
+        assert all("stood" in text for _, text in watch.told)
+
+
 def test_attention_logits_that_double_are_a_sign() -> None:
     watch = Watch()
     for bound in (2.0, 5.0, 20.0):

@@ -73,6 +73,13 @@ FIRES = (
         onset=EPOCH * 9,
     ),
     Case("rises by half", lambda: run(valley(0.5)), "warning", onset=EPOCH * (BEST + 1), words="Validation loss rose"),
+    Case(
+        "never below a blind guess",
+        lambda: run(np.array([6.2, 6.9]), train_end=0.05, log_classes=np.full(2, 5.55)),
+        "warning",
+        onset=EPOCH,
+        words="blind guess",
+    ),
     Case("rises by 8 %", lambda: run(valley(0.08)), "info", onset=EPOCH * (BEST + 1)),
     Case(
         "accuracy still improves",
@@ -105,6 +112,10 @@ NEAR_MISSES = (
     Case("scatter by a third around one level", lambda: run(np.exp(np.random.default_rng(3).normal(0, 0.35, 32)))),
     Case("three evaluations, the last 10 % higher", lambda: run(np.array([0.50, 0.51, 0.55]))),
     Case("never falls, and training does not learn it either", lambda: run(np.full(8, 0.7), train_end=1.5)),
+    Case(
+        "above a blind guess at first",
+        lambda: run(np.array([6.2, 5.0, 4.0, 3.9]), train_end=1.0, log_classes=np.full(4, 5.55)),
+    ),
     Case("both rise", lambda: run(valley(0.5), train_end=4.0)),
     Case("a new best after a rise", lambda: run(np.concatenate([valley(0.5), [0.9, 0.8, 0.7]]))),
     Case("flat with scatter", lambda: run(np.exp(np.random.default_rng(1).normal(0, 0.1, 40)))),

@@ -33,9 +33,18 @@ def shared(more: float, taken: float) -> Signals:
     return timed(own + waits, cpu_wait_s=waits)
 
 
+def monitored(more: float, own: float) -> Signals:
+    """From row 150 on the monitor takes a step's time times ``more`` - 1, from AT on the step itself ``own`` times."""
+    row = np.arange(STEPS)
+    time = seconds() * np.where(row >= AT, own, 1.0)
+    cost = np.where(row >= 150, more - 1, 0.0) * seconds()
+    return timed(time + cost, monitor_s=cost)
+
+
 FIRES = (
     Case("twice as long, on as much of a core", lambda: doubled(2.0, 80), "warning", onset=AT + 11),
     Case("backward alone, the process idle", lambda: doubled(3.0, 40), "warning", onset=AT + 11),
+    Case("5 % for good, and the monitor takes longer before", lambda: monitored(1.2, 1.05), "warning", onset=AT + 11),
     Case("5 % for good on a host that others use", lambda: shared(1.05, 0.0), "warning", onset=AT + 11),
     Case("5 % for good", lambda: timed(changed(seconds(), slice(AT + 10, None), 1.05)), "warning", onset=AT + 11),
     Case(
@@ -49,6 +58,7 @@ FIRES = (
 
 NEAR_MISSES = (
     Case("twice as long, on half as much of a core", lambda: doubled(2.0, 40)),
+    Case("half as long again, all of it the monitor's", lambda: monitored(1.5, 1.0)),
     Case("half as long again without a processor", lambda: shared(1.0, 0.5)),
     Case("2 % for good", lambda: timed(changed(seconds(), slice(AT, None), 1.02))),
     Case("5 % on a machine that wanders by 10 %", lambda: timed(changed(seconds(wander=0.1), slice(AT, None), 1.05))),

@@ -19,6 +19,8 @@ DISTINCT = 20
 """Batches without a repetition that must come first, or in all: few different ones are a small data set."""
 NEAR_ROWS = 16
 """Distance within which a repetition is one of several workers or passes, not of an epoch."""
+ROUNDS = 3
+"""Times that the same few batches must come again in their order."""
 LEAST_EPOCHS = 4
 LEAST_PERIOD = 4
 
@@ -43,7 +45,8 @@ def data_order(
     steps on, which some methods want; a fixed order that the loss does not show. Class imbalance within batches cannot
     be seen: no signal holds the targets.
 
-    Thresholds: ``stuck``, equal batches in a row in the middle of a run; ``repeated``, share of the batches that are
+    Thresholds: ``stuck``, equal batches in a row in the middle of a run (a few in the same order three times over,
+    after at least twice as many that never came again, are as good as one); ``repeated``, share of the batches that are
     among the 16 before; ``ordered``, share that equals the batch one epoch before; ``periodic``, variance between the
     places of an epoch over that within them (an F ratio), in four epochs or more. Design notes F20 have 10 for a
     spectral peak; the others are our judgement.
@@ -55,7 +58,9 @@ def data_order(
     epoch = signals["epoch"]
     if len(prints) < LEAST_ROWS and len(epoch) < 2:
         return Abstained(f"{count(len(prints), 'fingerprint')} of inputs recorded, at least {LEAST_ROWS} are needed")
-    found = _stuck(prints, stuck) or _repeated(prints, repeated) if len(prints) >= LEAST_ROWS else None
+    found = None
+    if len(prints) >= LEAST_ROWS:
+        found = _stuck(prints, stuck) or _round_and_round(prints) or _repeated(prints, repeated)
     if found is not None:
         return found
     order = _fixed_order(prints, ordered)
@@ -96,6 +101,44 @@ def _stuck(prints: Signal, rows: int) -> Finding | None:
                 ),
             )
     return None
+
+
+def _round_and_round(prints: Signal) -> Finding | None:
+    """A few batches in the same order again and again, after at least twice as many that never came again."""
+    value = prints.value
+    order = np.argsort(value, kind="stable")
+    again = np.flatnonzero(value[order][1:] == value[order][:-1])
+    back = np.zeros(len(value), np.int64)  # rows since the same batch came before
+    back[order[again + 1]] = order[again + 1] - order[again]
+    starts = np.flatnonzero(np.diff(back, prepend=-1))
+    lengths = np.diff(np.append(starts, len(back)))
+    rounds = np.flatnonzero((back[starts] > 1) & (lengths >= ROUNDS * back[starts]))
+    if len(rounds) == 0:
+        return None
+    start = int(starts[rounds[0]])
+    period = int(back[start])
+    begin = start - period
+    if begin < max(DISTINCT, 2 * period) or back[:start].any():
+        return None
+    return _going_round(prints, begin, start + ROUNDS * period - 1, period)
+
+
+def _going_round(prints: Signal, begin: int, row: int, period: int) -> Finding:
+    onset = int(prints.step[begin])
+    return Finding(
+        summary=f"From step {onset} on the same {period} batches come again and again in the same order, after {begin} "
+        "different ones",
+        onset_step=onset,
+        first_step=int(prints.step[row]),
+        last_step=int(prints.step[-1]),
+        severity=Severity.WARNING,
+        evidence={"period": period, "different_before": begin},
+        causes=(Cause("stuck-loader", 0.8, (f"each batch is that of {period} steps before, and no new one comes",)),),
+        remedy=Remedy(
+            f"Look at what feeds the loop at step {onset}: a cache or buffer that is not filled again, a list of files "
+            "that ended, a sampler over a part of the data.",
+        ),
+    )
 
 
 def _all_different(value: np.ndarray) -> bool:

@@ -37,11 +37,18 @@ def by_place(size: float) -> np.ndarray:
     return level() * np.exp(place[np.arange(STEPS) % PERIOD])
 
 
+def going_round(period: int) -> np.ndarray:
+    """From row AT on the same few batches."""
+    row = np.arange(STEPS)
+    return np.where(row < AT, row, AT + (row - AT) % period)
+
+
 IN_ORDER = np.arange(STEPS) % PERIOD
 
 FIRES = (
     Case("the same batch to the end", lambda: stuck(STEPS), "warning", words="same batch comes 100 times"),
     Case("the same batch three times", lambda: stuck(3), "warning", words="same batch comes 3 times"),
+    Case("seven batches over and over", lambda: fed(going_round(7)), "warning", words="same 7 batches"),
     Case("two workers with all the data", lambda: fed(np.arange(STEPS) // 2), "info", onset=2, words="about 2 times"),
     Case("the same order in each epoch", lambda: fed(IN_ORDER), "info", onset=26, words="same order"),
     Case("sorted by source", lambda: fed(IN_ORDER, by_place(0.1)), "info", onset=26, words="and the loss has"),
@@ -56,6 +63,7 @@ FIRES = (
 
 NEAR_MISSES = (
     Case("each batch once", lambda: fed(np.arange(STEPS))),
+    Case("a second epoch in the same order", lambda: fed(np.arange(STEPS) % (STEPS * 2 // 3))),
     Case("another order in each epoch", lambda: fed(shuffled())),
     Case("another order, epochs logged", lambda: only(train_loss=level(), epoch=np.arange(STEPS) / PERIOD)),
     Case("one batch learnt by heart", lambda: fed(np.zeros(STEPS, int))),

@@ -36,11 +36,8 @@ def read_only_reason() -> str | None:
     return access.read_only_reason()
 
 
-def start(config: TrainConfig, run_id: str | None = None) -> str:
+def start(config: TrainConfig) -> str:
     """Start a training in the first runs folder and return its run id, without waiting for it.
-
-    Args:
-        run_id: the same for clicks that mean the same training: the second is refused.
 
     Raises:
         RunError: the page is read-only, or the launch was refused.
@@ -48,7 +45,7 @@ def start(config: TrainConfig, run_id: str | None = None) -> str:
     _may_act()
     from trainer import launch
 
-    return launch.start(config, launch_folder(), run_id=run_id).run_id
+    return launch.start(config, launch_folder()).run_id
 
 
 def dry_run(config: TrainConfig) -> None:

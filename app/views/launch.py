@@ -13,7 +13,6 @@ from app import control, data, text
 from app.dry_run import DRY_RUNS
 from app.views.common import refused
 from monitor.errors import ConfigError, GradiometerError
-from monitor.runfile.format import new_run_id
 from trainer import launch
 from trainer.config import PRESETS, FormField, TrainConfig, describe, form_fields, load_config, with_values
 
@@ -44,6 +43,9 @@ OPEN_SECTIONS = ("", "task", "model", "optimizer", "schedule")
 
 def page() -> None:
     """Preset, fields, command, start."""
+    if run_id := st.session_state.pop("run_to_open", None):
+        st.switch_page("views/run.py", query_params={"run": run_id})
+    st.session_state.pop("launched", None)  # the form is seen again: another click means another training
     st.title("Launch")
     preset = st.segmented_control(
         "Preset",
@@ -249,15 +251,16 @@ def summary(config: TrainConfig | None, problem: str | None, bad: dict[str, str]
         st.code(shlex.join(launch.command(config, folder, config.name)), language=None, wrap_lines=True)
     if refusal := st.session_state.pop("launch_refused", None):
         refused(refusal)
-    if started := st.session_state.pop("launched", None):
-        st.session_state.pop("launch_id", None)
-        st.switch_page("views/run.py", query_params={"run": started})
 
 
 def start(config: TrainConfig) -> None:
-    """Start the training. A second click that comes before the page has turned means the same one."""
-    run_id = st.session_state.setdefault("launch_id", new_run_id(config.name or config.task.kind))
-    attempted(lambda: st.session_state.update(launched=control.start(config, run_id)))
+    """Start the training and open it. A second click, also one on its way while the page turns, opens the same one."""
+
+    def begin() -> None:
+        started = st.session_state.get("launched") or control.start(config)
+        st.session_state["launched"] = st.session_state["run_to_open"] = started
+
+    attempted(begin)
 
 
 def try_out(config: TrainConfig) -> None:
@@ -271,7 +274,6 @@ def attempted(act: Callable[[], None]) -> None:
         act()
     except (GradiometerError, OSError) as error:
         st.session_state["launch_refused"] = str(error)
-        st.session_state.pop("launch_id", None)
 
 
 def is_running(config: TrainConfig) -> bool:

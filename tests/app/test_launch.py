@@ -83,41 +83,28 @@ def test_the_form_shows_what_was_measured(open_page: Open, no_runs: Path, monkey
     assert not no_runs.exists()
 
 
-def test_two_clicks_on_start_are_one_training(open_page: Open, no_runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[Any] = []
-
-    def start(config: TrainConfig, runs: Path, *, run_id: str | None = None, **more: Any) -> Any:
-        started.append(run_id)
-        raise RunError(f"{runs / str(run_id)} exists already. Choose another name, or resume that run.")
+def test_a_refused_start_says_why(open_page: Open, no_runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(config: TrainConfig, runs: Path) -> Any:
+        raise RunError(f"{runs} cannot be written to.")
 
     monkeypatch.setattr(launch, "start", start)
-    page = open_page("launch")
-    page.button(key="start").click().run()
-    assert len(started) == 1 and started[0] and "exists already" in words(page).replace("\\", "")
+    page = open_page("launch").button(key="start").click().run()
+    assert f"{no_runs} cannot be written to" in words(page).replace("\\", "")
 
 
-def test_two_tabs_that_start_the_same_run_make_one(
-    small: TrainConfig, no_runs: Path, open_page: Open, monkeypatch: pytest.MonkeyPatch
+def test_clicks_on_start_are_one_training_until_the_form_is_seen_again(
+    open_page: Open, no_runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Real processes: both call the control layer at the same moment."""
-    monkeypatch.setattr(control, "read_only_reason", lambda: None)
-    gate, results = threading.Barrier(2), []
-
-    def click() -> None:
-        gate.wait()
-        try:
-            results.append(control.start(small, "clicked-twice"))
-        except RunError as error:
-            results.append(str(error))
-
-    tabs = [threading.Thread(target=click) for _ in range(2)]
-    for tab in tabs:
-        tab.start()
-    for tab in tabs:
-        tab.join()
-    run_dir = no_runs / "clicked-twice"
-    try:
-        assert results.count("clicked-twice") == 1 and sum("exists already" in one for one in results) == 1
-    finally:
-        launch.stop(run_dir)
-        until(lambda: not launch.is_running(run_dir), "the end of the training")
+    started: list[TrainConfig] = []
+    monkeypatch.setattr(control, "start", lambda config: started.append(config) or f"run-{len(started)}")
+    page = open_page("launch").button(key="start").click().run()
+    assert (len(started), page.query_params["run"]) == (1, "run-1")
+    page = open_page("launch")
+    page.session_state["launched"] = "run-1"  # a second click was on its way while the page turned
+    page.button(key="start").click().run()
+    assert (len(started), page.query_params["run"]) == (1, "run-1")
+    page = open_page("launch")
+    page.session_state["launched"] = "run-1"
+    page.run()  # turned back to
+    page.button(key="start").click().run()
+    assert (len(started), page.query_params["run"]) == (2, "run-2")

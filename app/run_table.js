@@ -53,7 +53,7 @@ function newState(root) {
   scroller.setAttribute('aria-label', 'List of runs');
   scroller.append(S.table);
   root.replaceChildren(scroller);
-  S.onVisibility = () => { if (!document.hidden) ask(S); };
+  S.onVisibility = () => { if (document.hidden) clearTimeout(S.timer); else ask(S); };
   document.addEventListener('visibilitychange', S.onVisibility);
   S.clock = setInterval(() => { if (!document.hidden) sayTimes(S); }, 1000);
   return S;

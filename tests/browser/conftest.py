@@ -15,16 +15,21 @@ from typing import Literal
 import pytest
 
 pytest.importorskip("playwright.sync_api")
-from playwright.sync_api import Browser, Page, Response, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Response, expect, sync_playwright
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 
 from monitor.runfile.meta import edit_meta
 from tests.app import runs_for_tests as made
 from tests.app.conftest import MAIN, ROOT, wait_until_up
 from tests.app.test_ranks_view import with_ranks
 from tests.browser import chromium
+from tests.waiting import until
 
 ARTIFACTS = Path(__file__).parent / "artifacts"
 READY = '[data-testid="stApp"][data-test-script-state="notRunning"][data-test-connection-state="CONNECTED"]'
+PATIENCE_MS = 120_000
+"""A bound on waiting for what must come, not an expectation: the machine may be busy."""
+expect.set_options(timeout=PATIENCE_MS)
 STEPS_OF_THE_SPIKE, AT, HEIGHT = 200_000, 123_457, 97.25
 
 
@@ -111,9 +116,22 @@ def browser() -> Iterator[Browser]:
     if path is None:
         pytest.skip("no Chromium here; `make test` installs one, or name one with CHROMIUM=/path/to/chromium")
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=path, args=list(chromium.ARGUMENTS))
+        # One process for all tabs: what one of them has compiled, the next one has.
+        arguments = [*chromium.ARGUMENTS, "--process-per-site"]
+        running = playwright.chromium.launch(executable_path=path, args=arguments)
         yield running
         running.close()
+
+
+@pytest.fixture(scope="session")
+def window(browser: Browser, app: App) -> BrowserContext:
+    """Where the tabs of all tests are opened, so that the page's scripts are fetched and compiled once, not each time.
+
+    A test that keeps something in the browser makes a context of its own.
+    """
+    context = browser.new_context()
+    context.new_page().goto(f"{app.address}/api/health")  # the process lives as long as it has a tab
+    return context
 
 
 @dataclass
@@ -140,17 +158,48 @@ class Tab:
         self.open(f"/run?run={run_id}{more}")
 
     def rest(self) -> None:
-        self.page.wait_for_selector(READY, timeout=60_000)
+        self.page.wait_for_selector(READY)
 
     def charts(self) -> None:
         """Wait until the first charts are drawn."""
-        self.page.wait_for_function(
-            "document.querySelectorAll('.gm-chart .js-plotly-plot').length >= 2", timeout=150_000
-        )
+        self.wait("() => document.querySelectorAll('.gm-chart .js-plotly-plot').length >= 2")
 
-    def wait(self, condition: str, argument: object = None, seconds: float = 60) -> None:
+    def turn_to(self, path: str) -> None:
+        """Go to ``path`` as the browser's back button does, without loading the page anew; the caller waits for it."""
+        turn = "(path) => { history.pushState({}, '', path); dispatchEvent(new PopStateEvent('popstate')); }"
+        self.page.evaluate(turn, path)
+
+    def in_scheme(self, scheme: Literal["light", "dark"]) -> None:
+        """Switch between light and dark, and wait until the page and its charts have followed."""
+        self.page.emulate_media(color_scheme=scheme)
+        self.wait(IN_SCHEME, scheme == "dark")
+
+    def wait(self, condition: str, argument: object = None) -> None:
         """Wait until a JavaScript condition holds."""
-        self.page.wait_for_function(condition, arg=argument, timeout=seconds * 1000)
+        self.page.wait_for_function(condition, arg=argument)
+
+    def until(self, look: Callable[[], object], what: str, *, ask: bool = False) -> None:
+        """Wait for what the browser tells of, which it does while one waits in it.
+
+        Args:
+            ask: have the page ask at once and again, as a tab does that is looked at again.
+        """
+
+        def seen() -> object:
+            if ask:
+                self.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+            self.page.wait_for_timeout(100)
+            return look()
+
+        until(seen, what, every_s=0)
+
+    def says(self, *words: str) -> None:
+        """Wait until the page says each of ``words``."""
+        for one in words:
+            try:
+                self.wait("(one) => document.querySelector('[data-testid=stApp]').innerText.includes(one)", one)
+            except PlaywrightTimeout:
+                pytest.fail(f"the page does not say {one!r}, but: {self.page.inner_text('[data-testid=stApp]')}")
 
     def data(self, chart: str = "loss", trace: int = 0) -> dict:
         """What Plotly draws: x and y of a trace, and the x range of the chart."""
@@ -175,11 +224,18 @@ class Tab:
         self.page.mouse.up()
 
 
+IN_SCHEME = """(dark) => {
+    const page = getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor;
+    const light = page.match(/\\d+/g).slice(0, 3).reduce((sum, part) => sum + Number(part), 0);
+    const grids = [...document.querySelectorAll('.gm-grid')];
+    return (light < 384) === dark
+        && grids.every((grid) => !grid.querySelector('.main-svg') || grid.classList.contains('gm-dark') === dark);
+}"""
 NewTab = Callable[..., Tab]
 
 
 @pytest.fixture
-def new_tab(browser: Browser, app: App) -> Iterator[NewTab]:
+def new_tab(window: BrowserContext, app: App) -> Iterator[NewTab]:
     """Open tabs; when the test is over, no request has left the machine and nothing was thrown in the page."""
     tabs: list[Tab] = []
     with contextlib.ExitStack() as stack:
@@ -187,10 +243,11 @@ def new_tab(browser: Browser, app: App) -> Iterator[NewTab]:
         def open_it(
             *, scheme: Literal["light", "dark"] = "light", width: int = 1440, height: int = 1000, of: App = app
         ) -> Tab:
-            context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": height})
-            stack.callback(context.close)
-            tab = Tab(context.new_page(), of)
-            tab.page.set_default_timeout(60_000)
+            tab = Tab(window.new_page(), of)
+            stack.callback(tab.page.close)
+            tab.page.set_viewport_size({"width": width, "height": height})
+            tab.page.emulate_media(color_scheme=scheme)
+            tab.page.set_default_timeout(PATIENCE_MS)
             local = (of.address, of.address.replace("http", "ws"), "data:", "blob:")
             tab.page.on("request", lambda request: request.url.startswith(local) or tab.elsewhere.append(request.url))
             tab.page.on("pageerror", lambda error: tab.errors.append(str(error)))
@@ -202,6 +259,7 @@ def new_tab(browser: Browser, app: App) -> Iterator[NewTab]:
         for tab in tabs:
             assert tab.elsewhere == []
             assert tab.errors == []
+            assert tab.page.locator('[data-testid="stException"]').count() == 0
 
 
 def note_frame(tab: Tab, answer: Response) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,8 @@ from playwright.sync_api import expect
 
 from monitor.errors import ConfigError
 from tests.app import runs_for_tests as made
-from tests.browser.conftest import ARTIFACTS, AT, HEIGHT, App, NewTab, Tab
+from tests.browser.conftest import AT, HEIGHT, App, Tab
+from tests.waiting import until
 from trainer.config import TrainConfig, with_values
 
 pytestmark = pytest.mark.browser
@@ -97,26 +97,22 @@ def test_nothing_is_sent_when_nothing_changed_and_a_hidden_tab_sleeps(tab: Tab, 
     tab.page.add_init_script("Object.defineProperty(document, 'hidden', {get: () => Boolean(window.__hidden)})")
     tab.open_run(app.ids["healthy"])
     tab.charts()
-    tab.page.wait_for_timeout(1500)
+    tab.until(lambda: tab.frames[-2:] == [204, 204], "a rest", ask=True)  # the diagnosis has been made
     tab.frames.clear()
-    tab.wait("() => true")
-    deadline = time.monotonic() + 30
-    while len(tab.frames) < 2 and time.monotonic() < deadline:
-        tab.page.wait_for_timeout(200)
-    assert tab.frames and set(tab.frames) == {204}
+    tab.until(lambda: len(tab.frames) >= 3, "three answers", ask=True)
+    assert set(tab.frames) == {204}
 
     wait_for_run(app, live_run)
     tab.open_run(live_run)
     tab.charts()
     tab.page.evaluate("window.__hidden = true; document.dispatchEvent(new Event('visibilitychange'))")
-    tab.page.wait_for_timeout(2500)
+    tab.wait("() => !document.querySelector('.gm-grid').__gm.busy")
+    tab.page.wait_for_timeout(100)  # until its answer has been noted here
     tab.frames.clear()
-    tab.page.wait_for_timeout(3000)
+    tab.page.wait_for_timeout(2600)  # the charts of a live run ask every two seconds
     assert tab.frames == []
     tab.page.evaluate("window.__hidden = false; document.dispatchEvent(new Event('visibilitychange'))")
-    deadline = time.monotonic() + 20
-    while not tab.frames and time.monotonic() < deadline:
-        tab.page.wait_for_timeout(100)
+    tab.until(lambda: tab.frames, "an answer")
     assert tab.frames[0] == 200
 
 
@@ -201,7 +197,7 @@ def test_one_click_starts_a_real_training_and_stop_ends_it(tab: Tab, app: App):
     tab.page.wait_for_url("**/run?run=*")
     try:
         tab.charts()
-        tab.wait(LAST_STEP_BEYOND, 3, seconds=120)
+        tab.wait(LAST_STEP_BEYOND, 3)
         tab.page.get_by_role("button", name="Stop", exact=True).click()
         tab.page.get_by_text("Stop asked for").wait_for()
         tab.wait("() => document.querySelector('h2')?.textContent.includes('stopped')")
@@ -219,122 +215,30 @@ def test_a_refused_value_is_explained_beside_its_field(tab: Tab):
         with_values(TrainConfig(), {"steps": -3})
     tab.page.get_by_text(str(refused.value).removeprefix("config: ")).wait_for()
     # The page is drawn element by element: the button follows the message.
-    expect(tab.page.get_by_test_id("stBaseButton-primary")).to_be_disabled(timeout=30_000)
-    ARTIFACTS.mkdir(exist_ok=True)
-    tab.page.screenshot(path=ARTIFACTS / "launch-refused.png")
+    expect(tab.page.get_by_test_id("stBaseButton-primary")).to_be_disabled()
 
 
 def test_hostile_text_is_shown_exactly_and_fetches_and_runs_nothing(tab: Tab, app: App):
     for index, name in enumerate(made.HOSTILE):
-        run_id = f"hostile-{index:02d}"
-        if (app.runs / run_id).exists():
-            continue
-        run = made.Recorded(app.runs, name, run_id=run_id)
+        run = made.Recorded(app.runs, name, run_id=f"hostile-{index:02d}")
         for step in range(1, 4):
             run.row(step, 3.0, **{name: float(step)})
         run.writer.event("note", 2, text=name)
         (run.path / "attempts/0000/rank-00000/log.txt").write_text(name + "\n")
         run.end("crashed", 3, name)
-    from app.text import plain
-
-    for index in (0, 3, 5, 7, 13, 6, 8, 10):
-        shown = plain(made.HOSTILE[index])
-        tab.open_run(f"hostile-{index:02d}")
-        tab.charts()
-        title = tab.page.locator("h2").first.inner_text().replace("\u2060", "")
-        assert shown in title, (shown, title)
-        own = tab.page.locator('.gm-chart[data-id^="own."] .gm-title').first
+    tab.open_run("hostile-00")
+    for index, name in enumerate(made.HOSTILE[:-1]):
+        tab.turn_to(f"/run?run=hostile-{index:02d}")
+        tab.wait(TITLED, name)
+        own = tab.page.locator(f'.gm-chart[data-id="own.{name.encode().hex()}"]')
         own.scroll_into_view_if_needed()
-        assert own.text_content() == shown
+        own.locator(".js-plotly-plot .main-svg").first.wait_for()
+        assert own.locator(".gm-title").text_content() == name
     tab.open_run("hostile-01", section="Log")
     tab.page.get_by_text(made.HOSTILE[1]).first.wait_for()
     tab.open("/?search=hostile")
     tab.page.locator(".gm-runs tbody tr").first.wait_for()
     assert tab.page.evaluate("window.hacked") is None
-
-
-PAGES = {
-    "runs": "/",
-    "runs-none": "/?search=nothing_has_this_name",
-    "story": "/run?run={healthy}",
-    "story-nan": "/run?run={nan}",
-    "story-resumed": "/run?run={resumed}",
-    "story-spike": "/run?run={spike}",
-    "no-points-yet": "/run?run={half}",
-    "story-modules": "/run?run={measured}&stat=Activations%3A+Mean+of+the+output&layer=tok_emb",
-    "attention": "/run?run={measured}&section=Attention",
-    "torn": "/run?run={torn}",
-    "newer-format": "/run?run={newer}",
-    "unknown-run": "/run?run=nothing-here",
-    "incident": "/run?run={nan}&section=Incidents",
-    "incidents-none": "/run?run={healthy}&section=Incidents",
-    "landscape": "/run?run={healthy}&section=Landscape",
-    "landscape-none": "/run?run={nan}&section=Landscape",
-    "system": "/run?run={healthy}&section=System",
-    "config": "/run?run={resumed}&section=Config",
-    "log": "/run?run={healthy}&section=Log",
-    "launch": "/launch",
-    "ranks": "/run?run=ranks&section=Ranks",
-    "compare": "/compare?run={healthy}&run={nan}&run={resumed}&run={newer}&smooth=0.8&axis=relative+time",
-    "compare-none": "/compare",
-}
-
-
-MAIN_PAGES = (
-    *("runs", "story", "story-nan", "incident", "landscape", "system", "launch"),
-    *("story-modules", "attention", "ranks", "compare"),
-)
-"""In every scheme and width; the other states once."""
-
-
-@pytest.mark.parametrize(
-    ("scheme", "width", "names"),
-    [
-        ("light", 1440, tuple(PAGES)),
-        ("dark", 1440, MAIN_PAGES),
-        ("light", 420, MAIN_PAGES),
-        ("dark", 420, MAIN_PAGES[:3]),
-    ],
-    ids=["light-wide", "dark-wide", "light-narrow", "dark-narrow"],
-)
-def test_every_page_has_its_picture_and_no_traceback(new_tab: NewTab, app: App, scheme, width, names):
-    tab = new_tab(scheme=scheme, width=width, height=1100)
-    folder = ARTIFACTS / f"{scheme}-{'wide' if width > 1000 else 'narrow'}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        tab.open(PAGES[name].format(**app.ids))
-        if name in (
-            "story",
-            "story-nan",
-            "story-resumed",
-            "story-spike",
-            "story-modules",
-            "landscape",
-            "system",
-            "compare",
-            "ranks",
-        ):
-            tab.charts()
-        if name == "incident":
-            tab.page.get_by_text("Likely causes").wait_for()
-        tab.wait("() => !document.querySelector('[data-testid=stSkeleton]')")
-        tab.page.wait_for_timeout(250)
-        assert tab.page.locator('[data-testid="stException"]').count() == 0, name
-        assert "Traceback" not in tab.page.inner_text("body"), name
-        picture(tab, folder / f"{name}.png")
-
-
-def picture(tab: Tab, path: Path) -> None:
-    """The page down to its end, at most three screens."""
-    height = tab.page.evaluate(
-        "Math.max(...[...document.querySelectorAll('[data-testid=\"stMain\"]')].map((node) => node.scrollHeight))"
-    )
-    size = tab.page.viewport_size
-    assert size is not None
-    tab.page.set_viewport_size({"width": size["width"], "height": int(min(max(height + 10, 700), 3300))})
-    tab.page.wait_for_timeout(450)
-    tab.page.screenshot(path=path)
-    tab.page.set_viewport_size(size)
 
 
 # ---- helpers ------------------------------------------------------------------------------------------------------
@@ -343,6 +247,8 @@ LAST_STEP_BEYOND = """(step) => {
     const plot = document.querySelector('.gm-chart[data-id="loss"] .js-plotly-plot');
     return Boolean(plot?.data?.[0]) && plot.data[0].x[plot.data[0].x.length - 1] > step;
 }"""
+TITLED = """(name) => [...document.querySelectorAll('h2')]
+    .some((head) => head.textContent.replaceAll('\\u2060', '').includes(name))"""
 IN_VIEW_SHARE_RANGE = """() => {
     const plots = [...document.querySelectorAll('.gm-chart .js-plotly-plot')].slice(0, 3);
     return new Set(plots.map((plot) => plot._fullLayout.xaxis.range.map((end) => end.toFixed(3)).join())).size === 1;
@@ -354,12 +260,9 @@ def step_shown(tab: Tab) -> int:
     return int(re.sub(r"\D", "", tab.page.inner_text(".gm-status")))
 
 
-def wait_for_run(app: App, run_id: str, seconds: float = 60.0) -> None:
+def wait_for_run(app: App, run_id: str) -> None:
     """Until the writer has put down its first rows."""
-    deadline = time.monotonic() + seconds
-    while not list((app.runs / run_id).glob("attempts/*/rank-*/scalars-*")):
-        assert time.monotonic() < deadline, "the writer did not begin"
-        time.sleep(0.05)
+    until(lambda: list((app.runs / run_id).glob("attempts/*/rank-*/scalars-*")), "the writer's first rows")
 
 
 def stop_all(runs: set[Path]) -> None:

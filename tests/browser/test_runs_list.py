@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from playwright.sync_api import Locator, expect
 
@@ -120,23 +118,17 @@ def test_the_list_is_asked_for_only_when_it_changed_and_not_from_a_hidden_tab(ta
     tab.page.on("response", lambda answer: "/api/runs" in answer.url and asked.append(answer.status))
     tab.open("/?search=healthy -sample")
     row(tab, app.ids["healthy"]).wait_for()
-    until(tab, lambda: asked[-2:] == [204, 204])  # the curves and the diagnoses have been made
+    tab.until(lambda: asked[-2:] == [204, 204], "a rest")  # the curves and the diagnoses have been made
     sent.clear()
     asked.clear()
-    until(tab, lambda: len(asked) >= 3)
+    tab.until(lambda: len(asked) >= 3, "three questions")
     assert set(asked) == {204} and sent == []
     tab.page.evaluate("window.__hidden = true; document.dispatchEvent(new Event('visibilitychange'))")
-    tab.page.wait_for_timeout(2500)
+    tab.wait("() => !document.querySelector('.gm-runs').__gm.asking")
+    tab.page.wait_for_timeout(100)  # until its answer has been noted here
     asked.clear()
     edit_meta(app.runs / app.ids["healthy"], tags=["kept"])
-    tab.page.wait_for_timeout(4500)
+    tab.page.wait_for_timeout(2600)  # it asks every two seconds
     assert asked == [] and sent == []
     tab.page.evaluate("window.__hidden = false; document.dispatchEvent(new Event('visibilitychange'))")
-    expect(row(tab, app.ids["healthy"]).locator('[data-column="tags"]')).to_have_text("kept ", timeout=30_000)
-
-
-def until(tab: Tab, true: object, seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        tab.page.wait_for_timeout(100)
+    expect(row(tab, app.ids["healthy"]).locator('[data-column="tags"]')).to_have_text("kept ")

@@ -1,4 +1,7 @@
-"""Every state that a run or a folder can be in: its own words, nothing thrown, a picture in light and dark."""
+"""Every page and every state of one: its own words, nothing thrown, nothing beyond its edge; pictures of each.
+
+The pictures are for the eye: light, dark and narrow, in tests/browser/artifacts/states.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +69,7 @@ STATES = {
     "runs filtered away": State("/?search=nothing_has_this_name", ("No run matches", "clear the search to see them")),
     "runs not understood": State("/?search=state:runing", ("no run is ever 'runing'", "finished, stopped, crashed")),
     "runs with every state": State(
-        "/", ("finished", "crashed", "stale", "updated 15 min ago", "unreadable", "Upgrade: pip install")
+        "/", ("finished", "crashed", "stale", " min ago", "unreadable", "Upgrade: pip install")
     ),
     "run finished": State("/run?run={healthy}", ("finished",), charts=True),
     "run crashed": State("/run?run={nan}", ("crashed", "the loss is NaN", "91 NaN"), charts=True),
@@ -76,7 +79,25 @@ STATES = {
     "run in part unreadable": State("/run?run={torn}", ("torn",), charts=True),
     "run of a newer format": State("/run?run={newer}", ("This cannot be shown", "is written in format 99", "Upgrade")),
     "run unknown": State("/run?run=nothing-here", ("No run with the id", "gradiometer runs")),
-    "signal absent": State("/run?run={nan}&section=Landscape", ("No landscape samples in this run",)),
+    "run resumed": State("/run?run={resumed}", ("2 attempts", "superseded by a later attempt"), charts=True),
+    "section incident": State("/run?run={nan}&section=Incidents", ("What moved, in order", "Likely causes")),
+    "section incidents of a healthy run": State("/run?run={healthy}&section=Incidents", ("Nothing found in",)),
+    "section layers": State(
+        "/run?run={measured}&section=Layers", ("Gradient norm before clipping by depth", "Modules (10)"), charts=True
+    ),
+    "section attention": State("/run?run={measured}&section=Attention", ("Tokens, in order",)),
+    "section landscape": State("/run?run={healthy}&section=Landscape", ("Loss along one direction",)),
+    "section landscape absent": State("/run?run={nan}&section=Landscape", ("No landscape samples in this run",)),
+    "section system": State("/run?run={healthy}&section=System", ("there are no GPU curves",), charts=True),
+    "section ranks": State("/run?run=ranks&section=Ranks", ("The worst window", "Odd: rank 2"), charts=True),
+    "section config": State("/run?run={resumed}&section=Config", ("Attempts", "Environment of the last attempt")),
+    "section log": State("/run?run={healthy}&section=Log", ("No log in this run", "Events")),
+    "section checkpoints": State("/run?run={nan}&section=Checkpoints", ("checkpoint",)),
+    "compare": State(
+        "/compare?run={healthy}&run={nan}&run={resumed}&smooth=0.8&axis=relative+time",
+        ("Where the configurations differ",),
+        charts=True,
+    ),
     "compare nothing chosen": State("/compare", ("Choose 2 to 10 runs",)),
     "compare filtered away": State("/compare?run={healthy}&run={nan}&metrics=zzz", ("No metric matches", "train_loss")),
     "compare signal absent": State(
@@ -85,26 +106,42 @@ STATES = {
     "compare never finite": State("/compare?run=never-finite&run={half}", ("train_loss has no finite value",)),
     "compare unreadable": State("/compare?run={healthy}&run={newer}", ("cannot be read", "format 99"), charts=True),
     "launch": State("/launch", ("2\u202f048 tokens per step", "The same in a terminal")),
+    "sweeps": State("/sweeps", ("Begin a sweep",)),
 }
 
 
-@pytest.mark.parametrize("page", ["runs", "run", "signal", "compare", "launch"])
-def test_each_state_has_its_words_in_light_and_dark(tab: Tab, states: App, page: str):
+@pytest.mark.parametrize("page", sorted({name.split()[0] for name in STATES}))
+def test_each_page_and_state_has_its_words_and_fits_light_dark_and_narrow(tab: Tab, states: App, page: str):
     (ARTIFACTS / "states").mkdir(parents=True, exist_ok=True)
     for name, state in STATES.items():
         if name.split()[0] != page:
             continue
+        tab.page.set_viewport_size(WIDE)
         tab.page.emulate_media(color_scheme="light")
         tab.open(state.address.format(**states.ids))
         if state.charts:
-            tab.wait("() => document.querySelector('.gm-chart .js-plotly-plot')")
-        for words in state.says:
-            tab.wait("(words) => document.querySelector('[data-testid=stApp]').innerText.includes(words)", words)
+            tab.wait("() => document.querySelector('.gm-chart .js-plotly-plot .main-svg')")
+        tab.says(*state.says)
+        tab.wait("() => !document.querySelector('[data-testid=stSkeleton]')")
         assert tab.page.locator('[data-testid="stException"]').count() == 0, name
-        for scheme in ("light", "dark"):
-            tab.page.emulate_media(color_scheme=scheme)
-            tab.page.wait_for_timeout(150)
-            tab.page.screenshot(path=ARTIFACTS / "states" / f"{name.replace(' ', '-')}-{scheme}.png")
+        picture(tab, name, "light")
+        tab.in_scheme("dark")
+        picture(tab, name, "dark")
+        tab.page.set_viewport_size(NARROW)
+        tab.wait("(width) => document.querySelector('[data-testid=stMain]').clientWidth <= width", NARROW["width"])
+        tab.wait(FITS)
+        picture(tab, name, "narrow")
+
+
+WIDE, NARROW = {"width": 1440, "height": 1000}, {"width": 420, "height": 1000}
+FITS = """() => {
+    const main = document.querySelector('[data-testid=stMain]');
+    return main.scrollWidth <= main.clientWidth + 1;
+}"""
+
+
+def picture(tab: Tab, name: str, look: str) -> None:
+    tab.page.screenshot(path=ARTIFACTS / "states" / f"{name.replace(' ', '-')}-{look}.png", animations="disabled")
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,8 @@ NAN, POSITIVE, NEGATIVE = 0, 1, 2
 
 CHART_HEAD = 34
 """Pixels of a chart beside its ``height``: its title and what is between two of them."""
+CURVES = "curves."
+"""Begins the name of the version of what is marked on a chart's curves."""
 RAW_ROWS = 600_000
 """No window holds more cells of a heatmap than this after reduction: a screen has fewer (our judgement)."""
 
@@ -84,7 +86,8 @@ def array_at(body: bytes, reference: Sequence[Any]) -> np.ndarray:
 # ---- what changed -------------------------------------------------------------------------------------------------
 
 
-def _digest(parts: Iterable[object]) -> str:
+def word_of(parts: Iterable[object]) -> str:
+    """A short word that is another when ``parts`` are."""
     return hashlib.blake2b(repr(tuple(parts)).encode(), digest_size=8).hexdigest()
 
 
@@ -95,7 +98,7 @@ def chart_version(chart: Chart, window: Window, marks: Sequence[Mark]) -> str:
     """
     parts: list[object] = [chart.id, chart.title, chart.unit, chart.log, chart.x_title, window]
     if chart.kind == "profile":
-        return _digest(
+        return word_of(
             parts + [(trace.name, trace.role, _read(trace.signal).value.tobytes()) for trace in chart.traces]
         )
     low, high = bounds_of(chart, window)
@@ -108,8 +111,7 @@ def chart_version(chart: Chart, window: Window, marks: Sequence[Mark]) -> str:
             len(inside),
             *_x_of(trace, chart, inside[[0, -1][: len(inside)]]),
         ]
-        # Not the last step of an incident that lasts: on a curve it is not shown, and it moves with every step.
-        parts += [trace.smoothing, *((mark.step, mark.severity, mark.text) for mark in trace.marks)]
+        parts.append(trace.smoothing)
     if chart.kind == "heat" and chart.matrix is not None:
         matrix = chart.matrix()
         at = slice(*rows_within(matrix.step, low, told_until(matrix, high)))
@@ -122,7 +124,13 @@ def chart_version(chart: Chart, window: Window, marks: Sequence[Mark]) -> str:
         ]
     if chart.kind == "events":
         parts += [mark for mark in marks if (low is None or mark.step >= low) and (high is None or mark.step <= high)]
-    return _digest(parts)
+    return word_of(parts)
+
+
+def curve_version(chart: Chart) -> str:
+    """As ``chart_version``, of the marks on its curves: they come later than the values, and are sent without them."""
+    # Not the last step of an incident that lasts: on a curve it is not shown, and it moves with every step.
+    return word_of([[(mark.step, mark.severity, mark.text) for mark in trace.marks] for trace in chart.traces])
 
 
 def _ends(step: np.ndarray) -> tuple[int, int]:
@@ -195,7 +203,8 @@ def build(
 
     Args:
         charts: all charts of the view, in order.
-        have: chart id (and ``layout``, ``marks``, ``status``) to the version that the browser has.
+        have: chart id (and ``layout``, ``marks``, ``status``, and ``CURVES`` with a chart's id) to the version that the
+            browser has. A chart is sent with the marks on its curves; when only they changed, they are sent alone.
         want: ids of the charts in sight; None for all that are not folded away,
         screen: of which those are taken that begin within so many pixels.
         status: words for the head of the grid; sent when they changed.
@@ -207,9 +216,9 @@ def build(
     shown_marks = thin_marks(marks, window, span, axis)
     incidents = _places(axis, [mark.step for mark in marks if mark.kind == "incident"])
     pieces = {"layout": layout, "marks": shown_marks, "incidents": incidents, "status": status, "extent": span}
-    header: dict[str, Any] = {"charts": [], "versions": {}}
+    header: dict[str, Any] = {"charts": [], "curves": {}, "versions": {}}
     for name, value in pieces.items():
-        version = _digest([json.dumps(value, sort_keys=True)])
+        version = word_of([json.dumps(value, sort_keys=True)])
         if have.get(name) != version:
             header[name] = value
             header["versions"][name] = version
@@ -221,9 +230,16 @@ def build(
             height += chart.height + CHART_HEAD
         elif chart.id not in want:
             continue
-        version = chart_version(chart, window, marks)
-        if have.get(chart.id) != version:
+        version, on_curves = chart_version(chart, window, marks), f"{CURVES}{chart.id}"
+        if new := have.get(chart.id) != version:
             header["charts"].append({"id": chart.id, "version": version, **_body(chart, window, blob)})
+        if on_curves not in have and not any(trace.marks for trace in chart.traces):
+            continue
+        told = curve_version(chart)
+        if have.get(on_curves) != told:
+            header["versions"][on_curves] = told
+            if not new:
+                header["curves"][chart.id] = [_on_curve(trace, chart, window) for trace in chart.traces]
     if not header["charts"] and not header["versions"]:
         return None
     return pack(header, blob)
@@ -271,7 +287,7 @@ def _body(chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
 
 def _trace_body(trace: Trace, chart: Chart, window: Window, blob: Blob) -> dict[str, Any]:
     low, high = steps_of(trace, chart, window)
-    signal = smoothed(trace.signal, trace.smoothing, trace.restarts) if trace.smoothing else trace.signal
+    signal = _drawn(trace)
     seen = zoomed(signal, low, high, window.buckets)
     step, value = with_gaps(seen)
     step, value = _with_neighbours(step, value, signal, low, high)
@@ -288,7 +304,7 @@ def _trace_body(trace: Trace, chart: Chart, window: Window, blob: Blob) -> dict[
         body["last"] = _json_number(_values(signal, last, last + 1)[0])
         body["last_x"] = float(_x_of(trace, chart, signal.step[-1:])[0])
     if trace.marks:
-        body["incidents"] = _on_curve(trace, chart, signal, low, high)
+        body["incidents"] = _on_curve(trace, chart, window)
     if trace.smoothing:  # what it was made from is drawn behind it, and says the rest
         return body | {"every": round(len(trace.signal) / max(1, len(signal)))}
     nan, posinf, neginf = seen.nonfinite
@@ -307,11 +323,16 @@ def _trace_body(trace: Trace, chart: Chart, window: Window, blob: Blob) -> dict[
     return body
 
 
-def _on_curve(
-    trace: Trace, chart: Chart, signal: Signal | LongSignal, low: int | None, high: int | None
-) -> list[dict[str, Any]]:
+def _drawn(trace: Trace) -> Signal | LongSignal:
+    return smoothed(trace.signal, trace.smoothing, trace.restarts) if trace.smoothing else trace.signal
+
+
+def _on_curve(trace: Trace, chart: Chart, window: Window) -> list[dict[str, Any]]:
     """The marks of a trace that are in sight: at the last sample until then, without a height where that has none."""
-    shown = []
+    if not trace.marks:
+        return []
+    low, high = steps_of(trace, chart, window)
+    signal, shown = _drawn(trace), []
     for mark in trace.marks:
         row = int(np.searchsorted(signal.step, mark.step, side="right")) - 1
         if row < 0 or (low is not None and mark.step < low) or (high is not None and mark.step > high):

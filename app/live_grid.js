@@ -36,6 +36,8 @@ const MARKS = {
 const SERIOUS = new Set(['incident', 'crash', 'nonfinite']);
 const IDLE_S = 5;          // between questions about a run that has ended: it may be resumed
 const REPORT_AFTER_MS = 400;
+const NEWS_AFTER_MS = 2000;    // between two runs of the script for what stands beside the charts, when it was not known,
+const STEPS_AFTER_MS = 10000;  // and when there are more steps: a table that Streamlit draws anew costs more than all charts
 
 const loadPlotly = (url) => window.Plotly ? Promise.resolve(window.Plotly) : (window.__gmPlotly ??= new Promise((done, failed) => {
   const script = document.createElement('script');
@@ -68,7 +70,8 @@ const formatNumber = (v) => {
   const text = size >= 1e6 || size < 1e-3 ? v.toExponential(2).replace('e+', 'e') : size >= 1e4 ? formatCount(v) : String(Number(v.toPrecision(4)));
   return text.replace(/-/g, '−');
 };
-const formatCount = (v) => Math.round(v).toLocaleString('en-US').replace(/,/g, '\u202f');
+const COUNT = new Intl.NumberFormat('en-US', { maximumFractionDigits: 0 });
+const formatCount = (v) => COUNT.format(Math.round(v)).replace(/,/g, '\u202f');
 
 // ---- state ----------------------------------------------------------------------------------------------------------
 
@@ -88,7 +91,7 @@ function newState(root) {
   const S = {
     root, status, cursor, spanText: span, resetButton: reset, pauseButton: pause, charts,
     slots: new Map(), versions: {}, extent: null, marks: [], state: null, range: null, layer: null, at: null, pins: [], logs: {}, stat: null,
-    timer: 0, reportTimer: 0, resizeTimer: 0, soonTimer: 0, busy: false, again: false, paused: false, updated: 0, failed: false, theme: '',
+    timer: 0, newsTimer: 0, newsAt: 0, newsTold: 0, reportTimer: 0, resizeTimer: 0, soonTimer: 0, busy: false, again: false, paused: false, updated: 0, failed: false, theme: '',
     bar: 0, given: -1, stopped: false, drawnOnce: false, open: new Set(),
   };
   reset.onclick = () => zoom(S, null);
@@ -110,15 +113,30 @@ function newState(root) {
   }, { root: root.closest('[data-testid="stMain"]'), rootMargin: '350px 0px' });
   S.sized = new ResizeObserver(() => { clearTimeout(S.resizeTimer); S.resizeTimer = setTimeout(() => resized(S), 120); });
   S.sized.observe(root);
-  S.onVisibility = () => { if (!document.hidden) tick(S); };
+  S.onVisibility = () => { if (document.hidden) clearTimeout(S.timer); else tick(S); };
   document.addEventListener('visibilitychange', S.onVisibility);
+  S.scheme = matchMedia('(prefers-color-scheme: dark)');
+  S.onScheme = () => soon(S, 200);       // once Streamlit's own colours are there
+  S.scheme.addEventListener('change', S.onScheme);
   S.onKey = (event) => pressedKey(S, event);
   document.addEventListener('keydown', S.onKey);
   S.clock = setInterval(() => sayStatus(S), 1000);
   return S;
 }
 
-function theme(S) {
+// Colours and width are asked of the page once for all charts that are drawn in one go: each question after a drawing
+// would have the browser lay the whole page out again.
+function look(S) {
+  if (!S.look) {
+    S.look = { theme: readTheme(S), width: S.root.clientWidth };
+    queueMicrotask(() => { S.look = null; });
+  }
+  return S.look;
+}
+
+const theme = (S) => look(S).theme;
+
+function readTheme(S) {
   const css = getComputedStyle(S.root);
   const get = (name, other) => (css.getPropertyValue(name) || other).trim();
   const background = get('--st-background-color', '#ffffff');
@@ -144,10 +162,10 @@ const markColour = (T, mark) => {
 
 // ---- asking ---------------------------------------------------------------------------------------------------------
 
-const wide = (S) => S.root.clientWidth >= 720;
+const wide = (S) => look(S).width >= 720;
 const margins = (S) => ({ l: wide(S) ? 118 : 54, r: 14, t: 6, b: 24 });
 const buckets = (S) => {
-  const pixels = Math.max(120, S.root.clientWidth - margins(S).l - 14);
+  const pixels = Math.max(120, look(S).width - margins(S).l - 14);
   return [150, 250, 400, 600, 900, 1200].find((size) => size * 1.7 >= pixels) || 1200;
 };
 
@@ -168,7 +186,7 @@ function address(S) {
 
 async function tick(S) {
   clearTimeout(S.timer);
-  if (S.stopped) return;
+  if (S.stopped || document.hidden) return;     // looked at again, it asks by itself
   if (S.busy) { S.again = true; return; }
   S.busy = true;
   try {
@@ -189,7 +207,7 @@ function schedule(S) {
   if (!S.stopped && !document.hidden) S.timer = setTimeout(() => (S.paused ? schedule(S) : tick(S)), (live ? S.data.every : IDLE_S) * 1000);
 }
 
-const soon = (S) => { clearTimeout(S.soonTimer); S.soonTimer = setTimeout(() => tick(S), 40); };
+const soon = (S, ms = 40) => { clearTimeout(S.soonTimer); S.soonTimer = setTimeout(() => tick(S), ms); };
 
 async function pull(S) {
   let answer;
@@ -231,21 +249,31 @@ function arrived(S) {
 
 function apply(S, header, body) {
   const changed = header.versions;
-  if ('status' in changed) S.state = header.status;
+  if ('status' in changed) {
+    const before = S.state;
+    S.state = header.status;
+    if (S.state.news && S.state.news !== before?.news) tellNews(S, NEWS_AFTER_MS);
+    else if (S.state.news && S.state.last_step !== before.last_step) tellNews(S, STEPS_AFTER_MS);
+  }
   if ('layout' in changed) layOut(S, header.layout);
   const before = JSON.stringify(S.extent);
   if ('extent' in changed) S.extent = header.extent;
   if ('marks' in changed) S.marks = header.marks;
   if ('incidents' in changed) S.incidents = header.incidents;
   Object.assign(S.versions, changed);
-  const fresh = new Set();
   for (const chart of header.charts) {
     const slot = S.slots.get(chart.id);
     if (!slot) continue;
     slot.data = readChart(chart, body);
     slot.dirty = true;
     S.versions[chart.id] = chart.version;
-    fresh.add(slot);
+  }
+  // Incidents are found later than the values are drawn: they come alone, as a list a curve.
+  for (const [id, curves] of Object.entries(header.curves)) {
+    const slot = S.slots.get(id);
+    if (!slot?.data?.traces) continue;
+    slot.data.traces.forEach((trace, i) => { trace.incidents = curves[i]; });
+    slot.dirty = true;
   }
   const all = 'marks' in changed || (!S.range && before !== JSON.stringify(S.extent)) || !S.drawnOnce;
   for (const slot of S.slots.values()) {
@@ -253,6 +281,19 @@ function apply(S, header, body) {
     if (slot.dirty && slot.data && (slot.visible || !S.drawnOnce)) draw(S, slot);
   }
   S.drawnOnce = S.drawnOnce || header.charts.length > 0;
+}
+
+// To what stands beside the charts and may be older than they, once in so many milliseconds.
+function tellNews(S, pause) {
+  const at = Math.max(Date.now(), S.newsTold + pause);
+  if (S.newsTimer && S.newsAt <= at) return;
+  clearTimeout(S.newsTimer);
+  S.newsAt = at;
+  S.newsTimer = setTimeout(() => {
+    S.newsTimer = 0;
+    S.newsTold = Date.now();
+    if (!S.stopped) S.api.setTriggerValue('news', S.newsTold);
+  }, at - Date.now());
 }
 
 function readChart(chart, body) {
@@ -475,8 +516,11 @@ const isLog = (slot) => (slot.log === null ? slot.spec.log || exploded(slot) : s
 function exploded(slot) {
   if (!slot.data?.traces || slot.spec.zero) return false;
   return slot.data.traces.some((trace) => {
-    const values = Array.from(trace.y).filter((v) => v > 0 && v < Infinity).sort((a, b) => a - b);
-    return values.length > 20 && values.length === trace.y.filter(Number.isFinite).length && values.at(-1) > 1000 * values[values.length >> 1];
+    const values = trace.y.filter(Number.isFinite);
+    let low = Infinity, high = 0;
+    for (const v of values) { if (v < low) low = v; if (v > high) high = v; }
+    if (values.length <= 20 || !(low > 0) || high <= 1000 * low) return false;
+    return high > 1000 * values.sort()[values.length >> 1];
   });
 }
 
@@ -592,7 +636,7 @@ function linesFigure(S, T, slot) {
 // The layers of one step side by side: a place per layer, an axis of its own that is neither zoomed nor linked.
 function profileFigure(S, T, slot) {
   const { traces, layout } = linesFigure(S, T, slot);
-  const { names } = slot.data, room = Math.max(1, Math.floor((S.root.clientWidth - margins(S).l - 14) / 14));
+  const { names } = slot.data, room = Math.max(1, Math.floor((look(S).width - margins(S).l - 14) / 14));
   const every = Math.ceil(names.length / room), shown = names.map((_, i) => i).filter((i) => i % every === 0);
   layout.height = slot.spec.height + 92;
   layout.margin.b = 108;
@@ -820,17 +864,25 @@ const BENEATH = new Set(['faded', 'raw', 'parent']);
 
 function setLegend(S, T, slot) {
   const grouped = slot.data.traces.filter((trace) => !BENEATH.has(trace.role));
-  slot.chips = grouped.map((trace) => {
+  const entries = grouped.map((trace) => ({ trace, raw: slot.data.traces.find((other) => other.role === 'raw' && other.colour === trace.colour) }));
+  const faded = slot.data.traces.some((trace) => trace.role === 'faded');
+  const looks = JSON.stringify([T.key, faded, entries.map(({ trace, raw }) => [trace.name, trace.role, trace.colour, Boolean(raw)])]);
+  if (slot.looks === looks) {          // the same curves with other values
+    slot.chips = entries.map((entry, i) => ({ ...slot.chips[i], ...entry }));
+    for (const entry of slot.chips) sayValue(S, entry, null);
+    return;
+  }
+  slot.looks = looks;
+  slot.chips = entries.map((entry) => {
+    const { trace, raw } = entry;
     const chip = element('span', 'gm-chip');
     const key = element('span', `gm-key${trace.role === 'part' ? ' gm-area' : ''}${trace.role === 'limit' ? ' gm-dash' : ''}`);
     key.style.color = slot.spec.kind === 'parts' && trace.role === 'line' ? T.text : colourOf(T, trace);
-    const raw = slot.data.traces.find((other) => other.role === 'raw' && other.colour === trace.colour);
-    const value = element('span', 'gm-value', chipText(S, { trace, raw }, null));
+    const value = element('span', 'gm-value', chipText(S, entry, null));
     chip.append(key, element('span', 'gm-name', trace.name), value);
     if (raw) value.title = 'smoothed (as recorded)';
-    return { chip, value, trace, raw };
+    return { chip, value, ...entry };
   });
-  const faded = slot.data.traces.filter((trace) => trace.role === 'faded').length;
   const nodes = slot.chips.map((entry) => entry.chip);
   if (faded) {
     const chip = element('span', 'gm-chip');
@@ -840,6 +892,11 @@ function setLegend(S, T, slot) {
     nodes.push(chip);
   }
   slot.legend.replaceChildren(...nodes);
+}
+
+function sayValue(S, entry, at) {
+  const text = chipText(S, entry, at);
+  if (entry.value.textContent !== text) entry.value.textContent = text;
 }
 
 function setNote(slot, log) {
@@ -973,10 +1030,7 @@ function hover(S, slot, event) {
       const shares = at && (other === slot || (!own && other.spec.kind !== 'profile'));
       other.cross.style.display = shares && other.drawn ? 'block' : 'none';
       if (at) other.cross.style.left = `${at.left}px`;
-      for (const { value, trace, raw } of other.chips || []) {
-        const text = chipText(S, { trace, raw }, shares ? at : null);
-        if (value.textContent !== text) value.textContent = text;
-      }
+      for (const entry of other.chips || []) sayValue(S, entry, shares ? at : null);
       if (other !== slot || !at || !at.inside) other.tip.style.display = 'none';
     }
     if (at && at.inside && slot.spec.kind === 'heat') heatTip(S, slot, at);
@@ -1091,11 +1145,12 @@ async function drawAll(S) {
 
 function finish(S) {
   S.stopped = true;
-  for (const timer of [S.timer, S.reportTimer, S.resizeTimer, S.soonTimer]) clearTimeout(timer);
+  for (const timer of [S.timer, S.newsTimer, S.reportTimer, S.resizeTimer, S.soonTimer]) clearTimeout(timer);
   clearInterval(S.clock);
   S.seen.disconnect();
   S.sized.disconnect();
   document.removeEventListener('visibilitychange', S.onVisibility);
+  S.scheme.removeEventListener('change', S.onScheme);
   document.removeEventListener('keydown', S.onKey);
   for (const slot of S.slots.values()) if (slot.drawn && window.Plotly) window.Plotly.purge(slot.plot);
 }

@@ -43,6 +43,7 @@ def live_grid(
     on_pins_change: Callable[[], None] = lambda: None,
     on_logs_change: Callable[[], None] = lambda: None,
     on_incident_change: Callable[[], None] = lambda: None,
+    on_news_change: Callable[[], None] = lambda: None,
 ) -> Any:
     """Mount the live charts of one view of a run, or of several runs over each other.
 
@@ -62,9 +63,11 @@ def live_grid(
         on_pins_change, on_logs_change: called after a chart was pinned or no longer is, or got the other value axis;
             ``pins`` and ``logs`` are as the arguments.
         on_incident_change: called after a click on an incident; ``incident`` is its key.
+        on_news_change: called when what stands beside the charts may be out of date: soon after another word in
+            ``news`` of their status, seldom for more steps alone.
 
     Returns:
-        The component's result, with ``range``, ``cell``, ``pins``, ``logs`` and ``incident``.
+        The component's result, with ``range``, ``cell``, ``pins``, ``logs``, ``incident`` and ``news``.
     """
     js, css = source_of(_HERE / "live_grid.js", _HERE / "live_grid.css")
     component = st.components.v2.component("gradiometer_live_grid", html=_HTML, css=css, js=js, isolate_styles=False)
@@ -91,4 +94,5 @@ def live_grid(
         on_pins_change=on_pins_change,
         on_logs_change=on_logs_change,
         on_incident_change=on_incident_change,
+        on_news_change=on_news_change,
     )

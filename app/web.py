@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import csv_export, frame
 from app.access import TokenGate
-from app.charts.compare import compare_charts
+from app.charts.compare import Entry, compare_charts
 from app.charts.describe import Chart, Mark
 from app.charts.layers import layer_charts
 from app.charts.look import look_of, looked_at
@@ -142,10 +142,16 @@ def answer_of_several(ids: Sequence[str], query: Mapping[str, str], window: fram
             "word": "several",
             "live": any(state["live"] for state in states),
             "last_step": max((entry.run.last_step or 0 for entry in compared.entries), default=None),
+            "news": frame.word_of([compared.pending, *map(_news, compared.entries, states)]),
         }
         have, want = _have(query.get("have", "")), _want(query.get("want"))
         screen = _number(query, "screen") or math.inf
         return frame.build(charts, window, have=have, want=want, screen=screen, status=status)
+
+
+def _news(entry: Entry, state: Mapping[str, object]) -> list[object]:
+    """What changes when the table of results does beside its numbers, which the status tells of by ``last_step``."""
+    return [entry.run.id, state["word"], [(mark.step, mark.severity) for mark in entry.marks]]
 
 
 def _compared(compared: Comparison, query: Mapping[str, str]) -> list[Chart]:

@@ -26,6 +26,7 @@ from app.views.common import HEALTH, STATES, bullets, health_words, keep_range, 
 from app.views.controls import axis_choice, metrics_choice, smoothing_choice
 from monitor.runfile import search
 
+RESULTS = "results"  # the part that the charts have drawn anew when something came
 ROWS_OFFERED = 500  # newest runs in the box to choose from; the search reaches all (our judgement)
 
 
@@ -44,15 +45,15 @@ def page() -> None:
         return
     axis, smoothing, pattern, log = controls()
     with comparing(ids) as compared:
-        live = any(result_of(entry).live for entry in compared.entries)
+        readable = len(compared.entries)
     for run_id, reason in compared.refused.items():
         st.warning(f"**{text.markdown(run_id, 80)}** cannot be read: {text.markdown(reason, 400)}")
-    if not compared.entries:
+    if not readable:
         refused("None of the chosen runs can be read.", "gradiometer runs")
         return
-    if len(compared.entries) == 1:
+    if readable == 1:
         st.info("One run is shown. Choose another above to compare it with.")
-    st.fragment(results, run_every=3.0 if live or compared.pending else None)(ids, axis, pattern)
+    st.fragment(results, key=RESULTS)(ids, axis, pattern)
     query = {"axis": axis, "smooth": f"{smoothing:g}", "metrics": pattern, "log": "1" if log else "0"}
     st.fragment(charts)(ids, query)
     differences(ids)
@@ -222,6 +223,7 @@ def charts(ids: list[str], query: dict[str, str]) -> None:
         span=zoomed(),
         span_given=st.session_state.get("span_given", 0),
         on_range_change=lambda: keep_range(key),
+        on_news_change=lambda: st.rerun(RESULTS),
     )
 
 

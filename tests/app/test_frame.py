@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -207,14 +208,29 @@ def test_what_the_browser_has_is_not_sent_again(runs: Runs, http):
     assert [chart["id"] for chart in header["charts"]] == ["loss"] and not header["versions"]
 
 
-def test_an_incident_that_lasts_on_does_not_send_its_chart_again():
-    signal = Signal("t", np.arange(1, 6), np.ones(5))
+def test_an_incident_found_later_is_sent_without_the_values_and_once_while_it_lasts():
+    values = Signal("t", np.arange(1, 6), np.array([1.0, 7.0, 1.0, 1.0, 1.0]))
 
-    def version(last: int, words: str = "loss rose") -> str:
-        mark = Mark(2, "incident", words, "warning", last_step=last)
-        return frame.chart_version(Chart("c", "C", traces=(Trace("t", signal, marks=(mark,)),)), frame.Window(), ())
+    def sent(have: dict[str, str], *marks: Mark) -> dict | None:
+        chart = Chart("c", "C", traces=(Trace("bare", values), Trace("t", values, marks=marks)))
+        message = frame.build([chart], frame.Window(100), have=have)
+        return message and frame.unpack(message)[0]
 
-    assert version(4) == version(5) != version(5, "loss rose and is back")
+    rose = Mark(2, "incident", "loss rose", "warning", last_step=4)
+    first = sent({})
+    have = first["versions"] | {"c": first["charts"][0]["version"]}
+    found = sent(have, rose)
+    assert found["charts"] == []
+    (bare, (mark,)) = found["curves"]["c"]
+    assert bare == [] and (mark["step"], mark["y"], mark["text"]) == (2, 7.0, "loss rose")
+    (whole,) = sent({}, rose)["charts"]
+    assert whole["traces"][1]["incidents"] == [mark], "the same with the values"
+    have |= found["versions"]
+    assert sent(have, replace(rose, last_step=5)) is None
+    assert (
+        sent(have, replace(rose, text="loss rose and is back"))["curves"]["c"][1][0]["text"] == "loss rose and is back"
+    )
+    assert sent(have)["curves"]["c"] == [[], []], "it is none any more"
 
 
 def test_only_charts_in_sight_are_sent(runs: Runs, http):

@@ -3,7 +3,8 @@
 Peers' files are written in their own layout, byte by byte or by SQL: their own loggers take an hour for it. One step
 of many, ``spike_at(steps)``, has a loss of ``SPIKE``.
 
-``live FOLDER RUNS METRICS MOVING`` writes runs that go on: ``MOVING`` of the metrics get a new step every two seconds.
+``live FOLDER RUNS METRICS MOVING`` writes runs that go on: ``MOVING`` of the metrics get a new step every two seconds,
+until there is a file ``still`` beside ``FOLDER``.
 """
 
 from __future__ import annotations
@@ -172,6 +173,7 @@ def live(folder: Path, runs: int, metrics: int, moving: int) -> None:
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
     step = 5_000
     while not ended.is_set():
+        moving = 0 if (folder.parent / "still").exists() else moving
         if moving:
             step += 1
         for writer in writers:

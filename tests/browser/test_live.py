@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,59 +13,58 @@ import pytest
 from tests.app.conftest import ROOT
 from tests.bench import page_data
 from tests.browser.conftest import App, NewTab, Tab, started
+from tests.waiting import until
 
 pytestmark = pytest.mark.browser
 CHARTS, RUNS = 12, 4
 ADDRESS = "/compare?" + "&".join(f"run=live-{number}" for number in range(RUNS)) + "&metrics=."
 
 
-@pytest.fixture(params=[1, 0])
-def moving(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[App, int]]:
-    """The app on four live runs, of whose metrics so many get a new step every two seconds."""
-    command = [sys.executable, page_data.__file__, "live", str(tmp_path / "runs")]
+@pytest.fixture
+def moving(tmp_path: Path) -> Iterator[App]:
+    """The app on four live runs, of which one metric gets a new step every two seconds."""
     writer = subprocess.Popen(
-        [*command, str(RUNS), str(CHARTS), str(request.param)],
+        [sys.executable, page_data.__file__, "live", str(tmp_path / "runs"), str(RUNS), str(CHARTS), "1"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
     )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "ready").exists():
-        assert time.monotonic() < deadline and writer.poll() is None
-        time.sleep(0.05)
+    until((tmp_path / "ready").exists, "the four runs")
     with started(tmp_path / "runs") as running:
-        yield running, request.param
+        yield running
     assert writer.stdin is not None
     writer.stdin.close()
     writer.wait(timeout=30)
 
 
-def test_charts_that_moved_are_redrawn_in_place_and_the_others_are_not_sent(new_tab: NewTab, moving: tuple[App, int]):
-    app, count = moving
-    tab = new_tab(of=app, height=3400)
+def test_what_moved_is_redrawn_in_place_and_nothing_is_sent_when_nothing_came(new_tab: NewTab, moving: App):
+    tab = new_tab(of=moving, height=3400)
+    heard: list[int] = []
+    tab.page.on("websocket", lambda socket: socket.on("framereceived", lambda frame: heard.append(len(frame))))
     tab.open(ADDRESS)
     tab.wait(f"() => document.querySelectorAll('{LINES}').length >= {CHARTS * RUNS}")
     tab.wait("() => !document.querySelector('[data-testid=stSkeleton]')")
-    expected = set(page_data.names_of(CHARTS)[:count])
-    for _ in range(20):  # until the diagnoses are made: their marks belong to every chart
-        tab.page.evaluate(WATCH)
-        tab.frames.clear()
-        two_answers(tab)
-        seen, sent = tab.page.evaluate("window.__seen"), set(tab.page.evaluate(SENT))
-        assert seen["fewest"] == CHARTS, "no chart was ever missing"
-        assert tab.page.evaluate("[...document.querySelectorAll('.js-plotly-plot')].every((plot) => plot.__mark)")
-        if sent == expected:
+    one = set(page_data.names_of(CHARTS)[:1])
+    for _ in range(20):
+        if (seen := looked_on(tab))[0] == one:
             break
-    assert sent == expected, "only what moved was sent again"
-    if not count:
-        assert set(tab.frames) == {204} and seen["drawn"] == 0, "nothing is sent or drawn when nothing came"
+    assert seen[0] == one, "only what moved was sent again"
+    (moving.runs.parent / "still").touch()
+    for _ in range(20):  # until the diagnoses are made, and the table beside the charts tells of the last step
+        heard.clear()
+        if (seen := looked_on(tab)) == (set(), 0) and not heard:
+            break
+    assert seen == (set(), 0) and set(tab.frames) == {204} and heard == [], "nothing is sent or drawn when nothing came"
 
 
-def two_answers(tab: Tab) -> None:
-    """Wait for what two questions of the charts brought."""
-    deadline = time.monotonic() + 60
-    while len(tab.frames) < 3:
-        assert time.monotonic() < deadline
-        tab.page.wait_for_timeout(100)
+def looked_on(tab: Tab) -> tuple[set[str], int]:
+    """Which charts were sent, and how often one was drawn, while two questions of the charts were answered."""
+    tab.page.evaluate(WATCH)
+    tab.frames.clear()
+    tab.until(lambda: len(tab.frames) >= 3, "what two questions of the charts brought")
+    seen = tab.page.evaluate("window.__seen")
+    assert seen["fewest"] == CHARTS, "no chart was ever missing"
+    assert tab.page.evaluate("[...document.querySelectorAll('.js-plotly-plot')].every((plot) => plot.__mark)")
+    return set(tab.page.evaluate(SENT)), seen["drawn"]
 
 
 SENT = """() => [...document.querySelector('.gm-grid').__gm.slots.values()]

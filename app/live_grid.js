@@ -739,7 +739,7 @@ function nonfiniteTraces(T, slot, layout) {
       const y = kind.y > 0.5 ? kind.y - 0.1 * Math.min(row, 4) : kind.y + 0.1 * Math.min(row, 4);
       made.push({
         type: 'scatter', mode: 'markers', name: `non-finite ${kind.word}`, x, y: x.map(() => y), yaxis: 'y2', text, hoverinfo: 'text', cliponaxis: false,
-        marker: { color: T.nonfinite, size: 9, symbol: kind.symbol, line: { color: colourOf(T, trace), width: 1 } },
+        marker: { color: T.nonfinite, size: 9, symbol: kind.symbol, line: { color: colourOf(T, trace), width: x.length > 30 ? 0 : 1 } },   // of many, the rims would be all one sees
       });
     });
     row += 1;

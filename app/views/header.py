@@ -96,12 +96,16 @@ def numbers(facts: Facts) -> None:
         ("Best loss", text.nats(facts.best_loss), None),
         ("Validation loss", text.nats(facts.val_loss), None),
         ("Gradient norm", text.number(facts.grad_norm, 3), clip),
-        ("Throughput", text.rate(facts.tokens_per_s, "tokens/s"), "Median of the last 50 steps, over all ranks."),
+        (
+            "Tokens/s",
+            text.rate(facts.tokens_per_s, "").strip(),
+            "Throughput: median of the last 50 steps, over all ranks.",
+        ),
         ("Step time", step_time(facts.step_time_s), None),
         ("Monitor cost", percent(facts.monitor_share), "Share of the step time that measuring takes."),
         ("MFU", mfu(facts), "Share of the device's peak that the model's operations reach."),
         *([("Device", device(facts), None)] if facts.device != "cpu" else []),
-        ("Non-finite values", text.count(bad), where),
+        ("Non-finite", text.count(bad), f"Values that are NaN or infinite. {where}"),
     )
     with st.grid(min_column_width=112, gap="small"):
         for label, value, explained in shown:

@@ -117,7 +117,7 @@ def test_the_header_tells_state_progress_and_non_finite_values(runs: Runs, open_
     page = open_page("run", run=runs.nan)
     metrics = {metric.label: metric.value for metric in page.metric}
     assert metrics["Train loss"] == "NaN"
-    assert metrics["Non-finite values"] == "274"
+    assert metrics["Non-finite"] == "274"
     assert "crashed" in words(page) and "the loss is NaN" in words(page)
 
 

@@ -56,8 +56,8 @@ def test_every_room_of_the_readme_is_there(room):
 
 
 def test_every_picture_of_the_readme_is_there_in_both_schemes_and_they_are_small():
-    named = re.findall(r'"(docs/gallery/[\w-]+\.png)"', README)
-    there = sorted((ROOT / "docs" / "gallery").glob("*.png"))
+    named = re.findall(r'"(app/gallery/[\w-]+\.png)"', README)
+    there = sorted((ROOT / "app" / "gallery").glob("*.png"))
     assert named and {ROOT / name for name in named} == set(there)
     assert {name.replace("-dark", "-light") for name in named} == {
         name for name in named if name.endswith("-light.png")

@@ -1,6 +1,7 @@
 """The pictures in the README, made from the sample runs: ``python -m tests.browser.gallery``.
 
-Each page in light and in dark, in a real Chromium; the colours are reduced to a palette so that a clone stays small.
+Each page in light and in dark, in a real Chromium; the sweep is trained for it. The colours are reduced to a palette so
+that a clone stays small.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from app.data import SAMPLES
 from app.report import page as report
 from app.report.content import content_of_run
 from tests.browser import chromium
-from tests.browser.conftest import READY, App, free_port
+from tests.browser.conftest import READY, started
+from tests.waiting import until
+from trainer.config import load_config
+from trainer.sweep import begin, make_plan, open_sweep
 
-FOLDER = Path(__file__).resolve().parents[2] / "docs" / "gallery"
+FOLDER = Path(__file__).resolve().parents[2] / "app" / "gallery"
 SIZE = {"width": 1280, "height": 860}
 COLOURS = 160
 SCHEMES = ("light", "dark")
@@ -33,10 +37,12 @@ class View:
     address: str
     there: str
     height: int = SIZE["height"]
+    swept: bool = False
+    """Whether it is of the app that has the sweep."""
 
 
 CHARTS = "document.querySelectorAll('.gm-chart .js-plotly-plot .main-svg').length >= 4"
-CURVES = "document.querySelectorAll('.gm-runs tr polyline').length === 3"
+CURVES = f"document.querySelectorAll('.gm-runs tr polyline').length === {len(list(SAMPLES.glob('*/run.json')))}"
 DIAGNOSED = "!document.body.innerText.includes('checking')"
 ALL_THREE = "run=gpt-healthy&run=gpt-one-batch-spike&run=gpt-gradient-explosion"
 BROKEN = "/run?run=gpt-gradient-explosion"
@@ -46,8 +52,24 @@ VIEWS = {
     "incident": View(f"{BROKEN}&section=Incidents", "document.body.innerText.includes('Likely causes')", 1250),
     "layers": View("/run?run=gpt-healthy&section=Layers", CHARTS.replace("4", "1"), 1000),
     "compare": View(f"/compare?{ALL_THREE}&smooth=0.6", CHARTS, 1100),
+    "landscape": View(
+        "/run?run=mlp-edge-of-stability&section=Landscape",
+        f"{CHARTS.replace('4', '2')} && document.querySelectorAll('[data-testid=stPlotlyChart] .main-svg').length",
+        1560,
+    ),
     "launch": View("/launch", "document.body.innerText.includes('tokens per step')"),
+    "sweep": View(
+        "/sweeps?sweep=learning-rate",
+        "document.querySelectorAll('[data-testid=stPlotlyChart] .main-svg').length >= 3",
+        1250,
+        swept=True,
+    ),
 }
+SWEEP = {
+    "base": ("steps=60", "evaluation.every_steps=30", "threads=1", "monitor.landscape_every=none"),
+    "vary": ("optimizer.lr=1e-4..1e-1:log", "optimizer.weight_decay=0..0.2", "model.n_layer=1,2,3"),
+}
+"""Real trainings of the small model of ``--preset charmlp``, so that the picture of a sweep is one."""
 
 
 def save(page: Page, name: str) -> None:
@@ -58,25 +80,34 @@ def save(page: Page, name: str) -> None:
     )
 
 
+def sweep(runs: Path) -> None:
+    """Train the trials of the sweep in the picture."""
+    base = load_config(None, list(SWEEP["base"]), preset="charmlp")
+    plan = make_plan(base, list(SWEEP["vary"]), name="learning rate", trials=14, parallel=2)
+    begin(plan, runs, sweep_id="learning-rate")
+    until(lambda: open_sweep(runs, "learning-rate").state == "finished", "the sweep", every_s=1, patience_s=1800)
+
+
 def main() -> int:
     path = chromium.find()
     if path is None:
         print("no Chromium here; install one with: python -m tests.browser.chromium", file=sys.stderr)
         return 1
     FOLDER.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="gradiometer-") as scratch, sync_playwright() as playwright:
-        app = App(Path(scratch) / "runs", free_port(), Path(scratch) / "app.log")
-        written = Path(scratch) / "report.html"
+    with tempfile.TemporaryDirectory(prefix="gradiometer-") as temporary, sync_playwright() as playwright:
+        scratch = Path(temporary)
+        written = scratch / "report.html"
         written.write_text(report.render([content_of_run(SAMPLES / "gpt-gradient-explosion")]), encoding="utf-8")
+        sweep(scratch / "swept" / "runs")
         browser = playwright.chromium.launch(executable_path=path, args=list(chromium.ARGUMENTS))
-        app.start()
-        try:
+        (scratch / "bare").mkdir()
+        with started(scratch / "bare" / "runs") as bare, started(scratch / "swept" / "runs") as swept:
             for scheme in SCHEMES:
                 page = browser.new_page(color_scheme=scheme, viewport=SIZE, reduced_motion="reduce")
                 page.set_default_timeout(120_000)
                 for name, view in VIEWS.items():
                     page.set_viewport_size({"width": SIZE["width"], "height": view.height})
-                    page.goto(app.address + view.address)
+                    page.goto((swept if view.swept else bare).address + view.address)
                     page.wait_for_selector(READY)
                     page.wait_for_function(f"() => {view.there}")
                     page.wait_for_function(
@@ -88,9 +119,7 @@ def main() -> int:
                 page.goto(written.as_uri())
                 save(page, f"report-{scheme}")
                 page.close()
-        finally:
-            app.stop()
-            browser.close()
+        browser.close()
     size = sum(one.stat().st_size for one in FOLDER.glob("*.png"))
     print(f"{len(list(FOLDER.glob('*.png')))} pictures, {size / 1e3:,.0f} kB, in {FOLDER}")
     return 0

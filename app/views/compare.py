@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 
 import pandas as pd
 import streamlit as st
+from streamlit.errors import StreamlitAPIException
 
 from app import data, text
 from app.charts.axes import AXES
@@ -170,6 +172,12 @@ def results(ids: list[str], axis: str, pattern: str) -> None:
         st.caption(f"{metrics} metrics match; the first {MOST_CHARTS} are shown. Search more narrowly for the others.")
 
 
+def draw_results_anew() -> None:
+    """Run the part above alone."""
+    with contextlib.suppress(StreamlitAPIException):  # the page was left while the news was on its way
+        st.rerun(RESULTS)
+
+
 def frame(rows: list[Result]) -> pd.DataFrame:
     """One row a run."""
     return pd.DataFrame(
@@ -223,7 +231,7 @@ def charts(ids: list[str], query: dict[str, str]) -> None:
         span=zoomed(),
         span_given=st.session_state.get("span_given", 0),
         on_range_change=lambda: keep_range(key),
-        on_news_change=lambda: st.rerun(RESULTS),
+        on_news_change=draw_results_anew,
     )
 
 

@@ -44,11 +44,12 @@ def stall(
             continue
         if own[row] > max(ratio * float(np.median(before)), record * float(np.quantile(before, 0.99))):
             usual = float(np.median(before))
-            found.append(_finding(signals, int(clean.step[row]), float(clean.seconds[row]), usual, computing_s))
+            short = float(own[row]) < computing_s
+            found.append(_finding(signals, int(clean.step[row]), float(clean.seconds[row]), usual, short))
     return found[:MOST]
 
 
-def _finding(signals: Signals, step: int, seconds: float, usual: float, computing_s: float) -> Finding:
+def _finding(signals: Signals, step: int, seconds: float, usual: float, short: bool) -> Finding:
     parts = {name: signals[name].between(step, step).value for name in TIME_PARTS}
     longest = max((float(v[0]), name) for name, v in parts.items() if len(v)) if any(map(len, parts.values())) else None
     where = f", {number(longest[0])} s of them in {longest[1].removesuffix('_s').replace('_', ' ')}" if longest else ""
@@ -61,7 +62,7 @@ def _finding(signals: Signals, step: int, seconds: float, usual: float, computin
         onset_step=step,
         first_step=step,
         last_step=step,
-        severity=Severity.INFO if computing and seconds < computing_s else Severity.WARNING,
+        severity=Severity.INFO if computing and short else Severity.WARNING,
         evidence={"seconds": seconds, "usual_s": usual, "part": longest[1] if longest else None},
         causes=(Cause(cause, 0.5, supports=(f"most of it passed in {longest[1]}",) if longest else ()),),
         remedy=Remedy(

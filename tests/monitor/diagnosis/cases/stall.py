@@ -22,11 +22,11 @@ def hung(lost_s: float, wait_s: float = 0.001) -> Signals:
     return timed(time, wait)
 
 
-def kept_waiting() -> Signals:
+def kept_waiting(lost_s: float = 3.0, without_s: float = 2.9) -> Signals:
     time, wait, without = seconds(), np.full(STEPS, 0.001), np.zeros(STEPS)
     for row in (AT, AT + 1):
-        time[row] += 3.0
-        without[row] = 2.9
+        time[row] += lost_s
+        without[row] = without_s
     return timed(time, wait, cpu_wait_s=without)
 
 
@@ -38,6 +38,7 @@ FIRES = (
 NEAR_MISSES = (
     Case("0.6 s computing", lambda: hung(0.6)),
     Case("3 s without a processor", kept_waiting),
+    Case("12 s, of which 10 without a processor", lambda: kept_waiting(12.0, 10.5)),
     Case("x10", lambda: timed(changed(seconds(), AT, 10))),
     Case("x15 at steps of 3 ms", lambda: timed(changed(seconds(usual=0.003, sd=0.5), AT, 15))),
     Case("evaluation takes 90 steps' time", paused),

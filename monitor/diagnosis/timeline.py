@@ -67,18 +67,21 @@ class Departure:
     """The furthest value within the incident; NaN or infinite when it became so."""
     z: float
     """Robust standard deviations at the furthest value; infinite for a non-finite one."""
+    z_first: float
+    """The same at ``step``."""
 
 
 def departures(signals: Signals, onset: int, last: int) -> tuple[Departure, ...]:
     """Every signal that left its baseline between 20 steps before ``onset`` and ``last`` (50 steps after at most).
 
-    Earliest first, of the same step the strongest first; at most 40. A signal with fewer than eight measurements
+    Earliest first, of the same step the one first that was strongest in that step: in the end all may be non-finite. At
+    most 40. A signal with fewer than eight measurements
     before is not judged.
     """
     start = onset - span(signals, BEFORE_STEPS)
     stop = min(max(last, onset), onset + span(signals, AFTER_STEPS))
     found = [*_of_lr(signals, start, stop), *_of_scalars(signals, start, stop), *_of_matrices(signals, start, stop)]
-    found.sort(key=lambda d: (d.step, -d.z, d.signal, d.layer or ""))
+    found.sort(key=lambda d: (d.step, -d.z_first, -d.z, d.signal, d.layer or ""))
     return tuple(found[:MOST])
 
 
@@ -91,7 +94,7 @@ def _of_lr(signals: Signals, start: int, stop: int) -> Iterator[Departure]:
     rows = np.flatnonzero(ratio > 1)
     if len(rows):
         row = int(rows[0])
-        yield Departure("lr", int(lr.step[row + 1]), None, float(before[row]), float(after[row]), math.inf)
+        yield Departure("lr", int(lr.step[row + 1]), None, float(before[row]), float(after[row]), math.inf, math.inf)
 
 
 def _of_scalars(signals: Signals, start: int, stop: int) -> Iterator[Departure]:
@@ -120,7 +123,7 @@ def _of_matrices(signals: Signals, start: int, stop: int) -> Iterator[Departure]
         value = _measured(matrix.value[part], matrix.present[part])
         crossing = _crossing(value, rows.split - rows.begin, stat in FALL_TOO, stat in SIGNED)
         moved = np.flatnonzero(crossing.row >= 0)
-        order = moved[np.lexsort((-crossing.z[moved], crossing.row[moved]))]
+        order = moved[np.lexsort((-crossing.z[moved], -crossing.z_first[moved], crossing.row[moved]))]
         for column in order[:MOST_LAYERS].tolist():
             name, values = matrix.names[column], matrix.value[part, column]
             yield _departure(crossing, column, stat, name, matrix.step[part], values)
@@ -136,6 +139,7 @@ def _departure(
         before=float(crossing.expected[column]),
         value=float(value[crossing.furthest[column]]),
         z=float(crossing.z[column]),
+        z_first=float(crossing.z_first[column]),
     )
 
 
@@ -164,12 +168,14 @@ def _measured(value: np.ndarray, present: np.ndarray | None = None) -> np.ndarra
 
 @dataclass(frozen=True, slots=True)
 class _Crossing:
-    """For each of L columns: row of the first departure (-1: none), what was expected, the furthest row and its z."""
+    """For each of L columns: row of the first departure (-1: none), what was expected, the furthest row, z there and at
+    the first one."""
 
     row: np.ndarray
     expected: np.ndarray
     furthest: np.ndarray
     z: np.ndarray
+    z_first: np.ndarray
 
 
 def _crossing(value: np.ndarray, split: int, falls: bool, signed: bool) -> _Crossing:
@@ -199,9 +205,10 @@ def _crossing(value: np.ndarray, split: int, falls: bool, signed: bool) -> _Cros
     later = np.where(np.arange(len(z))[:, None] >= first, z, -np.inf)
     columns = np.arange(z.shape[1])
     far = later.argmax(axis=0)
-    expected = np.maximum(trend, recent)[np.maximum(first, 0), columns]
+    begin = np.maximum(first, 0)
+    expected = np.maximum(trend, recent)[begin, columns]
     expected = np.where(logarithmic, np.exp(np.minimum(expected, 700.0)), expected * unit)
-    return _Crossing(np.where(found, first + split, -1), expected, far + split, later[far, columns])
+    return _Crossing(np.where(found, first + split, -1), expected, far + split, later[far, columns], z[begin, columns])
 
 
 def _scaled(value: np.ndarray, split: int, signed: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

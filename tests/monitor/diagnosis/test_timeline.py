@@ -58,6 +58,18 @@ def test_a_non_finite_value_is_the_strongest_departure():
     assert math.isnan(moved["train_loss"].value)
 
 
+def test_of_one_step_the_signal_that_moved_most_in_it_is_told_first_whatever_becomes_of_all():
+    a_little = put(changed(level(), AT, 1.6), AT + 5, math.nan)
+    very_much = put(changed(norms(), AT, 1000.0), AT + 5, math.nan)
+    told = departures(only(train_loss=a_little, grad_norm_preclip=very_much), ONSET, ONSET + 10)
+    assert [(d.signal, d.step, d.z) for d in told] == [
+        ("grad_norm_preclip", ONSET, math.inf),
+        ("train_loss", ONSET, math.inf),
+    ]
+    told = departures(only(a=a_little, b=a_little), ONSET, ONSET + 10)
+    assert [d.signal for d in told] == ["a", "b"]
+
+
 def test_a_jump_of_the_learning_rate_is_told_and_its_schedule_is_not():
     assert not found(only(lr=np.geomspace(1e-2, 1e-5, STEPS)))
     jumped = found(only(lr=changed(np.full(STEPS, 1e-3), slice(AT, None), 30.0)))

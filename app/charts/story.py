@@ -482,7 +482,7 @@ def landscape_charts(run: Run) -> list[Chart]:
 
 _SYSTEM_CHARTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("cpu", "CPU use", "%", ("cpu_pct",)),
-    ("memory", "Process memory", "GiB", ("rss_gib",)),
+    ("memory", "Process memory", "GiB", ("rss_gib", "rss_private_gib")),
     ("ram", "Memory in use on the host", "%", ("ram_used_pct",)),
     ("gpu_util", "GPU use", "%", ("gpu_util_pct",)),
     ("gpu_memory", "GPU memory", "GiB",
@@ -493,6 +493,8 @@ _SYSTEM_CHARTS: tuple[tuple[str, str, str, tuple[str, ...]], ...] = (
     ("gpu_ecc", "Memory errors of the GPU", "errors", ("gpu_ecc_corrected", "gpu_ecc_uncorrected")),
 )  # fmt: skip
 _SYSTEM_LABELS = {
+    "rss_gib": "resident",
+    "rss_private_gib": "without mapped files",
     "gpu_memory_allocated_gib": "allocated",
     "gpu_memory_reserved_gib": "reserved",
     "gpu_memory_peak_gib": "peak",

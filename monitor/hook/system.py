@@ -57,11 +57,14 @@ class SystemSampler:
         self._changes = Changes(event)
 
     def sample(self) -> None:
+        memory = self._process.memory_info()
         values = {
             "cpu_pct": self._process.cpu_percent(),
-            "rss_gib": self._process.memory_info().rss * GIB,
+            "rss_gib": memory.rss * GIB,
             "ram_used_pct": psutil.virtual_memory().percent,
         }
+        if (shared := getattr(memory, "shared", None)) is not None:  # Linux
+            values["rss_private_gib"] = (memory.rss - shared) * GIB
         values.update(allocator_values())
         values.update(self._device_values())
         self._writer.system(self._clock(), values)

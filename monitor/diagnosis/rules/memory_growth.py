@@ -11,7 +11,11 @@ from monitor.diagnosis.view import Signals
 from monitor.diagnosis.wording import count, number
 from monitor.signals import Signal
 
-WATCHED = {"gpu_memory_allocated_gib": "device memory", "rss_gib": "memory of the process"}
+WATCHED = {
+    "gpu_memory_allocated_gib": "device memory",
+    "rss_private_gib": "memory of the process",
+    "rss_gib": "memory of the process",
+}
 LEAST_SAMPLES = 8
 BLOCKS = 8
 """Stretches of as many steps in which the growth is looked at."""
@@ -26,7 +30,8 @@ def memory_growth(signals: Signals, *, share: float = 0.03, mib: float = 32.0, p
 
     Stays silent: on the growth of the first fifth of an attempt, in which caches and pools fill; on growth that slows
     down to less than half; on a few jumps, such as an import, a first evaluation, a larger buffer: what it grew by is
-    eight times the median of eight stretches since it began; on steps up and down (longer sequences, evaluation).
+    eight times the median of eight stretches since it began; on steps up and down (longer sequences, evaluation); on
+    files that are mapped and read bit by bit, where the memory was recorded without them.
 
     Thresholds: ``share`` of the level and ``mib`` MiB that it must have grown by so; ``p``, probability by Mann and
     Kendall's test that samples without a trend rise like that.
@@ -42,7 +47,7 @@ def memory_growth(signals: Signals, *, share: float = 0.03, mib: float = 32.0, p
     found = [
         _finding(signals, series, _first_seen(signals.system(name), share, mib, p))
         for name, series in judged.items()
-        if _grows(series, share, mib, p)
+        if _grows(series, share, mib, p) and not (name == "rss_gib" and len(judged["rss_private_gib"]))
     ]
     return found[:1]
 
@@ -103,7 +108,7 @@ def _finding(signals: Signals, series: Signal, told: int) -> Finding:
     grown = float(since.value[-1] - since.value[0])
     per_step = grown / (last - first) * 1024
     tokens = signals["tokens"]
-    device = series.name != "rss_gib"
+    device = series.name == "gpu_memory_allocated_gib"
     cause = Cause(
         "memory-leak",
         0.7,

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -38,6 +39,26 @@ def test_process_and_host():
     assert time == 12.5
     assert values["rss_gib"] == pytest.approx(psutil.Process().memory_info().rss / 2**30, rel=0.2)
     assert values["rss_gib"] > len(ballast) / 2**30
+
+
+@pytest.mark.skipif(not hasattr(psutil.Process().memory_info(), "shared"), reason="this system does not tell")
+def test_a_mapped_file_is_not_memory_of_its_own(tmp_path):
+    file, collected = tmp_path / "data", Collected()
+    file.write_bytes(bytes(200 << 20))
+    sampler = SystemSampler(collected, event=lambda kind, **fields: None)
+    sampler.sample()
+    mapped = np.memmap(file, np.uint8, "r")
+    assert mapped.sum() == 0
+    sampler.sample()
+    (_, before), (_, after) = collected.samples
+    assert after["rss_gib"] - before["rss_gib"] > 0.9 * 200 / 1024
+    assert abs(after["rss_private_gib"] - before["rss_private_gib"]) < 0.1 * 200 / 1024
+
+
+def test_of_the_host():
+    collected = Collected()
+    SystemSampler(collected, event=lambda kind, **fields: None).sample()
+    ((_, values),) = collected.samples
     assert 0 < values["ram_used_pct"] <= 100
     assert values["cpu_pct"] >= 0
 

@@ -27,6 +27,14 @@ def memory_of_a_default_run(until: int) -> Signals:
     return Signals.from_arrays({"train_loss": level()}, system={"rss_gib": (step, np.array(mib) / 1024)}).until(until)
 
 
+def mapped_data(private: np.ndarray) -> Signals:
+    """A data set that is mapped and read bit by bit, beside what the process has of its own."""
+    rng = np.random.default_rng(0)
+    own = private + rng.normal(0, 0.001, len(private))
+    system = {"rss_gib": (STEP, own + 0.05 * ROWS), "rss_private_gib": (STEP, own)}
+    return Signals.from_arrays({"train_loss": level()}, system=system)
+
+
 FIRES = (
     Case("5 MiB a step", lambda: memory(1.0 + 0.05 * ROWS), "warning", onset=90, words="goes on"),
     Case(
@@ -39,6 +47,7 @@ FIRES = (
     Case(
         "a leak, and an import on the way", lambda: memory(1.0 + 0.05 * ROWS + 0.3 * (ROWS >= 12)), "warning", onset=90
     ),
+    Case("a leak beside mapped data", lambda: mapped_data(1.0 + 0.05 * ROWS), "warning", onset=90),
     Case("with every evaluation", lambda: memory(1.0 + 0.1 * (ROWS // 3)), "warning", onset=90),
 )
 
@@ -50,6 +59,7 @@ NEAR_MISSES = (
     Case("an import and the first evaluation", lambda: memory(1.0 + 0.1 * (ROWS >= 12) + 0.1 * (ROWS >= 30))),
     Case("a default run until step 200", lambda: memory_of_a_default_run(200)),
     Case("a default run until step 300", lambda: memory_of_a_default_run(300)),
+    Case("mapped data", lambda: mapped_data(np.full(SAMPLES, 1.0))),
     Case("up and down", lambda: memory(1.5 + 0.3 * np.sin(ROWS / 3))),
 )
 

@@ -56,11 +56,11 @@ def test_every_room_of_the_readme_is_there(room):
 
 
 def test_every_picture_of_the_readme_is_there_in_both_schemes_and_they_are_small():
-    named = re.findall(r'"(app/gallery/[\w-]+\.png)"', README)
-    there = sorted((ROOT / "app" / "gallery").glob("*.png"))
+    named = re.findall(r'"(app/gallery/[\w-]+\.webp)"', README)
+    there = sorted((ROOT / "app" / "gallery").glob("*.webp"))
     assert named and {ROOT / name for name in named} == set(there)
     assert {name.replace("-dark", "-light") for name in named} == {
-        name for name in named if name.endswith("-light.png")
+        name for name in named if name.endswith("-light.webp")
     }
     assert sum(one.stat().st_size for one in there) < 1_500_000
-    assert all(one.read_bytes().startswith(b"\x89PNG") for one in there)
+    assert all(one.read_bytes()[8:12] == b"WEBP" for one in there)

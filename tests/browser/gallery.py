@@ -1,7 +1,6 @@
 """The pictures in the README, made from the sample runs: ``python -m tests.browser.gallery``.
 
-Each page in light and in dark, in a real Chromium; the sweep is trained for it. The colours are reduced to a palette so
-that a clone stays small.
+Each page in light and in dark, in a real Chromium; the sweep is trained for it.
 """
 
 from __future__ import annotations
@@ -116,8 +115,8 @@ def main() -> int:
                 save(page, f"report-{scheme}")
                 page.close()
         browser.close()
-    size = sum(one.stat().st_size for one in FOLDER.glob("*.png"))
-    print(f"{len(list(FOLDER.glob('*.png')))} pictures, {size / 1e3:,.0f} kB, in {FOLDER}")
+    size = sum(one.stat().st_size for one in FOLDER.glob("*.webp"))
+    print(f"{len(list(FOLDER.glob('*.webp')))} pictures, {size / 1e3:,.0f} kB, in {FOLDER}")
     return 0
 
 

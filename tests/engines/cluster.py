@@ -17,6 +17,7 @@ from tests.waiting import until
 # the scheduler looks at once. A partition that is down takes jobs and starts none.
 CONFIGURATION = """\
 ClusterName=gradiometer
+FirstJobId={first_job}
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller}
 SlurmUser=root
@@ -57,8 +58,11 @@ class Cluster:
         host = socket.gethostname().partition(".")[0]
         self.configuration = self.folder / "slurm.conf"
         self.configuration.write_text(
-            CONFIGURATION.format(host=host, folder=self.folder, controller=controller, first=first, second=first + 1)
-        )
+            CONFIGURATION.format(
+                host=host, folder=self.folder, controller=controller, first=first, second=first + 1,
+                first_job=1000 * (os.getpid() % 14) + 1,  # by its number a job picks the port where its hosts meet
+            )
+        )  # fmt: skip
         os.environ["SLURM_CONF"] = str(self.configuration)
 
     def start(self) -> None:
@@ -90,7 +94,11 @@ class Cluster:
         return dict(line.split() for line in lines)
 
     def start_now(self, job: str) -> None:
-        """Leave out the two minutes that Slurm lets a job wait that was queued again."""
+        """Leave out the two minutes that Slurm lets a job wait that was queued again.
+
+        They are there for a reason: the end of the script before, told late, is taken for the end of the new one.
+        """
+        until(lambda: not _steps_of(job), f"the end of what job {job} was before")
         self.ask("scontrol", "update", f"JobId={job}", "StartTime=now")
 
     def ask(self, *words: str) -> str:
@@ -163,3 +171,9 @@ def _two_free_ports() -> int:
             except (OSError, OverflowError):
                 continue
             return first
+
+
+def _steps_of(job: str) -> list[psutil.Process]:
+    """The processes that look after a job's script and steps on its nodes."""
+    named = f"slurmstepd: [{job}."
+    return [one for one in psutil.process_iter(["cmdline"]) if named in " ".join(one.info["cmdline"] or [])]

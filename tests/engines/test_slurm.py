@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -131,7 +132,9 @@ def test_controller_that_is_gone_makes_nothing_lost(small: Desk, cluster: Cluste
     try:
         until(lambda: "Slurm does not answer" in status(run_dir).reason, "the news about the controller")
         now = status(run_dir)
-        assert now.state is JobState.RUNNING and "runs on" in now.reason and "when Slurm was last heard" in now.reason
+        assert now.state is JobState.RUNNING
+        # as last heard, or, if the controller's last answer on its way down was an empty list, as the run shows
+        assert re.search("runs on .* when Slurm was last heard|had begun", now.reason)
         assert "Unable to contact slurm controller" in now.reason
         assert status(other).state is JobState.SUCCEEDED
         fresh = SlurmEngine()  # of an app that was started meanwhile: it has seen no job at all

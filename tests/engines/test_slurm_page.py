@@ -12,6 +12,7 @@ import pytest
 from tests.waiting import until
 
 pytest.importorskip("playwright.sync_api")
+from playwright.sync_api import TimeoutError as PlaywrightTimeout
 from playwright.sync_api import sync_playwright
 
 from monitor.runfile.reader import open_run
@@ -56,10 +57,18 @@ def fill(tab: Tab, name: str, value: str) -> None:
 
 
 def choose(tab: Tab, name: str, value: str) -> None:
-    tab.page.get_by_role("combobox", name=re.compile(rf"\b{name}$")).click()
-    tab.page.keyboard.type(value)
-    tab.page.get_by_role("option", name=value, exact=True).wait_for()
-    tab.page.keyboard.press("Enter")
+    """Choose from a list, again if the page redraws itself and closes it."""
+    box, option = tab.page.get_by_role("combobox", name=re.compile(rf"\b{name}$")), tab.page.get_by_role("option")
+
+    def chosen() -> bool:
+        try:
+            box.fill(value, timeout=5_000)
+            option.get_by_text(value, exact=True).click(timeout=5_000)
+        except PlaywrightTimeout:
+            return False
+        return True
+
+    until(chosen, f"{value} in the list of {name}")
     tab.rest()
 
 

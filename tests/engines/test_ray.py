@@ -68,6 +68,7 @@ def test_job_of_another_run_is_neither_believed_nor_stopped(small: Desk) -> None
     mine, forged = small.start(), small.start("finishes")
     small.until_training(mine)
     wait_for(forged, JobState.SUCCEEDED)
+    until(lambda: not processes_of(forged), "the end of its supervisor, which would write down another end")
     folder = forged / "attempts" / "0000"
     (folder / "exit.json").unlink()
     for name in (record(mine, "job.json")["job"], "never-submitted"):

@@ -172,16 +172,23 @@ def _check_seal(tail: Tail, report: Report) -> None:
         report(tail.path, tail.offset, f"the last {size - tail.offset} bytes of the finished file cannot be read")
 
 
-def _poll_segment(tail: Tail, final: bool, report: Report) -> Iterator[tuple[bytes | mmap.mmap, Stretch, int]]:
+def _opened(tail: Tail, report: Report) -> int | None:
+    """A descriptor of the segment; None while there is none, and for good once it has turned out not to be ours."""
     if tail.given_up:
-        return
+        return None
     try:
-        fd = fmt.open_inside(tail.path)
+        return fmt.open_inside(tail.path)
     except FileNotFoundError:
-        return
+        return None
     except RunError as error:
         tail.given_up = True
         report(tail.path, 0, str(error))
+        return None
+
+
+def _poll_segment(tail: Tail, final: bool, report: Report) -> Iterator[tuple[bytes | mmap.mmap, Stretch, int]]:
+    fd = _opened(tail, report)
+    if fd is None:
         return
     try:
         size = os.fstat(fd).st_size
@@ -377,15 +384,8 @@ def poll_lines(tail: Tail, final: bool, report: Report) -> Iterator[tuple[int, b
 
 
 def _poll_line_segment(tail: Tail, report: Report) -> Iterator[tuple[int, bytes]]:
-    if tail.given_up:
-        return
-    try:
-        fd = fmt.open_inside(tail.path)
-    except FileNotFoundError:
-        return
-    except RunError as error:
-        tail.given_up = True
-        report(tail.path, 0, str(error))
+    fd = _opened(tail, report)
+    if fd is None:
         return
     try:
         size = os.fstat(fd).st_size

@@ -44,7 +44,7 @@ EPOCH = 12
 """Batches in the epoch that comes again in the same order."""
 
 
-def _each_step(do: Callable[[Faults, int], None]) -> None:
+def each_step(do: Callable[[Faults, int], None]) -> None:
     """``do(faults, step)`` as each step begins."""
     begin = Faults.begin
 
@@ -55,11 +55,11 @@ def _each_step(do: Callable[[Faults, int], None]) -> None:
     Faults.begin = begun
 
 
-def _on_batches(onset: int, change: Callable[[Batch, int], Batch]) -> None:
+def on_batches(onset: int, change: Callable[[Batch, int], Batch]) -> None:
     """Train on ``change(batch, steps since the onset)`` from there on."""
     now = [0]
     batch_of = Faults.batch
-    _each_step(lambda faults, step: now.__setitem__(0, step - onset))
+    each_step(lambda faults, step: now.__setitem__(0, step - onset))
     Faults.batch = lambda faults, batch: (
         change(batch_of(faults, batch), now[0]) if now[0] >= 0 else batch_of(faults, batch)
     )
@@ -68,7 +68,7 @@ def _on_batches(onset: int, change: Callable[[Batch, int], Batch]) -> None:
 def another_tokenizer(onset: int, resumed: bool) -> None:
     """Text that was encoded with another vocabulary."""
     words = torch.randperm(256, generator=torch.Generator().manual_seed(1))
-    _on_batches(onset, lambda batch, _: replace(batch, inputs=words[batch.inputs], targets=words[batch.targets]))
+    on_batches(onset, lambda batch, _: replace(batch, inputs=words[batch.inputs], targets=words[batch.targets]))
 
 
 def padding_counted(onset: int, resumed: bool) -> None:
@@ -79,12 +79,12 @@ def padding_counted(onset: int, resumed: bool) -> None:
         inputs[:, 16:], targets[:, 15:] = 0, 0
         return replace(batch, inputs=inputs, targets=targets)
 
-    _on_batches(onset, padded)
+    on_batches(onset, padded)
 
 
 def targets_not_shifted(onset: int, resumed: bool) -> None:
     """Each token is its own target."""
-    _on_batches(onset, lambda batch, _: replace(batch, targets=batch.inputs.clone()))
+    on_batches(onset, lambda batch, _: replace(batch, targets=batch.inputs.clone()))
 
 
 def same_order_each_epoch(onset: int, resumed: bool) -> None:
@@ -96,7 +96,7 @@ def same_order_each_epoch(onset: int, resumed: bool) -> None:
             held.append(batch)
         return held[since % EPOCH]
 
-    _on_batches(onset, again)
+    on_batches(onset, again)
 
 
 def scheduler_twice(onset: int, resumed: bool) -> None:
@@ -116,7 +116,7 @@ def norms_decayed(onset: int, resumed: bool) -> None:
                 group["weight_decay"] = 10.0
 
     now = [0]
-    _each_step(lambda faults, step: now.__setitem__(0, step))
+    each_step(lambda faults, step: now.__setitem__(0, step))
     Faults.before_update = before
 
 
@@ -139,7 +139,7 @@ def frozen_after_resume(onset: int, resumed: bool) -> None:
             parameter.requires_grad_(not name.startswith("blocks."))
 
     if resumed:
-        _each_step(freeze)
+        each_step(freeze)
 
 
 def accumulated_undivided(onset: int, resumed: bool) -> None:
@@ -153,7 +153,7 @@ def accumulated_undivided(onset: int, resumed: bool) -> None:
             for parameter in faults._model.parameters():
                 parameter.register_hook(lambda gradient: gradient * 4 if now[0] >= onset else gradient)
 
-    _each_step(hook)
+    each_step(hook)
 
 
 def validated_on_training_data(onset: int, resumed: bool) -> None:
@@ -181,7 +181,7 @@ def throttled(onset: int, resumed: bool) -> None:
         now[0], now[2] = step, clock
 
     Faults.__init__ = built
-    _each_step(measure)
+    each_step(measure)
 
 
 def attention_without_temperature(onset: int, resumed: bool) -> None:
@@ -201,46 +201,47 @@ def attention_without_temperature(onset: int, resumed: bool) -> None:
             attentions = [module for module in faults._model.modules() if isinstance(module, Attention)]
             attentions[1].qkv.register_forward_hook(hotter)
 
-    _each_step(hook)
+    each_step(hook)
 
 
-def _mistake(name: str, inject: str, config: Mapping[str, Any] = GPT, **rest: Any) -> Case:
-    return Case(name, config=config, inject=f"{HERE}:{inject}", **rest)
+def mistake(name: str, inject: str, config: Mapping[str, Any] = GPT, *, module: str = HERE, **rest: Any) -> Case:
+    """What the function ``inject`` of ``module`` breaks."""
+    return Case(name, config=config, inject=f"{module}:{inject}", **rest)
 
 
 FROM_THE_START = {"onset": (1, 1)}
 BY_EVALUATION = {"onset": (1, 1), "pace": "leak"}
 FAULTS: tuple[Case, ...] = (
-    _mistake("another-tokenizer", "another_tokenizer", accept=ids("loss-spike slow-divergence gradient-explosion"),
+    mistake("another-tokenizer", "another_tokenizer", accept=ids("loss-spike slow-divergence gradient-explosion"),
              causes=("data-change",)),
-    _mistake("padding-counted", "padding_counted", accept=ids("odd-input loss-spike"),
+    mistake("padding-counted", "padding_counted", accept=ids("odd-input loss-spike"),
              causes=("data-change", "bad-batch")),
-    _mistake("targets-not-shifted", "targets_not_shifted", **BY_EVALUATION,
+    mistake("targets-not-shifted", "targets_not_shifted", **BY_EVALUATION,
              accept=ids("validation-too-good overfitting odd-input not-learning"),
              causes=("leak", "unlike-losses", "overfitting")),
-    _mistake("same-order-each-epoch", "same_order_each_epoch", config=MLP, accept=ids("data-order"), pace="drift",
+    mistake("same-order-each-epoch", "same_order_each_epoch", config=MLP, accept=ids("data-order"), pace="drift",
              causes=("not-shuffled", "several-passes", "stuck-loader")),
-    _mistake("scheduler-twice", "scheduler_twice", accept=ids("lr-schedule not-learning"), pace="leak",
+    mistake("scheduler-twice", "scheduler_twice", accept=ids("lr-schedule not-learning"), pace="leak",
              causes=("schedule-too-short", "lr-too-low", "schedule")),
-    _mistake("norms-decayed", "norms_decayed", pace="drift", causes=("weight-decay",),
+    mistake("norms-decayed", "norms_decayed", pace="drift", causes=("weight-decay",),
              accept=ids("optimizer-change weight-norm slow-divergence loss-spike gradient-explosion")),
-    _mistake("evaluated-with-dropout", "evaluated_with_dropout", config={**GPT, "model.dropout": 0.3}, **BY_EVALUATION,
+    mistake("evaluated-with-dropout", "evaluated_with_dropout", config={**GPT, "model.dropout": 0.3}, **BY_EVALUATION,
              accept=ids("mode-mismatch"), causes=("training-mode",)),
-    _mistake("frozen-after-resume", "frozen_after_resume", config={**GPT, "schedule.kind": "constant"}, resumes=True,
+    mistake("frozen-after-resume", "frozen_after_resume", config={**GPT, "schedule.kind": "constant"}, resumes=True,
              accept=ids("resume-mismatch unmoved-parameters vanishing-gradient"), pace="drift",
              causes=("wrong-resume", "gradient-cut-off", "not-in-graph", "no-gradient")),
-    _mistake("accumulated-undivided", "accumulated_undivided", config={**GPT, "grad_accum_steps": 4},
+    mistake("accumulated-undivided", "accumulated_undivided", config={**GPT, "grad_accum_steps": 4},
              accept=ids("gradient-explosion gradient-growth"),
              causes=("corrupted-gradient", "gradient-scale", "gradient-explosion")),
-    _mistake("validated-on-training-data", "validated_on_training_data", config=CNN, **BY_EVALUATION,
+    mistake("validated-on-training-data", "validated_on_training_data", config=CNN, **BY_EVALUATION,
              accept=ids("validation-too-good"), causes=("leak",)),
-    _mistake("epsilon-too-large", "as_configured", config={**GPT, "optimizer.eps": 0.1}, **BY_EVALUATION,
+    mistake("epsilon-too-large", "as_configured", config={**GPT, "optimizer.eps": 0.1}, **BY_EVALUATION,
              accept=ids("epsilon-floor not-learning update-size"), causes=("epsilon-too-large", "lr-too-low")),
-    _mistake("throttled", "throttled", config={**MLP, "steps": 600}, background=STEADY, pace="leak",
+    mistake("throttled", "throttled", config={**MLP, "steps": 600}, background=STEADY, pace="leak",
              accept=ids("slower-steps"), causes=("slower-compute", "throttled-device")),
-    _mistake("attention-without-temperature", "attention_without_temperature", causes=("attention-logits",),
+    mistake("attention-without-temperature", "attention_without_temperature", causes=("attention-logits",),
              accept=ids("attention-collapse loss-spike gradient-explosion")),
-    _mistake("fp16-underflow", "as_configured", **BY_EVALUATION,
+    mistake("fp16-underflow", "as_configured", **BY_EVALUATION,
              config={**GPT, "precision.kind": "fp16", "precision.init_scale": 1e-3, "precision.growth_interval": 10**6},
              accept=ids("loss-scale vanishing-gradient unmoved-parameters not-learning"),
              causes=("fp16-underflow", "gradient-cut-off", "no-gradient")),

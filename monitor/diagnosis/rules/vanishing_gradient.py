@@ -20,18 +20,19 @@ BLOCK_ROWS = 4096
 def vanishing_gradient(
     signals: Signals, *, zero_rows: int = 20, ratio: float = 1e-4, order: float = 0.6, rows: int = 20
 ) -> Verdict:
-    """A tensor's gradient is exactly zero for good, or gradients fade from the output to the input of the model.
+    """A tensor's gradient is exactly zero or gone for good, or gradients fade from the output to the model's input.
 
     Why it matters: what gets no gradient does not learn, and the loss does not say so.
 
-    Stays silent: on tensors that are frozen, which have no gradient at all; on those that were zero from the start or
-    now and then (experts, embeddings of rare tokens, a bias in front of a norm); on a profile that is low in the middle
-    only; in the first 20 steps.
+    Stays silent: on tensors that are frozen, which have no gradient and of which no update is measured; on those that
+    were zero or had none from the start or now and then (experts, alternating losses, embeddings of rare tokens, a bias
+    in front of a norm); on a profile that is low in the middle only; in the first 20 steps.
 
     Thresholds: ``zero_rows``, measurements at exactly 0 running, after a tensor had a gradient in nine tenths of those
-    before; ``ratio``, of the median norm of the first third of the tensors to that of the last third, in ``rows``
-    measurements running, with a rank correlation of norm and depth above ``order``. AutoTrainer compares first and last
-    layer at 1e-3; healthy small transformers of ours lie above 1e-2. Our judgement.
+    before; as many without a gradient, to the end, after as many of which each had one, of a tensor that the optimizer
+    is still to train and that has not moved since; ``ratio``, of the median norm of the first third of the tensors to
+    that of the last third, in ``rows`` measurements running, with a rank correlation of norm and depth above ``order``.
+    AutoTrainer compares first and last layer at 1e-3; healthy small transformers of ours lie above 1e-2. Our judgement.
 
     Source: Zhang et al. 2021, AutoTrainer, https://arxiv.org/abs/2103.01681; Bengio et al. 1994.
     """
@@ -44,6 +45,8 @@ def vanishing_gradient(
     zero = (matrix.value == 0) & matrix.present
     cut = [s for s in stretches(matrix, zero, zero_rows) if _had_one(matrix, s) and s.to_the_end]
     found = [_cut_off(cut)] if cut else []
+    if gone := _gone(signals, matrix, zero_rows):
+        found.append(_cut_off(gone, "is not there any more"))
     if len(matrix.names) >= LEAST_LAYERS:
         fading = _fading(matrix, ratio, order, rows)
         found += [fading] if fading else []
@@ -57,11 +60,32 @@ def _had_one(matrix: LayerMatrix, stretch: Stretch) -> bool:
     return len(before) >= 10 and float((before > 0).mean()) > 0.9
 
 
-def _cut_off(cut: list[Stretch]) -> Finding:
+def _gone(signals: Signals, matrix: LayerMatrix, rows: int) -> list[Stretch]:
+    """Tensors that always had a gradient and have had none since, although they are not frozen."""
+    moved = signals.layers("update_norm")
+    there = matrix.present[matrix.present.any(axis=1)]
+    step = matrix.step[matrix.present.any(axis=1)]
+    if moved is None or len(there) < 2 * rows:
+        return []
+    found = []
+    for column in np.flatnonzero(there[0] & ~there[-rows:].any(axis=0)).tolist():
+        first = int(np.argmin(there[:, column]))
+        name = matrix.names[column]
+        if first < rows or there[first:, column].any() or name not in moved.names:
+            continue
+        since = moved.step >= step[first]
+        update = moved.value[since, moved.names.index(name)][moved.present[since, moved.names.index(name)]]
+        if len(update) and not update.any():
+            told = int(step[first + rows - 1])
+            found.append(Stretch(name, column, int(step[first]), told, int(step[-1]), to_the_end=True))
+    return sorted(found, key=lambda s: (s.onset, s.column))
+
+
+def _cut_off(cut: list[Stretch], what: str = "is exactly 0") -> Finding:
     first = cut[0]
     together = [s for s in cut if s.onset <= first.onset + 5]
     return Finding(
-        summary=f"The gradient of {named([s.layer for s in together])} is exactly 0 from step {first.onset} on",
+        summary=f"The gradient of {named([s.layer for s in together])} {what} from step {first.onset} on",
         onset_step=first.onset,
         first_step=first.told,
         last_step=first.last,

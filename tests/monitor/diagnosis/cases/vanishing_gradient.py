@@ -29,16 +29,23 @@ def low_in_the_middle() -> Signals:
     return with_layers(level(), layers)
 
 
-def frozen() -> Signals:
-    layers = layer_norms()
-    present = np.ones(layers.shape, bool)
-    present[AT:, 4] = False
-    matrix = LayerMatrix("grad_norm_preclip", np.arange(1, STEPS + 1), LAYERS, layers, present)
-    return Signals.from_arrays({"train_loss": level()}, layers={"grad_norm_preclip": matrix})
+def gone(rows: slice | np.ndarray = slice(AT, None), *, frozen: bool = False, moves: bool = False) -> Signals:
+    """The first three tensors have no gradient in ``rows``; every ten steps the updates of what is not frozen."""
+    present = np.ones((STEPS, len(LAYERS)), bool)
+    present[rows, :3] = False
+    step = np.arange(1, STEPS + 1)
+    update = np.where(present | moves, 1e-3, 0.0).astype(np.float32)[::10]
+    told = present[::10] if frozen else np.ones(update.shape, bool)
+    layers = {
+        "grad_norm_preclip": LayerMatrix("grad_norm_preclip", step, LAYERS, layer_norms(), present),
+        "update_norm": LayerMatrix("update_norm", step[::10], LAYERS, update, told),
+    }
+    return Signals.from_arrays({"train_loss": level()}, layers=layers)
 
 
 FIRES = (
     Case("one tensor cut off", lambda: zeroed(slice(AT, None)), "warning", words=LAYERS[4]),
+    Case("detached from the rest", gone, "warning", words="is not there any more"),
     Case("a sixth from layer to layer", lambda: fading(1 / 6), "warning", onset=21, words="fade"),
 )
 
@@ -46,7 +53,12 @@ NEAR_MISSES = (
     Case("zero from the start", lambda: zeroed(slice(0, None))),
     Case("zero for fifteen steps", lambda: zeroed(slice(AT, AT + 15))),
     Case("zero every third step", lambda: zeroed(slice(0, None, 3))),
-    Case("frozen", frozen),
+    Case("frozen", lambda: gone(frozen=True)),
+    Case("gone, and moved by another optimizer", lambda: gone(moves=True)),
+    Case("gone for fifteen steps", lambda: gone(slice(AT, AT + 15))),
+    Case("gone for the last fifteen steps", lambda: gone(slice(STEPS - 15, None))),
+    Case("gone in every third step, and to the end", lambda: gone(np.r_[0:AT:3, AT:STEPS])),
+    Case("gone from the start", lambda: gone(slice(0, None))),
     Case("a half from layer to layer", lambda: fading(1 / 2)),
     Case("low in the middle only", low_in_the_middle),
 )

@@ -33,6 +33,9 @@ TREND_Z = 2.33
 """Of Mann and Kendall's test, one-sided at 1 %."""
 GAP_EVALUATIONS = 4
 NO_USE_EVALUATIONS = 2
+GUESS_TOLERANCE = 0.02
+"""Relative distance below a blind guess that is no better than it, since a model that gives each input much the same
+comes that far by what it knows of the classes' shares. Our judgement."""
 LEARNT = 0.2
 """Share of its first level to which the training loss must have fallen while the validation loss has not moved."""
 
@@ -56,7 +59,7 @@ def overfitting(
     rise below ``worrying``, and a larger one while a validation score such as accuracy still improves, since a
     classifier's loss then grows by over-confidence alone. A validation loss that never falls while the training loss
     goes to a fifth is told as well, and one whose evaluations after the lowest rise as a whole; and one that was never
-    below that of a blind guess, twice running, where the training loss is below half of it.
+    better than a blind guess by more than 2 %, twice running, where the training loss is below half of it.
 
     Thresholds: ``evaluations`` in a row above the best by the relative ``rise``, or the last two where each is above
     the one before and the last by a quarter; ``worrying``, relative rise that is a warning; ``train_fall``, relative
@@ -95,8 +98,9 @@ def _of_no_use(signals: Signals, loss: Signal, val: Signal) -> Finding | None:
         return None
     guess = float(classes.value[-1])
     train = _train_levels(loss, val)
-    first = first_run((train < 0.5 * guess) & (val.value > guess), NO_USE_EVALUATIONS)
-    if first is None or float(val.value[: first + NO_USE_EVALUATIONS].min()) < guess:
+    least = (1 - GUESS_TOLERANCE) * guess
+    first = first_run((train < 0.5 * guess) & (val.value > least), NO_USE_EVALUATIONS)
+    if first is None or float(val.value[: first + NO_USE_EVALUATIONS].min()) < least:
         return None
     fired = first + NO_USE_EVALUATIONS - 1
     return Finding(

@@ -80,6 +80,13 @@ FIRES = (
         onset=EPOCH,
         words="blind guess",
     ),
+    Case(
+        "at a blind guess, but for what it knows of the classes' shares",
+        lambda: run(np.array([5.5, 5.52]), train_end=0.05, log_classes=np.full(2, 5.55)),
+        "warning",
+        onset=EPOCH,
+        words="blind guess",
+    ),
     Case("rises by 8 %", lambda: run(valley(0.08)), "info", onset=EPOCH * (BEST + 1)),
     Case(
         "accuracy still improves",

@@ -33,10 +33,10 @@ def steps(first: int, last: int) -> str:
 
 
 def count(n: int, noun: str) -> str:
-    """``1 layer``, ``2 layers``, ``3 losses``."""
+    """``1 layer``, ``2 layers``, ``3 losses``, ``4 batches``."""
     if n == 1:
         return f"1 {noun}"
-    return f"{n} {noun}es" if noun.endswith("s") else f"{n} {noun}s"
+    return f"{n} {noun}es" if noun.endswith(("s", "tch")) else f"{n} {noun}s"
 
 
 def word_for_incidents(onsets: Sequence[int]) -> str:

@@ -6,15 +6,18 @@ import math
 
 import numpy as np
 
+from monitor.diagnosis.context import loss_is_signed
 from monitor.diagnosis.inputs import CHANGE, LEAST_ROWS, WATCHED, Z, odd_rows, usual
 from monitor.diagnosis.primitives import episodes
 from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
 from monitor.diagnosis.view import Signals
-from monitor.diagnosis.wording import number, steps
+from monitor.diagnosis.wording import count, number, steps
 
 MOST = 5
 GAP = 10
 """Calm batches between odd ones of one finding."""
+LOSSES = 20
+"""Before a loss of 0, none of which may be below a third of their median. Our judgement."""
 
 
 def odd_input(signals: Signals, *, z: float = Z, change: float = CHANGE, lasting: int = 10) -> Verdict:
@@ -24,8 +27,9 @@ def odd_input(signals: Signals, *, z: float = Z, change: float = CHANGE, lasting
     it stays, the preprocessing has changed and the run trains on other data than before.
 
     Stays silent: within the scatter of batches; on changes of batch size or sequence length, which move these numbers;
-    before 32 steps. Information for a few odd batches; a warning where the change lasts, or where a value is not finite
-    or a hundred times as large as ever.
+    before 32 steps; on a loss that has come down to 0. Information for a few odd batches; a warning where the change
+    lasts, where a value is not finite or a hundred times as large as ever, where all values of an input are one and the
+    same, and where two batches have a loss and a gradient of exactly 0 among others of the usual loss.
 
     Thresholds: ``z``, robust standard deviations beyond the extremes of the batches before; ``change``, smallest
     relative change; ``lasting``, odd batches, with at most ten others between two of them. Our judgement.
@@ -35,6 +39,7 @@ def odd_input(signals: Signals, *, z: float = Z, change: float = CHANGE, lasting
     if all(len(signals[name]) < LEAST_ROWS for name in WATCHED):
         return Abstained(f"fewer than {LEAST_ROWS} input fingerprints recorded")
     found = [f for name in WATCHED for f in _findings(signals, name, odd_rows(signals, name, z, change), lasting)]
+    found += _nothing_to_learn(signals)
     found.sort(key=lambda f: (-(f.severity or Severity.INFO).rank, f.onset_step))
     told: list[Finding] = []
     for finding in found:  # one batch moves several of these numbers
@@ -50,11 +55,49 @@ def _findings(signals: Signals, name: str, odd: np.ndarray, lasting: int) -> lis
     ]
 
 
+def _nothing_to_learn(signals: Signals) -> list[Finding]:
+    """Batches without a single target, exactly: no loss and no gradient, while those around have them as ever."""
+    loss, norm = signals["train_loss"], signals["grad_norm_preclip"]
+    if loss_is_signed(signals):
+        return []
+    rows = [row for row in np.flatnonzero(loss.value == 0).tolist() if _as_ever(loss.value[:row])]
+    empty = np.intersect1d(loss.step[rows], norm.step[norm.value == 0])
+    if len(empty) == 0:
+        return []
+    again = len(empty) > 1
+    which = count(len(empty), "batch")
+    return [
+        Finding(
+            summary=f"{which} from step {int(empty[0])} on without anything to learn: loss and gradient are exactly 0, "
+            "and those around are as ever",
+            onset_step=int(empty[0]),
+            first_step=int(empty[1 if again else 0]),
+            last_step=int(empty[-1]),
+            severity=Severity.WARNING if again else Severity.INFO,
+            evidence={"signal": "train_loss", "steps": empty[:20].tolist()},
+            causes=(Cause("no-targets", 0.8, supports=("loss and gradient of the batch are exactly 0",)),),
+            remedy=Remedy(
+                "Look at the targets of these batches: a mask, an ignored index or a filter that leaves none.",
+                {},
+                "assert (targets != -100).any()",
+            ),
+        )
+    ]
+
+
+def _as_ever(loss: np.ndarray) -> bool:
+    """Whether the last losses that are not 0 are all of one size."""
+    last = loss[-2 * LOSSES :]
+    last = last[last != 0][-LOSSES:]
+    return len(last) == LOSSES and bool(np.isfinite(last).all()) and bool((last > np.median(last) / 3).all())
+
+
 def _finding(signals: Signals, name: str, rows: np.ndarray, lasting: int) -> Finding:
     series, first, last = signals[name], int(rows[0]), int(rows[-1])
     value, before = float(series.value[first]), usual(series.value, first)
     stays = len(rows) >= lasting
-    extreme = not math.isfinite(value) or (name == "input_absmax" and value > 100 * abs(before))
+    huge = name == "input_absmax" and value > 100 * abs(before)
+    extreme = not math.isfinite(value) or huge or (name == "input_std" and value == 0)
     which = steps(int(series.step[first]), int(series.step[last]))
     return Finding(
         summary=f"{name} of {which} is {number(value)}, {number(before)} is usual",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from monitor.diagnosis.view import Mark, Signals
-from tests.monitor.diagnosis.cases.drawn import AT, STEPS, Case, Rows, changed, level, only, put
+from tests.monitor.diagnosis.cases.drawn import AT, STEPS, Case, Rows, changed, level, norms, only, put
 
 
 def batches(
@@ -24,6 +24,13 @@ def batches(
     return Signals.from_arrays(series, events=events)
 
 
+def without_targets(rows: list[int], gradient: float = 0.0, before: np.ndarray | None = None) -> Signals:
+    """Losses of exactly 0 in ``rows``, with a gradient norm of ``gradient``."""
+    loss = level() if before is None else before
+    more = {name: batches()[name].value for name in ("input_mean", "input_std")}
+    return only(train_loss=put(loss, rows, 0.0), grad_norm_preclip=put(norms(), rows, gradient), **more)
+
+
 def not_a_number() -> Signals:
     return only(input_mean=put(np.random.default_rng(0).normal(0, 1, STEPS), AT, np.nan))
 
@@ -39,6 +46,9 @@ FIRES = (
     Case("x1000 for one step", lambda: batches(AT, 1000, "input_absmax"), "warning", words="input_absmax"),
     Case("one token over and over", lambda: batches(AT, 0.02, "input_unique_share"), "info", words="unique"),
     Case("not normalised from there on", lambda: batches(slice(AT, None), 60), "warning", words="input_std"),
+    Case("images without a picture", lambda: batches(AT, 0.0), "warning", words="input_std"),
+    Case("two batches without a target", lambda: without_targets([AT, AT + 9]), "warning", words="2 batches"),
+    Case("a batch without a target", lambda: without_targets([AT]), "info", words="1 batch"),
     Case("NaN", not_a_number, "warning", words="NaN"),
 )
 
@@ -46,6 +56,11 @@ NEAR_MISSES = (
     Case("within the scatter", batches),
     Case("a rare token in each batch", lambda: tokens(226)),
     Case("two odd batches, ten apart", lambda: batches(slice(AT, AT + 11, 10), 60)),
+    Case("losses of 0 with a gradient", lambda: without_targets([AT, AT + 9], gradient=0.5)),
+    Case(
+        "a loss that comes down to 0",
+        lambda: without_targets([AT, AT + 9], before=np.where(np.arange(STEPS) % 2, level(), 0.01)),
+    ),
     Case("a third more", lambda: batches(slice(AT, None), 1.3)),
     Case("a new sequence length", lambda: batches(slice(AT, AT + 20), 60, events=(Mark("seq_len", AT + 1),))),
 )

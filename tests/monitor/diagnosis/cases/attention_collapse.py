@@ -6,7 +6,7 @@ import numpy as np
 
 from monitor.diagnosis.view import Signals
 from monitor.signals import LayerMatrix
-from tests.monitor.diagnosis.cases.drawn import STEPS, Case, level, only
+from tests.monitor.diagnosis.cases.drawn import STEPS, Case, constant_lr, level, only
 
 BLOCKS = ("blocks.0.attn", "blocks.1.attn")
 STEP = np.arange(20, STEPS + 1, 20)
@@ -28,7 +28,25 @@ def run(end: float, entropy: float = 0.6, stat: str = "attention_logit_max") -> 
     )
 
 
+def leapt(factor: float, *, lr: float = 1.0, growing: float = 1.0, rows: int = 100) -> Signals:
+    """The second block's logits, about 3 every ten steps, times ``factor`` for so many measurements from 201 on."""
+    step = np.arange(10, STEPS + 1, 10)
+    logits = np.tile(3 * np.exp(np.random.default_rng(0).normal(0, 0.05, len(step)))[:, None], (1, 2))
+    logits[:, 1] *= growing ** np.minimum(np.arange(len(step)) - 20, 0)
+    logits[20 : 20 + rows, 1] *= factor
+    everywhere = np.ones(logits.shape, bool)
+    return Signals.from_arrays(
+        {"train_loss": level(), "lr": constant_lr() * np.where(np.arange(STEPS) > 205, lr, 1.0)},
+        modules={
+            "attention_logit_bound": LayerMatrix(
+                "attention_logit_bound", step, BLOCKS, logits.astype(np.float32), everywhere
+            )
+        },
+    )
+
+
 FIRES = (
+    Case("five times as large at once", lambda: leapt(5), "warning", words=f"of {BLOCKS[1]} leapt"),
     Case("to 300", lambda: run(300), "warning", onset=20, words=BLOCKS[1]),
     Case("to 80 with a head that sees one token", lambda: run(80, entropy=0.02), "warning", onset=20, words="entropy"),
     Case("to 80", lambda: run(80), "info", onset=20),
@@ -38,6 +56,10 @@ FIRES = (
 )
 
 NEAR_MISSES = (
+    Case("twice as large at once", lambda: leapt(2)),
+    Case("five times as large in one measurement", lambda: leapt(5, rows=1)),
+    Case("five times as large at ten times the rate", lambda: leapt(5, lr=10)),
+    Case("five times as large while growing", lambda: leapt(5, growing=1.2)),
     Case("to 30", lambda: run(30)),
     Case("a head that sees one token at usual logits", lambda: run(16, entropy=0.02)),
 )

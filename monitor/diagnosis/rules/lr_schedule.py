@@ -1,4 +1,4 @@
-"""The learning rate is zero for long, jumps to a new height, or drops to nearly nothing at once."""
+"""The learning rate is zero for long, jumps to a new height, collapses at once or begins to fall twice as fast."""
 
 from __future__ import annotations
 
@@ -13,6 +13,14 @@ from monitor.diagnosis.wording import count, number, times
 from monitor.signals import Signal
 
 LEAST_ROWS = 5
+PACE_ROWS = 8
+"""Changes of the learning rate before and after one of its pace."""
+SMOOTH = 0.06
+"""Largest relative change of the slope from row to row."""
+WHOLE = 0.03
+"""Distance of the ratio of two slopes to a whole number. All three our judgement."""
+MOST_OFTEN = 8
+"""Of a scheduler that is stepped several times."""
 
 
 def lr_schedule(
@@ -23,7 +31,8 @@ def lr_schedule(
     jump: float = 10.0,
     drop: float = 50.0,
 ) -> Verdict:
-    """The learning rate does what no schedule does: it stays at zero, leaps to a new height, or collapses at once.
+    """The learning rate does what no schedule does: it stays at zero, leaps to a new height, collapses at once, or
+    falls a whole number of times as fast from one step on.
 
     Why it matters: at a rate of zero every step is lost, silently; a leap is the commonest cause of a divergence, and
     a collapse looks like convergence.
@@ -31,11 +40,14 @@ def lr_schedule(
     Every parameter group is looked at, as ``lr``, ``lr/1``, ...
 
     Stays silent: on warm-up and every smooth decay, however steep; on restarts to a height held before; on the usual
-    step decays; on zeros at the first rows of a warm-up and at the last of a decay.
+    step decays; on zeros at the first rows of a warm-up and at the last of a decay; on slopes of any other ratio.
+    Information where both slopes are straight, since a schedule of straight pieces may have such a bend.
 
     Thresholds: ``zero_rows`` at exactly zero in a row, and more than the share ``zero_share`` of all rows; ``jump``,
     factor of one row to a height never held before, after warm-up; ``drop``, factor of one row downward that the slope
     of the rows before does not explain (step decays take 2 to 10). Our judgement; a jump of ten as in trainpulse.
+    A change of pace: 2 to 8, to 3 %, on a smooth curve without a leap, as when ``scheduler.step()`` is called as often.
+    Not seen: a scheduler that is stepped twice from the first step on, whose curve is that of a shorter schedule.
 
     Source: design notes F24; PyTorch documentation of torch.optim.lr_scheduler (scheduler.step() after every batch
     with a schedule meant for epochs is the usual cause).
@@ -69,7 +81,7 @@ def _judged(lr: Signal, zero_share: float, zero_rows: int, jump: float, drop: fl
     rising = warmup_rows(lr.value)
     leaps = jumps_to_new_height(lr.value, factor=jump)
     found += [_leap(lr, int(row)) for row in leaps if row >= rising and not _smooth(lr.value, int(row))]
-    return found + [_collapse(lr, row) for row in _drops(lr.value, drop)]
+    return found + [_collapse(lr, row) for row in _drops(lr.value, drop)] + _faster(lr)
 
 
 def _zero_stretches(value: np.ndarray, share: float, rows: int) -> list[tuple[int, int]]:
@@ -87,6 +99,46 @@ def _smooth(value: np.ndarray, row: int) -> bool:
 def _drops(value: np.ndarray, factor: float) -> list[int]:
     positive = (value[1:] > 0) & (value[:-1] > factor * value[1:])
     return [int(row) + 1 for row in np.flatnonzero(positive) if not _smooth(value, int(row) + 1)]
+
+
+def _faster(lr: Signal) -> list[Finding]:
+    """The first change of pace by a whole factor, on a curve that is smooth on both sides of it."""
+    slope = -np.diff(lr.value) / np.diff(lr.step)
+    for row in (np.flatnonzero((slope[:-1] > 0) & (slope[1:] > 1.5 * slope[:-1])) + 1).tolist():
+        before, after = slope[max(0, row - PACE_ROWS) : row], slope[row : row + PACE_ROWS]
+        if len(before) < PACE_ROWS or len(after) < PACE_ROWS or not (_is_smooth(before) and _is_smooth(after)):
+            continue
+        middle = np.arange(PACE_ROWS)  # both slopes, where the one passes into the other
+        ratio = float(
+            np.polyval(np.polyfit(middle, after, 1), -0.5) / np.polyval(np.polyfit(middle, before, 1), PACE_ROWS - 0.5)
+        )
+        if 2 <= round(ratio) <= MOST_OFTEN and abs(ratio / round(ratio) - 1) < WHOLE:
+            straight = max(np.ptp(before) / before[0], np.ptp(after) / after[0]) < 1e-3
+            return [_other_pace(lr, row, round(ratio), Severity.INFO if straight else Severity.WARNING)]
+    return []
+
+
+def _is_smooth(slope: np.ndarray) -> bool:
+    return bool((slope > 0).all()) and bool((np.abs(np.diff(slope)) < SMOOTH * slope[:-1]).all())
+
+
+def _other_pace(lr: Signal, row: int, factor: int, severity: Severity) -> Finding:
+    onset = int(lr.step[row]) + 1
+    return Finding(
+        summary=f"Learning rate falls {factor} times as fast from step {onset} on, without a leap: the schedule will "
+        "end early",
+        onset_step=onset,
+        first_step=int(lr.step[row + PACE_ROWS]),
+        last_step=int(lr.step[-1]),
+        severity=severity,
+        evidence={"factor": factor},
+        causes=(Cause("schedule-too-short", 0.7, (f"the schedule advances {factor} steps in one",)),),
+        remedy=Remedy(
+            f"Look for a second scheduler.step(), or one that each of {factor} processes or micro-batches calls.",
+            {},
+            "print(scheduler.last_epoch, step)  # they must keep pace",
+        ),
+    )
 
 
 def _zero(lr: Signal, first: int, last: int) -> Finding:

@@ -7,7 +7,18 @@ import numpy as np
 from tests.monitor.diagnosis.cases.drawn import AT, STEPS, Case, changed, constant_lr, level, only, put
 from tests.monitor.diagnosis.controls import warmup_cosine
 
+
+def paced(factor: float, curve: str = "cosine", times: float = 1.0) -> np.ndarray:
+    """A schedule whose clock runs ``factor`` times as fast from row AT on; the rate is ``times`` as high then."""
+    clock = np.minimum(np.where(np.arange(STEPS) < AT, np.arange(STEPS), AT + factor * (np.arange(STEPS) - AT)), 600)
+    shape = {"cosine": 0.5 * (1 + np.cos(np.pi * clock / 600)), "linear": 1 - clock / 601, "exponential": 0.99**clock}
+    return 1e-3 * (0.1 + 0.9 * shape[curve]) * np.where(np.arange(STEPS) < AT, 1.0, times)
+
+
 FIRES = (
+    Case("cosine, stepped twice", lambda: only(lr=paced(2)), "warning", onset=AT + 2, words="2 times as fast"),
+    Case("exponential, by four processes", lambda: only(lr=paced(4, "exponential")), "warning", onset=AT + 2),
+    Case("a straight line, twice as steep", lambda: only(lr=paced(2, "linear")), "info", onset=AT + 2),
     Case("zero to the end", lambda: only(lr=put(constant_lr(), slice(AT, None), 0.0)), "warning", words="exactly 0"),
     Case("zero from the start", lambda: only(lr=np.zeros(STEPS)), "warning", onset=1, words="from the start"),
     Case(
@@ -31,6 +42,9 @@ NEAR_MISSES = (
     Case("warm-up and cosine", lambda: only(lr=warmup_cosine(STEPS, floor=0.0))),
     Case("linear to exactly 0 at the last step", lambda: only(lr=np.linspace(1e-3, 0, STEPS))),
     Case("linear, logged every tenth of the run", lambda: only(lr=np.linspace(1e-3, 0, 11)[:-1])),
+    Case("cosine, at 2.4 times its pace", lambda: only(lr=paced(2.4))),
+    Case("cosine, stepped twice after a leap", lambda: only(lr=paced(2, times=0.8))),
+    Case("cosine, logged to three digits", lambda: only(lr=np.round(paced(2), 6))),
     Case("one cycle", lambda: only(lr=one_cycle())),
     Case("zero for the first rows", lambda: only(lr=put(warmup_cosine(STEPS), slice(0, 3), 0.0))),
     Case("step decays", lambda: only(lr=1e-1 * 0.1 ** (np.arange(STEPS) // 100))),

@@ -15,6 +15,10 @@ SAFE_EPS = 1e-8
 """Configured values up to this one are torch's default or below."""
 
 
+LARGE_EPS = 1e-4
+"""Configured values from this one on are no guard against a division by zero any more."""
+NEARLY_ALL = 0.9
+"""Of the tensors and of their entries. Both our judgement."""
 SETTLING_STEPS = 50
 """While a scaler skips the first steps, the second moment is still zero."""
 APART = 50
@@ -31,8 +35,9 @@ def epsilon_floor(signals: Signals, *, share: float = 0.5, rows: int = 2) -> Ver
     else shows it. Large models get there because gradients per entry shrink with width.
 
     Stays silent: on entries whose gradient is exactly zero (units that are off, tokens not seen), which need no
-    update; in the first 50 steps. Abstains where zeros were not measured. Always information: a model that has learnt
-    everything has small gradients too.
+    update; in the first 50 steps. Abstains where zeros were not measured. Information: a model that has learnt
+    everything has small gradients too. A warning where epsilon is known to be 1e-4 or more and nearly all of the model
+    is held back from the first measurement on, when nothing has been learnt yet.
 
     Thresholds: ``share`` of the entries, exact zeros of the gradient taken off, in ``rows`` measurements running, 50
     steps apart or more, 100 by default. Design notes F07: half of the entries, 200 steps.
@@ -62,7 +67,7 @@ def epsilon_floor(signals: Signals, *, share: float = 0.5, rows: int = 2) -> Ver
         onset_step=first.onset,
         first_step=first.told,
         last_step=max(s.last for s in found),
-        severity=Severity.INFO,
+        severity=Severity.WARNING if known and eps >= LARGE_EPS and _from_the_start(value) else Severity.INFO,
         layer=first.layer,
         evidence={"share": held, "layers": [s.layer for s in found][:20]},
         causes=(
@@ -79,6 +84,13 @@ def epsilon_floor(signals: Signals, *, share: float = 0.5, rows: int = 2) -> Ver
             f"optimizer = torch.optim.AdamW(model.parameters(), lr=lr, eps={number(smaller)})",
         ),
     )
+
+
+def _from_the_start(value: np.ndarray) -> bool:
+    """Whether nearly all entries of nearly all tensors are held back in the first measurement that counts."""
+    first = value[np.isfinite(value).any(axis=1)][0]
+    first = first[np.isfinite(first)]
+    return float((first > NEARLY_ALL).mean()) >= NEARLY_ALL
 
 
 def _zeros_until(floor: LayerMatrix, zeros: LayerMatrix) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from monitor.diagnosis.view import Signals
+from monitor.diagnosis.view import Facts, Signals
 from monitor.signals import LayerMatrix
 from tests.monitor.diagnosis.cases.drawn import AT, STEPS, Case, level, only
 from tests.monitor.diagnosis.controls import LAYERS
@@ -38,7 +38,24 @@ def armed(first: int, last: int) -> Signals:
     return Signals.from_arrays({"train_loss": level()}, layers={"adam_floor_share": matrix, "grad_zero_share": zeros})
 
 
-FIRES = (Case("90 % of a tensor", lambda: floor(0.9), "info", words=LAYERS[5]),)
+def throughout(eps: float, first: int = 0) -> Signals:
+    """All entries of all tensors from step ``first`` on."""
+    step = np.arange(1, STEPS, EVERY)
+    held = np.where(step >= first, 1.0, 0.02)[:, None] * np.ones(len(LAYERS), np.float32)
+    zeros = floor(0.0).layers("grad_zero_share")
+    assert zeros is not None
+    matrix = LayerMatrix("adam_floor_share", step, LAYERS, held.astype(np.float32), np.ones(held.shape, bool))
+    layers = {"adam_floor_share": matrix, "grad_zero_share": zeros}
+    facts = Facts(config={"optimizer": {"eps": eps}})
+    return Signals.from_arrays({"train_loss": level()}, layers=layers, facts=facts)
+
+
+FIRES = (
+    Case("90 % of a tensor", lambda: floor(0.9), "info", words=LAYERS[5]),
+    Case("all of the model from the start, epsilon 0.1", lambda: throughout(0.1), "warning", onset=51),
+    Case("all of the model from the start, epsilon 1e-6", lambda: throughout(1e-6), "info", onset=51),
+    Case("all of the model once it has learnt, epsilon 0.1", lambda: throughout(0.1, AT), "info"),
+)
 
 NEAR_MISSES = (
     Case("thirteen measurements in thirteen steps", lambda: armed(110, 122)),

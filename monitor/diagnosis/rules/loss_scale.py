@@ -19,6 +19,8 @@ SETTLING_ROWS = 50
 LEAST_SKIPPED = 3
 """Rows at the end of a log in each of which more steps were skipped."""
 FP16_MAX = 65504.0
+BEYOND = 1000.0
+"""Multiple of the clip limit that no gradient keeps in each step, unless it is still scaled. Our judgement."""
 
 
 def loss_scale(
@@ -35,7 +37,8 @@ def loss_scale(
     """The scale that fp16 gradients are multiplied by keeps falling, or is so low that gradients become exactly zero.
 
     Why it matters: each fall is a step that was thrown away, and a scale near 1 leaves fp16 without the range that
-    small gradients need: they become zero and their weights stop training while the loss looks well.
+    small gradients need: they become zero and their weights stop training while the loss looks well. A gradient that
+    is clipped before the scale is taken off is a thousandth of what it should be after.
 
     Stays silent: while the scaler looks for its scale at the start; on an overflow now and then. Falls are counted net
     of growth, so that a scaler which tries a higher scale every few steps and is refused is healthy whatever its growth
@@ -59,6 +62,7 @@ def loss_scale(
         _fallen(signals, scale, halvings, rows, lowest, low),
         _underflow(signals, scale, low, underflow),
         _near_the_end(signals, activation, growth),
+        _clipped_while_scaled(signals, scale),
     )
     told = [finding for finding in found if finding is not None]
     collapsed = None if told else _collapsed(signals)
@@ -202,6 +206,40 @@ def _underflow(signals: Signals, scale: Signal, low: float, rise: float) -> Find
         evidence={"scale": lowest, "zero_share_rise": more},
         causes=(Cause("fp16-underflow", 0.8, ("zeros became more as the scale fell",)),),
         remedy=_leave_fp16(),
+    )
+
+
+def _clipped_while_scaled(signals: Signals, scale: Signal) -> Finding | None:
+    """The norm that is clipped is thousands of times the limit in each step from the first on, and of a usual size once
+    it is divided by the scale."""
+    norm, limit = signals["grad_norm_preclip"], signals["clip_max_norm"]
+    steps = np.intersect1d(np.intersect1d(norm.step, scale.step), limit.step)
+    if len(steps) < FEW:
+        return None
+    by_step = [series.value[np.searchsorted(series.step, steps)] for series in (norm, scale, limit)]
+    usable = np.isfinite(by_step[0]) & np.isfinite(by_step[2]) & (by_step[2] > 0)
+    if usable.sum() < FEW:
+        return None
+    size, scales, limits = (values[usable] for values in by_step)
+    unscaled = float(np.median(size / scales))
+    if not (size > BEYOND * limits).all() or not (scales >= BEYOND).all() or not 1e-3 < unscaled < 1e2:
+        return None
+    steps = steps[usable]
+    return Finding(
+        summary=f"The gradient is clipped to {number(float(limits[-1]))} with the loss scale still on it: its norm is "
+        f"{number(float(np.median(size)))}, {number(unscaled)} without the scale",
+        onset_step=int(steps[0]),
+        first_step=int(steps[FEW - 1]),
+        last_step=int(steps[-1]),
+        severity=Severity.WARNING,
+        evidence={"norm": float(np.median(size)), "unscaled": unscaled},
+        causes=(Cause("gradient-scale", 0.8, ("the norm is of the size of the loss scale in each step",)),),
+        remedy=Remedy(
+            "Take the scale off before clipping, with scaler.unscale_(optimizer).",
+            {},
+            "scaler.unscale_(optimizer)\ntorch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)\n"
+            "scaler.step(optimizer)",
+        ),
     )
 
 

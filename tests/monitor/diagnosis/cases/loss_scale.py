@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from monitor.diagnosis.view import Facts, Signals
-from tests.monitor.diagnosis.cases.drawn import AT, STEPS, Case, level, only, scaled
+from tests.monitor.diagnosis.cases.drawn import AT, STEPS, Case, level, norms, only, scaled
 from tests.monitor.diagnosis.controls import LAYERS
 
 
@@ -37,7 +37,18 @@ def outputs(first: float, then: float, precision: str = "fp16") -> Signals:
     return Signals.from_arrays(series, modules={"activation_absmax": (LAYERS, value)}, facts=facts)
 
 
+def clipped(norm: float, scale: float = 65536.0, limit: float = 1.0) -> Signals:
+    """A gradient norm about ``norm`` that is clipped to ``limit``."""
+    rows = np.full(STEPS, 1.0)
+    return only(
+        train_loss=level(), loss_scale=scale * rows, grad_norm_preclip=norm * norms(), clip_max_norm=limit * rows
+    )
+
+
 FIRES = (
+    Case(
+        "clipped with the scale on it", lambda: clipped(65536.0), "warning", onset=1, words="with the loss scale still"
+    ),
     Case(
         "one row, below 1",
         lambda: only(train_loss=level()[:1], loss_scale=np.array([0.5])),
@@ -60,6 +71,9 @@ FIRES = (
 )
 
 NEAR_MISSES = (
+    Case("clipped to a hundredth", lambda: clipped(100.0)),
+    Case("clipped to a thousandth at a scale of 8", lambda: clipped(4096.0, scale=8.0)),
+    Case("clipped far beyond the scale", lambda: clipped(1e9)),
     Case("one row of 0, and no crash", lambda: only(train_loss=level()[:1], loss_scale=np.zeros(1))),
     Case("two halvings", lambda: scaled([AT, AT + 2], inf=[])),
     Case("three halvings in 120 steps", lambda: scaled([AT - 60, AT, AT + 60], inf=[])),

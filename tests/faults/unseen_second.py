@@ -112,15 +112,8 @@ def masked_to_nothing(onset: int, resumed: bool) -> None:
 
 
 def clipped_before_unscaling(onset: int, resumed: bool) -> None:
-    """The gradient is clipped while it still carries the loss scale; ``scaler.step`` takes the scale off later."""
-    unscale, calls = GradScaler.unscale_, [0]
-
-    def later(scaler: GradScaler, optimizer: Optimizer) -> None:
-        calls[0] += 1
-        if calls[0] % 2 == 0:
-            unscale(scaler, optimizer)
-
-    GradScaler.unscale_ = later
+    """The gradient is clipped while it still carries the loss scale, which the fused optimizer takes off."""
+    GradScaler.unscale_ = lambda scaler, optimizer: None
 
 
 def norm_statistics_never_updated(onset: int, resumed: bool) -> None:

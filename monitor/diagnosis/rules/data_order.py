@@ -1,4 +1,4 @@
-"""Batches come again when they should not: the same one over and over, each one several times, or in a fixed order."""
+"""Batches come again when they should not: over and over, several times, on each rank, or in a fixed order."""
 
 from __future__ import annotations
 
@@ -34,19 +34,21 @@ def data_order(
     periodic: float = 10.0,
 ) -> Verdict:
     """The fingerprint of the input says that a batch is the one before, comes several times, or has a fixed place in
-    each epoch; and whether the loss has the period of the epoch.
+    each epoch, or is that of every other rank; and whether the loss has the period of the epoch.
 
     Why it matters: a loader that hands out one batch for ever, or workers that each read all of the data, train on
     less than they say while the loss looks better than ever. Data in a fixed order, sorted by class or by source, make
     each step undo the one before.
 
     Stays silent: where few batches are all there is (one batch learnt by heart on purpose, the whole data in each
-    step); where an epoch's order is new each time. Information only: batches that come several times from the first
-    steps on, which some methods want; a fixed order that the loss does not show. Class imbalance within batches cannot
-    be seen: no signal holds the targets.
+    step); where an epoch's order is new each time; on equal batches of ranks that share a model's layers instead of the
+    data, which have no gradient of their own before it is averaged. Information only: batches that come several times
+    from the first steps on, which some methods want; a fixed order that the loss does not show. Class imbalance within
+    batches cannot be seen: no signal holds the targets.
 
     Thresholds: ``stuck``, equal batches in a row in the middle of a run (a few in the same order three times over,
-    after at least twice as many that never came again, are as good as one); ``repeated``, share of the batches that are
+    after at least twice as many that never came again, are as good as one); 20 batches, all different, each of them
+    the same on all ranks; ``repeated``, share of the batches that are
     among the 16 before; ``ordered``, share that equals the batch one epoch before; ``periodic``, variance between the
     places of an epoch over that within them (an F ratio), in four epochs or more. Design notes F20 have 10 for a
     spectral peak; the others are our judgement.
@@ -59,6 +61,8 @@ def data_order(
     if len(prints) < LEAST_ROWS and len(epoch) < 2:
         return Abstained(f"{count(len(prints), 'fingerprint')} of inputs recorded, at least {LEAST_ROWS} are needed")
     found = None
+    if (same := _same_on_ranks(signals)) is not None:
+        return same
     if len(prints) >= LEAST_ROWS:
         found = _stuck(prints, stuck) or _round_and_round(prints) or _repeated(prints, repeated)
     if found is not None:
@@ -70,6 +74,36 @@ def data_order(
     if order is None and not shows:
         return None
     return _in_order(signals, order, period or 0, ratio, shows)
+
+
+def _same_on_ranks(signals: Signals) -> Finding | None:
+    """Each rank reads what every other one reads, although their gradients are averaged as if it were more."""
+    ranks = [signals.of_rank(rank) for rank in signals.ranks]
+    if len(ranks) < 2 or not all(len(rank["grad_norm_local"]) for rank in ranks):
+        return None
+    first = ranks[0]["input_hash"]
+    for rank in ranks[1:]:
+        if not np.array_equal(rank["input_hash"].step[:DISTINCT], first.step[:DISTINCT]):
+            return None
+    rows = min(len(rank["input_hash"]) for rank in ranks)
+    values = np.stack([rank["input_hash"].value[:rows] for rank in ranks])
+    if rows < DISTINCT or len(np.unique(values[0, :DISTINCT])) < DISTINCT or (values != values[0]).any():
+        return None
+    return Finding(
+        summary=f"All {len(ranks)} ranks read the same batch in each of {count(rows, 'step')}",
+        onset_step=int(first.step[0]),
+        first_step=int(first.step[DISTINCT - 1]),
+        last_step=int(first.step[rows - 1]),
+        severity=Severity.WARNING,
+        evidence={"ranks": len(ranks), "steps": rows},
+        causes=(Cause("duplicated-workers", 0.8, ("equal fingerprints of the batches of all ranks",)),),
+        remedy=Remedy(
+            "Give each rank a share of its own: a DistributedSampler, or a data set that is split by rank.",
+            {},
+            "sampler = torch.utils.data.DistributedSampler(data)\n"
+            "loader = torch.utils.data.DataLoader(data, batch_size, sampler=sampler)",
+        ),
+    )
 
 
 def _stuck(prints: Signal, rows: int) -> Finding | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from monitor.diagnosis.view import Signals
-from tests.monitor.diagnosis.cases.drawn import AT, STEPS, Case, level, only
+from tests.monitor.diagnosis.cases.drawn import AT, STEPS, Case, level, norms, only
+from tests.monitor.diagnosis.cases.timed import ranks
 
 PERIOD = 25
 
@@ -43,11 +44,19 @@ def going_round(period: int) -> np.ndarray:
     return np.where(row < AT, row, AT + (row - AT) % period)
 
 
+def on_ranks(of_rank_1: np.ndarray, own_gradient: bool = True, of_rank_0: np.ndarray | None = None) -> Signals:
+    """Two ranks, of which the first reads each batch once."""
+    own = {"grad_norm_local": norms()} if own_gradient else {}
+    usual = np.arange(STEPS) if of_rank_0 is None else of_rank_0
+    return ranks({"input_hash": hashes(of_rank_1), **own}, {"train_loss": level(), "input_hash": hashes(usual), **own})
+
+
 IN_ORDER = np.arange(STEPS) % PERIOD
 
 FIRES = (
     Case("the same batch to the end", lambda: stuck(STEPS), "warning", words="same batch comes 100 times"),
     Case("the same batch three times", lambda: stuck(3), "warning", words="same batch comes 3 times"),
+    Case("the same batches on both ranks", lambda: on_ranks(np.arange(STEPS)), "warning", onset=1, words="All 2 ranks"),
     Case("seven batches over and over", lambda: fed(going_round(7)), "warning", words="same 7 batches"),
     Case("two workers with all the data", lambda: fed(np.arange(STEPS) // 2), "info", onset=2, words="about 2 times"),
     Case("the same order in each epoch", lambda: fed(IN_ORDER), "info", onset=26, words="same order"),
@@ -63,6 +72,12 @@ FIRES = (
 
 NEAR_MISSES = (
     Case("each batch once", lambda: fed(np.arange(STEPS))),
+    Case("other batches on each rank", lambda: on_ranks(np.arange(STEPS) + STEPS)),
+    Case("the same batches on both ranks, which share the layers", lambda: on_ranks(np.arange(STEPS), False)),
+    Case(
+        "all of the data in each step of both ranks", lambda: on_ranks(np.zeros(STEPS, int), True, np.zeros(STEPS, int))
+    ),
+    Case("the same batches on both ranks but for one", lambda: on_ranks(np.r_[0:50, 999, 51:STEPS])),
     Case("a second epoch in the same order", lambda: fed(np.arange(STEPS) % (STEPS * 2 // 3))),
     Case("another order in each epoch", lambda: fed(shuffled())),
     Case("another order, epochs logged", lambda: only(train_loss=level(), epoch=np.arange(STEPS) / PERIOD)),

@@ -27,8 +27,8 @@ def optimizer_change(signals: Signals, *, factor: float = 10.0, beyond: float = 
     waits for the next heavy gradient.
 
     Stays silent: on settings that a schedule moves a little in each step; on what differs after a resume, which may be
-    meant. Information: jumps below ``factor``, settings that fall to 0, and a clip limit that is gone without any
-    gradient beyond it.
+    meant; on a limit in whose place something else makes gradients shorter. Information: jumps below ``factor``,
+    settings that fall to 0, and a clip limit that is gone without any gradient beyond it.
 
     Thresholds: a negative weight decay always; ``factor``, jump of the setting (of its distance from 1, where it is a
     running mean's); ``beyond``, gradient norm after the clip limit is gone, as a multiple of it. Our judgement.
@@ -121,7 +121,7 @@ def _clip_gone(signals: Signals, beyond: float) -> Finding | None:
     high = finite & (limit.value > 10 * usual)
     end = min(int(limit.step[high][0]) - 1 if high.any() else last, last)
     after = norm.between(end + 1, None)
-    if len(after) < 2 or not _was_clipping(signals, end):
+    if len(after) < 2 or not _was_clipping(signals, end) or _clipped_otherwise(signals, end + 1):
         return None
     heavy = np.flatnonzero(after.value > beyond * usual)
     told = f"no clip limit was in force from step {end + 1} on; before it was {number(usual)}"
@@ -150,6 +150,14 @@ def _was_clipping(signals: Signals, end: int) -> bool:
     """Whether the limit did something before, so that its end is a change."""
     coef: Signal = signals["clip_coef"].between(end - span(signals, 200), end)
     return bool((coef.value[np.isfinite(coef.value)] < 1).any())
+
+
+def _clipped_otherwise(signals: Signals, begin: int) -> bool:
+    """Whether what the optimizer got was shorter than what backward gave in most steps from ``begin`` on."""
+    norm, post = signals["grad_norm_preclip"].between(begin, None), signals["grad_norm_postclip"].between(begin, None)
+    steps = np.intersect1d(norm.step, post.step)
+    before, after = (series.value[np.searchsorted(series.step, steps)] for series in (norm, post))
+    return len(steps) > 0 and float(np.mean(after < 0.99 * before)) > 0.5
 
 
 RULE = Rule(

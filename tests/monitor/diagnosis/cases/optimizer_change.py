@@ -15,14 +15,16 @@ def told(name: str, before: float, after: float, decay: float = 0.1) -> Signals:
     return Signals.from_arrays({"train_loss": level()}, events=events if name else events[:1])
 
 
-def clipped(until: int, factor: float, limit: float = 0.5) -> Signals:
-    """Clipped at ``limit`` up to row ``until``; the norm is ``factor`` times as large ten rows after AT."""
+def clipped(until: int, factor: float, limit: float = 0.5, later: float = 1.0) -> Signals:
+    """Clipped at ``limit`` up to row ``until``; the norm is ``factor`` times as large ten rows after AT. From
+    ``until`` on the optimizer gets ``later`` of it."""
     rows = np.arange(STEPS)
     norm = put(norms(), AT + 10, limit * factor)
     series = {
         "train_loss": level(), "grad_norm_preclip": norm,
         "clip_max_norm": (rows[:until] + 1, np.full(until, limit)),
         "clip_coef": (rows[:until] + 1, np.minimum(1.0, limit / norm[:until])),
+        "grad_norm_postclip": np.where(rows < until, np.minimum(norm, limit), later * norm),
     }  # fmt: skip
     return Signals.from_arrays(series)
 
@@ -42,6 +44,7 @@ NEAR_MISSES = (
     Case("momentum warmed up", lambda: told("momentum", 0.5, 0.9)),
     Case("clipped to the end, a heavy gradient", lambda: clipped(STEPS, 40)),
     Case("no longer clipped, nothing heavy since", lambda: clipped(AT, 1)),
+    Case("clipped tensor by tensor from then on", lambda: clipped(AT, 40, later=0.4)),
     Case("a limit that never did anything", lambda: clipped(AT, 0.001, limit=1e4)),
 )
 

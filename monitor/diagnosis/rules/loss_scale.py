@@ -16,6 +16,8 @@ FEW = 20
 """Rows of a log from which on a scale that never changes began as what it is."""
 SETTLING_ROWS = 50
 """Rows without a fall after which the scaler has found its scale; growing once shows it too."""
+USUAL_START = 65536.0
+"""Where torch's scaler begins. A scale that comes down to it or above has only looked for more than it needs."""
 LEAST_SKIPPED = 3
 """Rows at the end of a log in each of which more steps were skipped."""
 FP16_MAX = 65504.0
@@ -42,7 +44,8 @@ def loss_scale(
 
     Stays silent: while the scaler looks for its scale at the start; on an overflow now and then. Falls are counted net
     of growth, so that a scaler which tries a higher scale every few steps and is refused is healthy whatever its growth
-    interval. Information only: activations near fp16's largest number that do not grow.
+    interval; and so is one that follows growing gradients down to a scale at which torch's begins. Information only:
+    activations near fp16's largest number that do not grow.
 
     Thresholds: ``halvings`` of the scale net within ``rows`` rows, after it had grown once or stayed for 50 rows, or
     where the log begins in the middle at or below ``low``; a
@@ -122,7 +125,7 @@ def _fallen(signals: Signals, scale: Signal, halvings: int, rows: int, lowest: f
         begin = max(row - rows, settled)
         within = falls[(falls > begin) & (falls <= row)]
         net = np.log2(value[begin:row].max() / value[row]) if row > begin else 0.0
-        if value[row] > lowest and (len(within) < halvings or net < halvings):
+        if value[row] > lowest and (len(within) < halvings or net < halvings or value[row] >= USUAL_START):
             continue
         first = int(within[0]) if len(within) else int(falls[falls > row - rows][0])
         # The scale of a row is the one its step used: the overflow was in the row before the fall.

@@ -83,9 +83,9 @@ def hit(layers: np.ndarray, row: int, layer: int | slice, factor: float) -> np.n
     return copy
 
 
-def scaled(falls: list[int], *, inf: list[int]) -> Signals:
+def scaled(falls: list[int], *, inf: list[int], start: float = 65536.0) -> Signals:
     """fp16: the scale halves after each row of ``falls``; the gradient is infinite at the rows of ``inf``."""
-    scale = np.full(STEPS, 65536.0)
+    scale = np.full(STEPS, start)
     for row in falls:
         scale[row + 1 :] /= 2
     return loss_and_norm(level(), put(norms(), inf, np.inf), loss_scale=scale)

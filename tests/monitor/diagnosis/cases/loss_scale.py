@@ -78,6 +78,9 @@ NEAR_MISSES = (
     Case("two halvings", lambda: scaled([AT, AT + 2], inf=[])),
     Case("three halvings in 120 steps", lambda: scaled([AT - 60, AT, AT + 60], inf=[])),
     Case("looking for its scale", lambda: scaled(list(range(12)), inf=[])),
+    Case(
+        "halved three times, down to where scalers begin", lambda: scaled([AT, AT + 2, AT + 4], inf=[], start=2.0**19)
+    ),
     Case("growth every 5 steps, refused", lambda: retrying(5)),
     Case("growth every 20 steps, refused", lambda: retrying(20)),
     Case("growth every step, refused", lambda: retrying(1)),

@@ -22,7 +22,7 @@ LEAST_SKIPPED = 3
 """Rows at the end of a log in each of which more steps were skipped."""
 FP16_MAX = 65504.0
 BEYOND = 1000.0
-"""Multiple of the clip limit that no gradient keeps in each step, unless it is still scaled. Our judgement."""
+"""Times that clipping makes a gradient shorter in each of the first steps only if it is still scaled. Our judgement."""
 
 
 def loss_scale(
@@ -213,30 +213,28 @@ def _underflow(signals: Signals, scale: Signal, low: float, rise: float) -> Find
 
 
 def _clipped_while_scaled(signals: Signals, scale: Signal) -> Finding | None:
-    """The norm that is clipped is thousands of times the limit in each step from the first on, and of a usual size once
-    it is divided by the scale."""
-    norm, limit = signals["grad_norm_preclip"], signals["clip_max_norm"]
-    steps = np.intersect1d(np.intersect1d(norm.step, scale.step), limit.step)
-    if len(steps) < FEW:
+    """Clipping leaves less than a thousandth of the gradient in each of the first steps, and the scale explains it:
+    either the norms have it on them, or without it they are limited to a number divided by it."""
+    series = (signals["grad_norm_preclip"], signals["grad_norm_postclip"], scale)
+    steps = np.intersect1d(np.intersect1d(series[0].step, series[1].step), scale.step)
+    norm, left, scales = (one.value[np.searchsorted(one.step, steps)] for one in series)
+    usable = np.flatnonzero(np.isfinite(norm) & (left > 0))[:FEW]
+    if len(usable) < FEW or not (norm[usable] > BEYOND * left[usable]).all() or not (scales[usable] >= BEYOND).all():
         return None
-    by_step = [series.value[np.searchsorted(series.step, steps)] for series in (norm, scale, limit)]
-    usable = np.isfinite(by_step[0]) & np.isfinite(by_step[2]) & (by_step[2] > 0)
-    if usable.sum() < FEW:
+    limits = left[usable] * (1.0 if len(signals["clip_max_norm"]) else scales[usable])
+    unscaled = norm[usable] / (scales[usable] if len(signals["clip_max_norm"]) else 1.0)
+    usual, limit = float(np.median(unscaled)), float(np.median(limits))
+    if not 1e-3 < usual < 1e2 or np.ptp(limits) > 1e-3 * limit:
         return None
-    size, scales, limits = (values[usable] for values in by_step)
-    unscaled = float(np.median(size / scales))
-    if not (size > BEYOND * limits).all() or not (scales >= BEYOND).all() or not 1e-3 < unscaled < 1e2:
-        return None
-    steps = steps[usable]
     return Finding(
-        summary=f"The gradient is clipped to {number(float(limits[-1]))} with the loss scale still on it: its norm is "
-        f"{number(float(np.median(size)))}, {number(unscaled)} without the scale",
-        onset_step=int(steps[0]),
-        first_step=int(steps[FEW - 1]),
+        summary=f"The gradient is clipped to {number(limit)} with the loss scale still on it: of a norm of "
+        f"{number(usual)} the optimizer gets {number(float(np.median(left[usable] / norm[usable])))}",
+        onset_step=int(steps[usable[0]]),
+        first_step=int(steps[usable[-1]]),
         last_step=int(steps[-1]),
         severity=Severity.WARNING,
-        evidence={"norm": float(np.median(size)), "unscaled": unscaled},
-        causes=(Cause("gradient-scale", 0.8, ("the norm is of the size of the loss scale in each step",)),),
+        evidence={"norm": usual, "limit": limit},
+        causes=(Cause("gradient-scale", 0.8, ("clipping divides by what the loss scale multiplies by",)),),
         remedy=Remedy(
             "Take the scale off before clipping, with scaler.unscale_(optimizer).",
             {},

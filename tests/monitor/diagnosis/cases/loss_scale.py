@@ -37,17 +37,25 @@ def outputs(first: float, then: float, precision: str = "fp16") -> Signals:
     return Signals.from_arrays(series, modules={"activation_absmax": (LAYERS, value)}, facts=facts)
 
 
-def clipped(norm: float, scale: float = 65536.0, limit: float = 1.0) -> Signals:
-    """A gradient norm about ``norm`` that is clipped to ``limit``."""
-    rows = np.full(STEPS, 1.0)
-    return only(
-        train_loss=level(), loss_scale=scale * rows, grad_norm_preclip=norm * norms(), clip_max_norm=limit * rows
-    )
+def clipped(norm: float, scale: float = 65536.0, limit: float | None = 1.0) -> Signals:
+    """A gradient norm about ``norm``, clipped to ``limit``; for None, to a limit that is divided by the scale later."""
+    rows, size = np.full(STEPS, 1.0), norm * norms()
+    known = {} if limit is None else {"clip_max_norm": limit * rows}
+    left = np.minimum(size, limit or 1 / scale)
+    series = {"grad_norm_preclip": size, "grad_norm_postclip": left, "loss_scale": scale * rows}
+    return only(train_loss=level(), **series, **known)
 
 
 FIRES = (
     Case(
         "clipped with the scale on it", lambda: clipped(65536.0), "warning", onset=1, words="with the loss scale still"
+    ),
+    Case(
+        "clipped with the scale on it, which is known to be on it",
+        lambda: clipped(1.0, limit=None),
+        "warning",
+        onset=1,
+        words="with the loss scale still",
     ),
     Case(
         "one row, below 1",
@@ -74,6 +82,7 @@ NEAR_MISSES = (
     Case("clipped to a hundredth", lambda: clipped(100.0)),
     Case("clipped to a thousandth at a scale of 8", lambda: clipped(4096.0, scale=8.0)),
     Case("clipped far beyond the scale", lambda: clipped(1e9)),
+    Case("a limit that is set to a hundred-thousandth", lambda: clipped(1.0, limit=1e-5)),
     Case("one row of 0, and no crash", lambda: only(train_loss=level()[:1], loss_scale=np.zeros(1))),
     Case("two halvings", lambda: scaled([AT, AT + 2], inf=[])),
     Case("three halvings in 120 steps", lambda: scaled([AT - 60, AT, AT + 60], inf=[])),

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
 from monitor.diagnosis.view import Signals
 from monitor.diagnosis.wording import number, times
+
+ROWS = 20
+"""Training losses before the first evaluation that it is held against."""
+UNLIKE = 5.0
+"""Multiple of a guess at which training still is while validation is below the guess. Our judgement."""
 
 
 def initialisation(signals: Signals, *, off: float = 0.25, far: float = 1.0) -> Verdict:
@@ -38,19 +45,30 @@ def initialisation(signals: Signals, *, off: float = 0.25, far: float = 1.0) -> 
         last_step=1,
         severity=Severity.WARNING if excess > far else Severity.INFO,
         evidence={"first_loss": first, "uniform_guess": expected},
-        causes=(
-            Cause(
-                "poor-initialisation",
-                0.7,
-                supports=(f"the untrained model is worse than a guess by {number(first - expected)} nats",),
-            ),
-        ),
+        causes=_causes(signals, first, expected),
         remedy=Remedy(
             "Start the output layer from small weights, scale residual projections by 1/sqrt(2 x layers), and use He "
             "or Xavier elsewhere.",
             {},
             "nn.init.normal_(model.head.weight, std=0.02)",
         ),
+    )
+
+
+def _causes(signals: Signals, first: float, expected: float) -> tuple[Cause, ...]:
+    poor = Cause(
+        "poor-initialisation",
+        0.7,
+        supports=(f"the untrained model is worse than a guess by {number(first - expected)} nats",),
+    )
+    loss, val = signals["train_loss"], signals["val_loss"]
+    near = loss.between(None, int(val.step[0])).tail(ROWS).value if len(val) else loss.value[:0]
+    if len(near) == 0 or not 0 < val.value[0] <= expected < float(np.median(near)) / UNLIKE:
+        return (poor,)
+    told = f"validation is at {number(float(val.value[0]))} where training is at {number(float(np.median(near)))}"
+    return (
+        Cause("unlike-losses", 0.8, (told, "a sum over tokens or examples, or another scale")),
+        replace(poor, confidence=0.1),
     )
 
 

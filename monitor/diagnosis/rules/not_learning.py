@@ -23,6 +23,8 @@ LEAST_GUESS_STEPS = 100
 LEAST_EPOCHS_FLAT = 6
 HARDLY = 0.05
 """Relative improvement over six epochs or more below which the loss has hardly moved. Our judgement."""
+USUAL_UPDATE = 1e-4
+"""Update-to-weight ratio that healthy trainings stay above, as in update-size."""
 LEAST_DIGITS = 4
 """Significant digits that a log must show before equal numbers mean equal losses."""
 
@@ -231,7 +233,7 @@ def _causes(signals: Signals, at_chance: bool) -> tuple[Cause, ...]:
     causes = []
     if len(norm) and float(np.median(norm)) == 0:
         causes.append(Cause("no-gradient", 0.8, supports=("the gradient norm is exactly 0",)))
-    if len(ratio) and float(np.median(ratio)) < 1e-5:
+    if len(ratio) and float(np.median(ratio)) < USUAL_UPDATE:
         causes.append(
             Cause("lr-too-low", 0.7, supports=(f"an update changes the weights by {number(float(np.median(ratio)))}",))
         )

@@ -119,7 +119,7 @@ def _finding(signals: Signals, norm: Signal, row: int, kind: str) -> Finding:
         severity=Severity.WARNING,
         layer=layer,
         evidence={"before": before, "after": after, "last": last},
-        causes=(Cause("weight-decay", 0.7 if kind == "fell" else 0.5, supports=(supports,)),),
+        causes=(_cause(signals, kind, supports),),
         remedy=Remedy(
             "Use decoupled weight decay between 0.01 and 0.1 on matrices only, and check its sign: the decay of a step "
             "is learning rate x weight_decay.",
@@ -127,6 +127,27 @@ def _finding(signals: Signals, norm: Signal, row: int, kind: str) -> Finding:
             "optimizer = torch.optim.AdamW(groups, lr=lr, weight_decay=0.1)  # norms and biases in a group with 0",
         ),
     )
+
+
+def _cause(signals: Signals, kind: str, told: str) -> Cause:
+    """Decay makes weights shrink; they grow by one below zero, or by their updates."""
+    if kind == "fell":
+        return Cause("weight-decay", 0.7, supports=(told,))
+    decays = _decays(signals)
+    if decays and min(decays) >= 0:
+        return Cause("lr-too-high", 0.5, supports=(told, "no decay is below zero, so that the updates make them grow"))
+    return Cause("weight-decay", 0.5, supports=(told,))
+
+
+def _decays(signals: Signals) -> list[float]:
+    """Every weight decay that a parameter group was seen with; empty where the groups were not recorded."""
+    seen: list[object] = []
+    for event in signals.events("optimizer", "optimizer_change"):
+        groups = event.fields.get("groups")
+        seen += [group.get("weight_decay") for group in groups or () if isinstance(group, dict)]
+        if event.fields.get("name") == "weight_decay":
+            seen.append(event.fields.get("after"))
+    return [float(decay) for decay in seen if isinstance(decay, int | float)]
 
 
 def _start(norm: Signal, row: int) -> int:

@@ -149,3 +149,34 @@ def test_the_remedy_names_the_replay_where_it_can_tell_more():
     assert "replay" not in remedy(saved, facts=Facts(path="one", config={"lr": 1})), "not of our trainer"
     for verdict in ("batch", "state", "not told apart"):
         assert "replay" not in remedy(saved, replay(verdict)), "done already"
+
+
+def decayed(decay: float) -> Signals:
+    """Weights that grow by 2 % a step, with ``decay`` in all parameter groups."""
+    step = np.arange(20, STEPS + 1, 20)
+    norm = np.exp(0.02 * np.maximum(0, step - AT))
+    told = Mark("optimizer", 1, {"groups": [{"weight_decay": decay}, {"weight_decay": 0.0}]})
+    return Signals.from_arrays({"train_loss": level(), "weight_norm": (step, norm)}, events=[told])
+
+
+@pytest.mark.parametrize(("decay", "cause"), [(0.1, "lr-too-high"), (-0.1, "weight-decay")])
+def test_only_a_decay_below_zero_makes_weights_grow(decay: float, cause: str):
+    assert finding_of("weight-norm", decayed(decay)).causes[0].id == cause
+
+
+@pytest.mark.parametrize(("validation", "cause"), [(2.4, "unlike-losses"), (300.0, "poor-initialisation")])
+def test_a_first_loss_far_above_a_guess_is_another_quantity_where_validation_is_below_it(validation: float, cause: str):
+    series = {"train_loss": 64 * level(), "log_classes": np.full(STEPS, 5.55), "val_loss": ([100], [validation])}
+    assert finding_of("initialisation", Signals.from_arrays(series)).causes[0].id == cause
+
+
+@pytest.mark.parametrize(("ratio", "cause"), [(2e-5, "lr-too-low"), (1e-3, "labels-without-signal")])
+def test_at_a_guess_the_size_of_updates_tells_a_low_rate_from_labels_without_signal(ratio: float, cause: str):
+    loss = 5.55 * np.exp(np.random.default_rng(0).normal(0, 0.003, 400))
+    step = np.arange(20, 401, 20)
+    series = {
+        "train_loss": loss,
+        "log_classes": np.full(400, 5.55),
+        "update_to_weight_ratio": (step, np.full(20, ratio)),
+    }
+    assert finding_of("not-learning", Signals.from_arrays(series)).causes[0].id == cause

@@ -16,6 +16,10 @@ from monitor.signals import LayerMatrix
 
 SETTLING_STEPS = 20
 """The second moment starts from nothing; in the first steps its ratio to the gradient means little."""
+GROWN = 1.5
+"""Multiple of its usual norm from which on a gradient has grown."""
+BEFORE_STEPS = 60
+"""Steps that say what is usual."""
 LEADING_STEPS = 4
 """Between two measurements of an embedding: its second moment may have fallen behind that much before it is seen."""
 
@@ -29,12 +33,14 @@ def stale_second_moment(
     the loss spikes of large models, after a long quiet phase of that tensor, often an embedding.
 
     Stays silent: in the first 20 steps and before three measurements; on values up to ``rms``; on tensors that are
-    often like that. Information below ``worrying``, unless that tensor's updates have become longer as well while the
-    learning rate did not rise: else the spike may not come.
+    often like that. Information below ``worrying``, since the spike may not come, unless that tensor's updates have
+    become longer as well while the learning rate did not rise, or its gradient has not grown: the moment falls by 1 -
+    beta2 a step at most, so that it was not the gradient that moved then, but what Adam remembers.
 
     Thresholds: ``rms``, dimensionless, that of the source, and ``own``, multiple of the tensor's own median before, in
     ``rows`` measurements running (in healthy small models, values above 2.3 stay below 1.7 times their own median); or
-    ``worrying`` in one; ``longer``, rise of the update-to-weight ratio over its own median. Our judgement.
+    ``worrying`` in one; ``longer``, rise of the update-to-weight ratio over its own median; a gradient of up to 1.5
+    times the median of the 60 steps before has not grown (2.6 and more in healthy runs of ours). Our judgement.
 
     Source: Wortsman et al. 2023, https://arxiv.org/abs/2304.13013 (StableAdamW); 2506.04805, why beta2 matters.
     """
@@ -87,6 +93,10 @@ def _finding(
     if update is not None:
         told = f"its updates became {times(update)} as long, at the same learning rate"
         (supports if acts else against).append(told)
+    rise = _gradient_rise(signals, strongest)
+    overwritten = rise is not None and rise <= GROWN
+    if overwritten:
+        supports.append(f"its gradient is {times(rise or 0.0)} what it was: the moment itself is another")
     if isinstance(beta2, float) and 0 < beta2 < 1:
         memory = f"beta2 {number(beta2)} remembers {1 / (1 - beta2):.0f} steps"
         (supports if beta2 >= 0.99 else against).append(memory)
@@ -96,11 +106,12 @@ def _finding(
         onset_step=first.onset,
         first_step=min(s.told for s in together),
         last_step=max(s.last for s in together),
-        severity=Severity.WARNING if peak > worrying or acts else Severity.INFO,
+        severity=Severity.WARNING if peak > worrying or acts or overwritten else Severity.INFO,
         layer=strongest.layer,
         evidence={
             "rms": peak,
             "update_rise": update,
+            "gradient_rise": rise,
             "layers": [s.layer for s in together][:20],
             "layer_reason": "its RMS_t is the highest",
         },
@@ -128,6 +139,20 @@ def _update_rise(signals: Signals, stretch: Stretch) -> float | None:
     if len(before) < 3 or len(after) == 0 or (len(rates) and np.nanmax(rates) > 1.5 * rates[0]):
         return None
     return float(after.max() / np.median(before)) if np.median(before) > 0 else None
+
+
+def _gradient_rise(signals: Signals, stretch: Stretch) -> float | None:
+    """The tensor's median gradient norm in the stretch over that before; None where it was not measured."""
+    matrix = signals.layers("grad_norm_preclip")
+    if matrix is None or stretch.layer not in matrix.names:
+        return None
+    value = measured(matrix)[:, matrix.names.index(stretch.layer)]
+    before = value[(matrix.step >= stretch.onset - BEFORE_STEPS) & (matrix.step < stretch.onset)]
+    during = value[(matrix.step >= stretch.onset) & (matrix.step <= stretch.told)]
+    before, during = before[np.isfinite(before)], during[np.isfinite(during)]
+    if len(before) < SETTLING_STEPS or len(during) == 0 or not np.median(before) > 0:
+        return None
+    return float(np.median(during) / np.median(before))
 
 
 def _within(matrix: LayerMatrix, value: np.ndarray, stretch: Stretch) -> np.ndarray:

@@ -5,18 +5,29 @@ from __future__ import annotations
 import numpy as np
 
 from monitor.diagnosis.view import Signals
-from tests.monitor.diagnosis.cases.drawn import AT, STEPS, Case, Rows, constant_lr, level, only
+from tests.monitor.diagnosis.cases.drawn import AT, STEPS, Case, Rows, constant_lr, layer_norms, level, only
 from tests.monitor.diagnosis.controls import LAYERS
 
 
-def rms(row: Rows = AT, layer: int = 2, factor: float = 1.0, usual: float = 1.0, longer: float = 1.0) -> Signals:
+def rms(
+    row: Rows = AT,
+    layer: int = 2,
+    factor: float = 1.0,
+    usual: float = 1.0,
+    longer: float = 1.0,
+    grown: float | None = None,
+) -> Signals:
     """RMS_t about ``usual`` in every layer, and ``factor`` times that in one from some row on, its updates ``longer``
-    times as long."""
+    times as long and its gradient, where it is measured, ``grown`` times as large."""
     value = usual * np.exp(np.random.default_rng(0).normal(0, 0.2, (STEPS, len(LAYERS))))
     value[row, layer] *= factor
     update = np.full(value.shape, 1e-3)
     update[row, layer] *= longer
     layers = {"adam_rms": (LAYERS, value), "update_to_weight_ratio": (LAYERS, update)}
+    if grown is not None:
+        gradients = layer_norms()
+        gradients[row, layer] *= grown
+        layers["grad_norm_preclip"] = (LAYERS, gradients)
     return Signals.from_arrays({"train_loss": level(), "lr": constant_lr()}, layers=layers)
 
 
@@ -31,6 +42,8 @@ def after_a_harmless_one() -> Signals:
 FIRES = (
     Case("x30 for one step", lambda: rms(factor=30), "warning", words=LAYERS[2]),
     Case("x9 for three steps", lambda: rms(slice(AT, AT + 3), factor=9), "info", words=LAYERS[2]),
+    Case("x9 at the same gradient", lambda: rms(slice(AT, AT + 3), factor=9, grown=1.1), "warning", words=LAYERS[2]),
+    Case("x9 at four times the gradient", lambda: rms(slice(AT, AT + 3), factor=9, grown=4), "info", words=LAYERS[2]),
     Case("x6, and longer updates", lambda: rms(slice(AT, AT + 3), factor=6, usual=0.6, longer=8), "warning"),
 )
 

@@ -86,7 +86,7 @@ class Box:
             self.rows.append(Row(step, None, values))
 
 
-_RULE = re.compile(r"\s*\|(?:\s*:?-{2,}:?\s*\|)+\s*")
+_RULE = re.compile(r"\s*(?:\|(?:\s*:?-{2,}:?\s*\|)+|:?-{2,}:?(?:\s*\|\s*:?-{2,}:?)+)\s*")
 _YOLO = re.compile(r"\s*Epoch\s+gpu_mem\s+.*", re.I)
 _YOLO_PARTS = ("box", "obj", "cls", "dfl", "seg", "pose", "kobj")
 
@@ -115,7 +115,8 @@ class Columns:
         if _RULE.fullmatch(line) and len(self._before) > 1:
             self._names, self._before = self._before, []
             return True
-        cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if line.lstrip().startswith("|") else []
+        barred = line.lstrip().startswith("|") or (" | " in line and len(line) < LONGEST_TEXT)
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")] if barred else []
         if self._names and len(cells) == len(self._names):
             self._row(dict(zip(self._names, map(number_of, cells), strict=True)))
             return True

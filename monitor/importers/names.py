@@ -49,7 +49,9 @@ _COMPILED = [
     for signal, factor, patterns in _SIGNALS
     for place, pattern in enumerate(patterns)
 ]
-_SOME_LOSS = re.compile(rf"(?!(?:.*[/_])?(?:{_V}|test)[/_]|.*(?:policy|value|actor|critic|entropy))(?:.*[/_])?\w?loss")
+_SOME_LOSS = re.compile(
+    rf"(?!(?:.*[/_])?(?:{_V}|test)[/_]|.*(?:policy|value|actor|critic|entropy|surrogate))(?:.*[/_])?\w?loss"
+)
 """A loss of whatever kind, as ``noise_step_loss``; it is the training's where no other is."""
 _GROUP = re.compile(r"(?:train/)?(?:lr|learning_rate)(?:-[\w.]+)?[/_](pg)?(\d{1,3})")
 _STEPS = (

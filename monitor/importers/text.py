@@ -9,13 +9,20 @@ from __future__ import annotations
 
 import datetime as dt
 import functools
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from monitor.importers.blocks import Box, Columns, joined
+from monitor.importers import sentences
+from monitor.importers.aligned import Aligned
+from monitor.importers.blocks import MOST_NAMES, Box, Columns, joined
 from monitor.importers.lines import plain, read_lines
+from monitor.importers.names import Naming
+from monitor.importers.paragraphs import one_line_each
 from monitor.importers.rows import Account, Row, number_of, step_of
 
 LONGEST_METRICS = 1 << 14
@@ -99,15 +106,6 @@ _PLACE = re.compile(r"\b[\w/]+\.(?:py|cpp|cc|cu):\d+|\b(?:cuda|npu|xpu|xla|mps):
 """Where in the code, on which device or in which process: numbers that measure nothing."""
 _CALLBACK = re.compile(r"Epoch 0*\d+: \w+ (?:did not improve|improved from|reached|reducing|early stopping).*", re.I)
 """Keras' callbacks speak into the bar's line, and count epochs from 0 in old versions."""
-_OVERFLOW = re.compile(
-    r"overflow\b.{0,60}loss scale(?: to:? *|: (?P<tried>[\d.e+-]+), reducing to )(?P<scale>\d[\d.e+]*(?:e-\d+)?)",
-    re.I,
-)
-"""As fairseq, DeepSpeed and their kin say it between two rows."""
-_NO_GRADIENT = re.compile(r"grad(?:ient)?[ _]norm is (?P<number>nan|inf)\b", re.I)
-"""As ESPnet says that it took no step; it prints no norm else."""
-_EXPLODED = re.compile(r"loss exploded to (?P<loss>nan|inf|[-+]?\d[\d.e+]*) at step (?P<step>\d{1,15})", re.I)
-"""As Tacotron says that it ends; it prints no row of that step."""
 LAST_OVERFLOWS = 3
 """Overflows after the last row that are more than the ordinary search for a scale."""
 _DARKNET = re.compile(r"\s*(\d{1,12}): ([-\d.einfa]+), ([-\d.einfa]+) avg loss, ([\d.e-]+) rate,")
@@ -116,11 +114,11 @@ _ERROR = re.compile(r"^(?:[\w.]*(?:Error|Exception|Interrupt)\b.*)")
 
 def read_log(path: Path, account: Account) -> Iterator[Row]:
     """A row per line with metrics. Lines of other ranks than the first are left out, and it is said."""
-    reader, box, columns = _Log(path, account), Box(), Columns()
-    for line in joined(_plain_lines(path, account)):
-        taken = box.takes(line) or columns.takes(line)
-        yield from _out_of(box.rows)
-        yield from _out_of(columns.rows)
+    reader, box, columns, aligned = _Log(path, account), Box(), Columns(), Aligned()
+    for line in one_line_each(joined(_plain_lines(path, account))):
+        taken = box.takes(line) or columns.takes(line) or aligned.takes(line)
+        for table in (box, columns, aligned):
+            yield from _out_of(table.rows)
         row = None if taken else reader.line(line)
         if row is not None:
             yield row
@@ -184,23 +182,23 @@ class _Log:
         self._traceback = False
         self._overflows: list[_Overflow] = []
         """Those since the last row."""
+        self._names: Counter[str] = Counter()
+        """Of the rows so far."""
+        self._gave_up: tuple[int | None, int | None, str] | None = None
+        """Step that it names, last step before, and words of a program that gave up on a NaN."""
 
     def line(self, line: str) -> Row | None:
         if "Traceback (most recent call last)" in line:
             self._traceback = True
         elif self._traceback and (match := _ERROR.match(line)):
             self._error, self._traceback = match[0][:300], False
-        if match := _OVERFLOW.search(line):
-            tried = number_of(match["tried"]) if match["tried"] else None
-            self._overflows.append(_Overflow(self._bar[0] if self._bar else None, tried, float(match["scale"])))
-            return None
-        if (match := _NO_GRADIENT.search(line)) and self._step is None:
-            return Row(None, _without_times(line)[0], {"grad_norm": float(match["number"])})
+        if sentences.TELLING.search(line) and (row := self._told(line)) is not False:
+            return row
         if match := _INDEXED.match(line):
             return self._nameless(int(match[1]), float(match[2]))
         if not _HINT.search(line):
             return None
-        if match := _EXPLODED.search(line):
+        if match := sentences.EXPLODED.search(line):
             step, last = int(match["step"]), self._step
             near = last is None or last < step < 10 * last  # digits of the line that it was written over may follow
             return self._row(step if near or last is None else last + 1, None, {"loss": float(match["loss"])})
@@ -230,6 +228,27 @@ class _Log:
             return self._row(int(match[1]), time, {name: float(match[3])})
         return self._metrics(text, time)
 
+    def _told(self, line: str) -> Row | Literal[False] | None:
+        """What a sentence says of a step of which no row is printed; False: nothing."""
+        if match := sentences.OVERFLOW.search(line):
+            tried = number_of(match["tried"]) if match["tried"] else None
+            self._overflows.append(_Overflow(self._bar[0] if self._bar else None, tried, float(match["scale"])))
+            return None
+        if (match := sentences.NO_GRADIENT.search(line)) and self._step is None:
+            return Row(None, _without_times(line)[0], {"grad_norm": float(match["number"])})
+        if (match := sentences.SAID_NAN.search(line)) and self._gave_up is None:
+            at = sentences.AT.search(line, match.start())
+            self._gave_up = (int(at["step"]) if at else None, self._step, line.strip()[:200])
+        if match := sentences.SMALL_SCALE.search(line):
+            return Row(self._step or 0, None, {"loss_scale": float(match["scale"])})
+        if (match := sentences.OBJECTIVE.search(line)) and (
+            value := number_of(match["value"] or match["log"])
+        ) is not None:
+            self._account.origins["loss"] = "minus the objective function"
+            name = "loss" if match["name"] in (None, "output") else f"loss/{match['name']}"
+            return self._row(int(match["last"] or match["seen"]), None, {name: -value})
+        return False
+
     def _nameless(self, step: int, value: float) -> Row | None:
         """The number of a line that has no names, once such lines follow one another."""
         last, self._nameless_step = self._nameless_step, step
@@ -247,8 +266,17 @@ class _Log:
             step = overflow.bar if self._step is None else self._step + number
             if step is not None:
                 yield Row(step, None, {"loss_scale": overflow.scale, "skipped_steps": float(number)})
+        if self._gave_up is not None and (last := self._gave_up[:2]) != (None, None):
+            step = max(last[0] or 0, (self._step or 0) + 1 if last[0] is None or last[0] == self._step else 0)
+            self._account.say("said", f"not a row, but words: {self._gave_up[2]}")
+            yield Row(step, None, {self._loss_name(): math.nan})
         if self._error is not None:
             self._account.outcome, self._account.reason = "crashed", f"The log ends with: {self._error}"
+
+    def _loss_name(self) -> str:
+        """What the rows so far call the training loss."""
+        meanings = Naming(self._names).meanings
+        return next((name for name, meaning in meanings.items() if meaning.name == "train_loss"), "loss")
 
     def _progress(self, done: int, total: int) -> None:
         if self._bar is None and done == total:
@@ -352,7 +380,12 @@ class _Log:
 
     def _row(self, step: int | None, time: float | None, values: dict[str, float]) -> Row:
         self._error, self._overflows = None, []  # it went on after all
+        if self._gave_up is not None and step is not None:
+            named, before, _ = self._gave_up
+            self._gave_up = None if step > (before or 0 if named is None else named) else self._gave_up
         self._step = step
+        if len(self._names) < MOST_NAMES:
+            self._names.update(values.keys())
         return Row(step, time, values)
 
 
@@ -421,9 +454,10 @@ def _pairs(text: str) -> tuple[dict[str, _Pair], tuple[int, int] | None, str]:
 @functools.lru_cache(1024)
 def _key(label: str) -> tuple[str, str]:
     """The name at the end of what stands before a number ("" without one), and what stands before the name."""
-    bare = _SHELL.sub("", label.rstrip().rstrip("[(\"'")).rstrip(" \t[(\"'")
+    label = label[2:] if label.startswith("/ ") else label.removeprefix(" / ")  # what parts it from the number before
+    bare = _SHELL.sub("", label.rstrip().rstrip("[(\"'*")).rstrip(" \t[(\"'*")
     said = bare.endswith((":", "="))
-    bare = bare.rstrip(" \t:=\"'")
+    bare = bare.rstrip(" \t:=\"'*")
     place = 0
     for cut in _CUT.finditer(bare):
         if bare[cut.start()] == "(" and not bare[cut.end() :].count(" ") and bare.endswith(")"):

@@ -17,7 +17,7 @@ from monitor.diagnosis.context import (
 )
 from monitor.diagnosis.localise import NonfiniteLayers, first_moved, nonfinite_layers, nonfinite_steps
 from monitor.diagnosis.primitives import episodes, nonfinite_rows, word_for
-from monitor.diagnosis.rule import Finding, Rule, Severity, Verdict
+from monitor.diagnosis.rule import Abstained, Finding, Rule, Severity, Verdict
 from monitor.diagnosis.view import Signals
 from monitor.diagnosis.wording import count, steps
 from monitor.signals import Signal
@@ -43,6 +43,9 @@ def non_finite(
     is not finite: some trainers log NaN as 0, and a real loss gets there gradually or not at all. Not so where a
     reward is logged: a policy loss may be 0.
 
+    Where neither loss nor gradient norm is known by its name: a loss of whatever name that is non-finite to the end, or
+    half of all that is measured in ``COLUMN_ROWS`` rows or in the last.
+
     Thresholds: zero tolerance on values. ``gap``, rows between two non-finite rows of one episode; ``isolated_rows``,
     non-finite rows that are information when gradients recover; ``zero_rows``, rows at exactly 0 in a row;
     ``zero_fall``, share of the first losses above which the loss must have been before, and ten times the last digit
@@ -50,6 +53,9 @@ def non_finite(
 
     Source: Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740 (loss scaling); torch.amp.GradScaler.
     """
+    if "train_loss" not in signals and "grad_norm_preclip" not in signals:
+        reason = "neither the loss nor the gradient norm is recorded"
+        return _parts(signals) or _columns(signals) or Abstained(reason, ("train_loss", "grad_norm_preclip"))
     trace = Trace.of(signals, zero_rows, zero_fall)
     found = [Episode.of(trace, first_row, last_row) for first_row, last_row in episodes(trace.bad_rows, gap)]
     findings = [_episode(signals, episode, trace.zero_from, isolated_rows) for episode in found]
@@ -315,8 +321,21 @@ def _together(isolated: list[Finding]) -> Finding:
     )
 
 
+COLUMN_ROWS = 2
+"""Rows in which half of the columns are not finite."""
+LEAST_COLUMNS = 2
+_NOT_MEASURED = re.compile(
+    r"(^|[/_ ])(val|valid|validation|test|eval|evaluation|dev|lr|eta|data|memory|fps|epoch|step|iter)($|[/_ :])"
+    r"|time|speed|seconds|learning|per_sec|reward|return|episode|length|accuracy|precision|recall|dice|psnr|score"
+    r"|(^|[/_ ])(kl|acc|auc|f1|map|iou)($|[/_ ])",
+    re.I,
+)
+"""Names of what is not computed from the weights alone, or may have nothing to be taken of: a reward before the first
+episode has ended, a score of a class without an example."""
 _OF_TRAINING = re.compile(r"loss", re.I)
-_OF_EVALUATION = re.compile(r"val|test|eval|dev|loss[_ ]?scale", re.I)
+_OF_EVALUATION = re.compile(
+    r"(^|[/_ ])(val|valid|validation|test|eval|evaluation|dev)(?=$|[/_ \d])|loss[_ ]?scale", re.I
+)
 
 
 def _parts(signals: Signals) -> list[Finding]:
@@ -346,6 +365,33 @@ def _parts(signals: Signals) -> list[Finding]:
     return found[:3]
 
 
+def _columns(signals: Signals) -> list[Finding]:
+    """Half of all columns of a log without a loss by name, such as heat maps and discriminators, are non-finite."""
+    series = {name: signals[name] for name in signals.names if not _NOT_MEASURED.search(name)}
+    bad = {name: part.step[nonfinite_rows(part.value)] for name, part in series.items()}
+    if not any(map(len, bad.values())):
+        return []
+    step, hits = np.unique(np.concatenate(list(bad.values())), return_counts=True)
+    told = np.sum([np.isin(step, part.step) for part in series.values()], axis=0)
+    half = (hits >= LEAST_COLUMNS) & (2 * hits >= told)
+    last = max(int(part.step[-1]) for part in series.values() if len(part))
+    rows = step[half]
+    if len(rows) == 0 or (len(rows) < COLUMN_ROWS and rows[-1] != last):
+        return []
+    names = [name for name, steps in bad.items() if len(steps)]
+    return [
+        Finding(
+            summary=f"{len(names)} of {count(len(series), 'column')} are not finite from step {int(rows[0])} on, "
+            f"such as {names[0]}; none is known as the loss",
+            onset_step=int(rows[0]),
+            first_step=int(rows[min(COLUMN_ROWS, len(rows)) - 1]),
+            last_step=int(rows[-1]),
+            severity=Severity.WARNING,
+            evidence={"began_in": "columns", "columns": names[:20], "nonfinite_rows": len(rows)},
+        )
+    ]
+
+
 def _validation(signals: Signals) -> list[Finding]:
     """A non-finite validation loss while the training loss of that time is finite."""
     val, loss = signals["val_loss"], signals["train_loss"]
@@ -371,7 +417,7 @@ def _validation(signals: Signals) -> list[Finding]:
 RULE = Rule(
     id="non-finite",
     severity=Severity.CRITICAL,
-    needs=("train_loss|grad_norm_preclip",),
+    needs=(),
     check=non_finite,
     remedy="Go back to the last checkpoint with finite weights and remove what made the first NaN.",
     essential=True,

@@ -80,6 +80,20 @@ FIRES = (
         onset=4,
         words="exactly 0",
     ),
+    Case(
+        "most columns of a log whose loss has no known name",
+        lambda: only(
+            **{name: put(level(), slice(AT, STEPS - 1), np.nan) for name in ("D_A", "G_A", "cycle_A")}, D_B=level()
+        ),
+        "warning",
+        words="3 of 4 columns are not finite",
+    ),
+    Case(
+        "a value loss, where no other is known",
+        lambda: only(**{"Value function loss": put(level(), slice(AT, None), np.inf)}, reward=level(1)),
+        "warning",
+        words="Value function loss became +Inf",
+    ),
 )
 
 NEAR_MISSES = (
@@ -103,4 +117,15 @@ NEAR_MISSES = (
     Case("halvings far apart", lambda: scaled([60, 120, 180, 240], inf=[60, 120, 180, 240])),
 )
 
-ABSTAINS = (Case("neither loss nor gradient", lambda: only(lr=constant_lr()), words="train_loss or grad_norm_preclip"),)
+ABSTAINS = (
+    Case("neither loss nor gradient", lambda: only(lr=constant_lr()), words="neither the loss nor the gradient"),
+    Case(
+        "rewards before the first episode has ended, and one column of four",
+        lambda: only(
+            **{f"episode_reward_{end}": np.full(STEPS, np.nan) for end in ("min", "mean", "max")},
+            div=put(level(), AT, np.nan),
+            **{name: level() for name in ("entropy", "spread", "range")},
+        ),
+        words="neither the loss nor the gradient",
+    ),
+)

@@ -9,6 +9,8 @@ from monitor.diagnosis.view import Signals
 from monitor.diagnosis.wording import count
 
 LEAST_ROWS = 10
+SETTLING_STEPS = 20
+"""Processes begin at different times and wait for each other, DDP lays its buckets out anew. Our judgement."""
 
 
 def exposed_communication(signals: Signals, *, share: float = 0.15, worrying: float = 0.35) -> Verdict:
@@ -16,8 +18,8 @@ def exposed_communication(signals: Signals, *, share: float = 0.15, worrying: fl
 
     Why it matters: more processes then buy little speed.
 
-    Stays silent: on communication that overlaps with backward; with one process. A straggler looks like this on all
-    other ranks; where one was found, that is the cause.
+    Stays silent: on communication that overlaps with backward; with one process; in the first 20 steps. A straggler
+    looks like this on all other ranks; where one was found, that is the cause.
 
     Thresholds: ``share`` and ``worrying``, median share of the step after backward's last gradient: information and
     warning. pytscope tells of 5 and 15 %.
@@ -28,9 +30,12 @@ def exposed_communication(signals: Signals, *, share: float = 0.15, worrying: fl
         return None
     exposed, time = signals["comm_exposed_s"], signals["step_time_s"]
     step = np.intersect1d(exposed.step, time.step)
+    step = step[step > SETTLING_STEPS]
     if len(step) < LEAST_ROWS:
         return Abstained(
-            f"{count(len(step), 'measurement')} of exposed communication, {LEAST_ROWS} are needed", ("comm_exposed_s",)
+            f"{count(len(step), 'measurement')} of exposed communication after step {SETTLING_STEPS}, {LEAST_ROWS} are "
+            "needed",
+            ("comm_exposed_s",),
         )
     part = exposed.value[np.searchsorted(exposed.step, step)] / time.value[np.searchsorted(time.step, step)]
     level = float(np.nanmedian(part))

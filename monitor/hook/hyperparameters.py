@@ -1,4 +1,5 @@
-"""What an optimizer is told beside the learning rate: weight decay, betas, momentum, epsilon; and when that jumps.
+"""What an optimizer is told beside the learning rate: weight decay, betas, momentum, epsilon; when that jumps, and when
+it has forgotten what it remembered.
 
 A jump of one of them changes the training as a jump of the learning rate does, and no gradient or loss shows it for
 long: a decay whose sign was turned, a momentum that a schedule set to 0. An event ``optimizer_change`` says when. The
@@ -24,7 +25,8 @@ _WITHIN_ONE = ("beta1", "beta2", "momentum", "alpha", "rho")
 
 
 class Hyperparameters(Probe):
-    """Events ``optimizer`` (the settings of the first step, by group) and ``optimizer_change`` (a jump of one)."""
+    """Events ``optimizer`` (the settings of the first step, by group) and ``optimizer_change`` (a jump of one, or of
+    ``state``, the number of tensors that it remembers something of, to 0)."""
 
     name = "the optimizer's settings"
     every = 1
@@ -33,9 +35,11 @@ class Hyperparameters(Probe):
     def __init__(self) -> None:
         super().__init__()
         self._last: dict[int, list[tuple[Any, ...]]] = {}
+        self._remembered: dict[int, int] = {}
         self._events = 0
 
     def before_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        self._look_at_state(optimizer)
         now = [
             tuple(group.get(name) for name in ("weight_decay", "betas", "eps", "momentum", "alpha", "rho"))
             for group in optimizer.param_groups
@@ -57,6 +61,14 @@ class Hyperparameters(Probe):
                         "optimizer_change", step=self.watch.step, group=number, name=name, before=was[name],
                         after=is_now[name],
                     )  # fmt: skip
+
+    def _look_at_state(self, optimizer: torch.optim.Optimizer) -> None:
+        held, before = len(optimizer.state), self._remembered.get(id(optimizer), 0)
+        if held:
+            self._remembered[id(optimizer)] = held
+        elif before and self._events < MOST_EVENTS:
+            self._events += 1
+            self.watch.tell("optimizer_change", step=self.watch.step, name="state", before=before, after=0)
 
 
 def _settings(values: tuple[Any, ...]) -> dict[str, float]:

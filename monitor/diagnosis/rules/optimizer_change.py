@@ -1,4 +1,4 @@
-"""Weight decay, momentum, epsilon or clipping jump in the middle of a training."""
+"""Weight decay, momentum, epsilon or clipping jump in the middle of a training, or the optimizer's state is lost."""
 
 from __future__ import annotations
 
@@ -10,21 +10,24 @@ import numpy as np
 from monitor.diagnosis.context import span
 from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
 from monitor.diagnosis.view import EventLike, Signals
-from monitor.diagnosis.wording import number, times
+from monitor.diagnosis.wording import count, number, times
 from monitor.signals import Signal
 
 CAUSES = {"weight_decay": "weight-decay"}
 """By setting; of the others the setting itself is the cause."""
+STATE = "state"
 CLIPPED_ROWS = 20
 """Steps that must have been clipped, or have had a limit, before the end of it means something."""
 
 
 def optimizer_change(signals: Signals, *, factor: float = 10.0, beyond: float = 3.0) -> Verdict:
-    """A setting of the optimizer other than the learning rate, or the clip limit, is another one from one step on.
+    """A setting of the optimizer other than the learning rate, or the clip limit, is another one from one step on, or
+    its moments are gone.
 
     Why it matters: a decay with its sign turned makes weights grow for thousands of steps before anything shows; a
     momentum or an epsilon that a callback overwrites looks like a bad learning rate; without its clip limit a training
-    waits for the next heavy gradient.
+    waits for the next heavy gradient; without its moments Adam's next step is one in the sign of the gradient, at the
+    full rate in each entry.
 
     Stays silent: on settings that a schedule moves a little in each step; on what differs after a resume, which may be
     meant; on a limit in whose place something else makes gradients shorter. Information: jumps below ``factor``,
@@ -38,7 +41,7 @@ def optimizer_change(signals: Signals, *, factor: float = 10.0, beyond: float = 
     told = signals.events("optimizer", "optimizer_change")
     if not told and len(signals["clip_max_norm"]) == 0:
         return Abstained("the optimizer's settings were not recorded", ("weight_decay", "clip_max_norm"))
-    found = [*_negative(signals, told), *_changed(signals, told, factor)]
+    found = [*_negative(signals, told), *_changed(signals, told, factor), *_forgotten(signals, told)]
     clipping = _clip_gone(signals, beyond)
     return found + ([clipping] if clipping else [])
 
@@ -63,6 +66,8 @@ def _changed(signals: Signals, told: list[EventLike], factor: float) -> Iterator
         before, after = _as_number(event.fields.get("before")), _as_number(event.fields.get("after"))
         if event.kind != "optimizer_change" or event.step is None or before is None or after is None:
             continue
+        if name == STATE:
+            continue
         key = event.step, name
         if key not in jumps or _size(name, before, after) > _size(name, *jumps[key]):
             jumps[key] = before, after
@@ -70,6 +75,28 @@ def _changed(signals: Signals, told: list[EventLike], factor: float) -> Iterator
         wrong = after < 0 if name == "weight_decay" else False
         serious = wrong or (after != 0 and _size(name, before, after) >= factor)
         yield _finding(signals, step, name, before, after, Severity.WARNING if serious else Severity.INFO)
+
+
+def _forgotten(signals: Signals, told: list[EventLike]) -> Iterator[Finding]:
+    """One finding of all steps at which the optimizer had no moments any more."""
+    lost = [event for event in told if event.kind == "optimizer_change" and event.fields.get("name") == STATE]
+    steps = [event.step for event in lost if event.step is not None]
+    if not steps:
+        return
+    again = f", and {count(len(steps) - 1, 'time')} more up to step {steps[-1]}" if len(steps) > 1 else ""
+    yield Finding(
+        summary=f"The optimizer has forgotten its state at step {steps[0]}{again}",
+        onset_step=steps[0],
+        first_step=steps[0],
+        last_step=steps[-1],
+        severity=Severity.WARNING,
+        evidence={"setting": STATE, "steps": steps[:20]},
+        causes=(Cause("optimizer-state-lost", 0.8, supports=("it remembered every tensor before, and none then",)),),
+        remedy=Remedy(
+            "Look for what builds the optimizer anew or clears its state within the loop: a line that belongs before "
+            "it, a callback, a loaded checkpoint without the optimizer.",
+        ),
+    )
 
 
 def _as_number(given: object) -> float | None:

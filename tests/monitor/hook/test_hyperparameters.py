@@ -77,3 +77,21 @@ def test_a_setting_on_a_device_or_of_another_kind_is_passed_over(tmp_path: Path)
     (first,), changes = _events(tmp_path, _adamw, each)
     assert set(first["groups"][1]) == {"weight_decay", "beta1", "beta2", "eps"}
     assert changes == []
+
+
+def test_a_state_that_is_gone_is_told_each_time(tmp_path: Path) -> None:
+    def each(step: int, optimizer: torch.optim.Optimizer) -> None:
+        if step in (5, 9):
+            optimizer.state.clear()
+
+    _, changes = _events(tmp_path, _adamw, each)
+    tensors = len(list(MLP.made().parameters()))
+    told = [(event["step"], event["name"], event["before"], event["after"]) for event in changes]
+    assert told == [(5, "state", tensors, 0), (9, "state", tensors, 0)]
+
+
+def test_an_optimizer_that_remembers_nothing_forgets_nothing(tmp_path: Path) -> None:
+    _, changes = _events(
+        tmp_path, lambda parameters: torch.optim.SGD(parameters, lr=1e-2), lambda step, optimizer: None
+    )
+    assert changes == []

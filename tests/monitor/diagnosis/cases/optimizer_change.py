@@ -29,7 +29,15 @@ def clipped(until: int, factor: float, limit: float = 0.5, later: float = 1.0) -
     return Signals.from_arrays(series)
 
 
+def forgotten(*steps: int) -> Signals:
+    """The moments of 21 tensors are gone at these steps."""
+    lost = [Mark("optimizer_change", step, {"name": "state", "before": 21, "after": 0}) for step in steps]
+    return Signals.from_arrays({"train_loss": level()}, events=[Mark("optimizer", 1, {"groups": []}), *lost])
+
+
 FIRES = (
+    Case("its moments are gone", lambda: forgotten(AT + 1), "warning", words="forgotten its state at step 201"),
+    Case("its moments are gone again and again", lambda: forgotten(201, 226, 251), "warning", words="2 times more"),
     Case("the decay's sign is turned", lambda: told("weight_decay", 0.1, -0.1), "warning", words="below zero"),
     Case("100 times the decay", lambda: told("weight_decay", 0.1, 10.0), "warning", words="weight decay"),
     Case("a negative decay from the start", lambda: told("", 0, 0, decay=-0.01), "warning", onset=1, words="-0.01"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import sqrt
 
 import numpy as np
@@ -78,6 +79,48 @@ def _of_incidents(scores: Sequence[Score]) -> Share:
 
 
 @dataclass(frozen=True, slots=True)
+class Reliability:
+    """How often a first cause is right that was given a confidence in a band."""
+
+    low: float
+    high: float
+    """Included where it is 1."""
+    said: float
+    """Mean confidence."""
+    right: Share
+
+    def to_dict(self) -> dict[str, object]:
+        return {"low": self.low, "high": self.high, "said": self.said, "right": self.right.to_dict()}
+
+
+BANDS = (0.0, 0.6, 0.75, 0.85, 0.95, 1.0)
+"""Edges of the bands of confidence."""
+
+
+def reliability(scores: Iterable[Score]) -> list[Reliability]:
+    """The bands in which a confidence was given, of trainings whose fault was told."""
+    given = [(s.confidence, s.cause_right) for s in scores if s.confidence is not None and s.cause_right is not None]
+    found = []
+    for low, high in pairwise(BANDS):
+        band = [(said, right) for said, right in given if low <= said < high or said == high == 1]
+        if band:
+            said = sum(said for said, _ in band) / len(band)
+            found.append(Reliability(low, high, said, share(right for _, right in band)))
+    return found
+
+
+def brier(scores: Iterable[Score]) -> float | None:
+    """Mean squared distance of the first cause's confidence from whether it was right; 0 is best, 0.25 what 50 % for
+    everything gives. None without a cause. Source: Brier 1950."""
+    given = [
+        (score.confidence - score.cause_right) ** 2
+        for score in scores
+        if score.confidence is not None and score.cause_right is not None
+    ]
+    return sum(given) / len(given) if given else None
+
+
+@dataclass(frozen=True, slots=True)
 class Figures:
     """Every metric of design note 3.4 over some trainings."""
 
@@ -105,13 +148,17 @@ class Figures:
     cause: Share
     cause_in_three: Share
     fixed: Share
+    reliability: list[Reliability]
+    brier: float | None
 
     def to_dict(self) -> dict[str, object]:
-        return {
-            name: value.to_dict() if isinstance(value, Share) else value
-            for name in self.__slots__
-            for value in [getattr(self, name)]
-        }
+        return {name: _plain(getattr(self, name)) for name in self.__slots__}
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, list):
+        return [_plain(one) for one in value]
+    return value.to_dict() if isinstance(value, Share | Reliability) else value
 
 
 def figures(scores: Sequence[Score], windows: Callable[[str], int]) -> Figures:
@@ -138,6 +185,8 @@ def figures(scores: Sequence[Score], windows: Callable[[str], int]) -> Figures:
         cause=share(score.cause_right for score in broken),
         cause_in_three=share(score.cause_in_three for score in broken),
         fixed=share(score.fixed for score in broken),
+        reliability=reliability(broken),
+        brier=brier(broken),
     )
 
 

@@ -58,6 +58,10 @@ def goals(found: Figures) -> Table:
     shown.add_row("root cause", str(found.cause), ">= 0.90")
     shown.add_row("root cause in the first three", str(found.cause_in_three), ">= 0.97")
     shown.add_row("fix validity", str(found.fixed), ">= 0.90")
+    for band in found.reliability:
+        told = f"first cause right where its confidence was {band.low:g} to {band.high:g} (mean {band.said:.2f})"
+        shown.add_row(told, str(band.right), "")
+    shown.add_row("Brier score of the confidence", "" if found.brier is None else f"{found.brier:.3f}", "")
     return shown
 
 

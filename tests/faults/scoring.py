@@ -119,6 +119,8 @@ class Score:
     layer_right: bool | None = None
     causes: tuple[str, ...] = ()
     """Of the incident, likeliest first; "unknown" included."""
+    confidence: float | None = None
+    """Of the first cause; None without one, and where the first one is "unknown"."""
     cause_right: bool | None = None
     cause_in_three: bool | None = None
     true_cause: str | None = None
@@ -164,6 +166,7 @@ def judge(case: Case, seed: int, run_dir: Path, *, silent: tuple[bool, int | Non
         layer=incident.layer if incident else None,
         layer_right=_layer_right(case, seed, incident) if case.places else None,
         causes=tuple(cause.id for cause in incident.causes) if incident else (),
+        confidence=_confidence(incident),
         cause_right=incident is not None and incident.causes[:1] != () and incident.causes[0].id in case.causes,
         cause_in_three=incident is not None and not set(_three(incident)).isdisjoint(case.causes),
         true_cause=case.causes[0],
@@ -174,6 +177,11 @@ def judge(case: Case, seed: int, run_dir: Path, *, silent: tuple[bool, int | Non
 
 def truth_of(case: Case, seed: int, last_step: int) -> Truth:
     return Truth(case.name, seed, None if case.healthy else onset_of(case, seed), case.window, case.lasts, last_step)
+
+
+def _confidence(incident: Incident | None) -> float | None:
+    first = incident.causes[0] if incident and incident.causes else None
+    return None if first is None or first.id == "unknown" else first.confidence
 
 
 def _three(incident: Incident) -> list[str]:

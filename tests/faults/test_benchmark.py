@@ -15,7 +15,7 @@ from tests.faults import harness, peer, report
 from tests.faults.__main__ import Bench, main
 from tests.faults.cases import CONTROLS, FAULTS, PLACE, SMALL_SET
 from tests.faults.harness import Forge, TrainingFailed, job_of, layers_of, onset_of, source_of
-from tests.faults.metrics import Share, confusion, precision, wilson
+from tests.faults.metrics import Share, brier, confusion, precision, reliability, wilson
 from tests.faults.scoring import Events, Score, Truth, events
 from tests.faults.training import Job
 
@@ -141,6 +141,25 @@ def test_confusion_counts_another_accepted_cause_as_right() -> None:
     counted = confusion([score(("a",), True), score(("b",), True), score(("c", "a"), False), score((), False, None)])
     assert counted == {"a": {"a": 2, "c": 1, "no alarm": 1}}
     ElementTree.fromstring(report.picture(counted))
+
+
+def test_a_confidence_that_is_the_share_of_right_answers_is_reliable_in_each_band() -> None:
+    """Answers drawn with the confidence that is said for them: what is right lies in the interval of each band, and
+    the Brier score is the mean of p (1 - p)."""
+    draws = np.random.default_rng(3)
+    said = draws.choice([0.5, 0.7, 0.8, 0.9, 1.0], 4000)
+    scores = [
+        Score("c", 0, 400, 5, 1, 0, confidence=float(p), cause_right=bool(right))
+        for p, right in zip(said, draws.random(4000) < said, strict=True)
+    ]
+    bands = reliability([*scores, Score("c", 0, 400, 5, 1, 0, causes=("unknown",), cause_right=False)])
+    assert [band.said for band in bands] == pytest.approx([0.5, 0.7, 0.8, 0.9, 1.0])
+    assert sum(band.right.trials for band in bands) == 4000
+    assert all(band.right.interval[0] <= band.said <= band.right.interval[1] + 1e-12 for band in bands)
+    assert brier(scores) == pytest.approx(float(np.mean(said * (1 - said))), abs=0.01)
+    overdone = [Score("c", 0, 400, 5, 1, 0, confidence=0.9, cause_right=number % 2 == 0) for number in range(100)]
+    assert reliability(overdone)[0].right.interval[1] < 0.9
+    assert brier([]) is None and reliability([]) == []
 
 
 def _run(loss: np.ndarray, norm: np.ndarray | None = None) -> peer.Run:

@@ -16,6 +16,8 @@ from monitor.diagnosis.wording import count, number, steps
 MOST = 5
 GAP = 10
 """Calm batches between odd ones of one finding."""
+LEAST_VALUES = 64
+"""Of an input that are not equal by chance: a few class labels are. Our judgement."""
 LOSSES = 20
 """Before a loss of 0, none of which may be below a third of their median. Our judgement."""
 
@@ -28,8 +30,8 @@ def odd_input(signals: Signals, *, z: float = Z, change: float = CHANGE, lasting
 
     Stays silent: within the scatter of batches; on changes of batch size or sequence length, which move these numbers;
     before 32 steps; on a loss that has come down to 0. Information for a few odd batches; a warning where the change
-    lasts, where a value is not finite or a hundred times as large as ever, where all values of an input are one and the
-    same, and where two batches have a loss and a gradient of exactly 0 among others of the usual loss.
+    lasts, where a value is not finite or a hundred times as large as ever, where all of an input's 64 values or more
+    are one and the same, and where two batches have a loss and a gradient of exactly 0 among others of the usual loss.
 
     Thresholds: ``z``, robust standard deviations beyond the extremes of the batches before; ``change``, smallest
     relative change; ``lasting``, odd batches, with at most ten others between two of them. Our judgement.
@@ -97,7 +99,7 @@ def _finding(signals: Signals, name: str, rows: np.ndarray, lasting: int) -> Fin
     value, before = float(series.value[first]), usual(series.value, first)
     stays = len(rows) >= lasting
     huge = name == "input_absmax" and value > 100 * abs(before)
-    extreme = not math.isfinite(value) or huge or (name == "input_std" and value == 0)
+    extreme = not math.isfinite(value) or huge or (name == "input_std" and value == 0 and _has_many(signals, first))
     which = steps(int(series.step[first]), int(series.step[last]))
     return Finding(
         summary=f"{name} of {which} is {number(value)}, {number(before)} is usual",
@@ -113,6 +115,13 @@ def _finding(signals: Signals, name: str, rows: np.ndarray, lasting: int) -> Fin
             "print(inputs.float().mean(), inputs.float().std(), inputs.unique().numel())",
         ),
     )
+
+
+def _has_many(signals: Signals, row: int) -> bool:
+    """Whether an input of which all values are the same has many of them: one distinct value is a share of 1 / N."""
+    share = signals["input_unique_share"]
+    at = share.between(int(signals["input_std"].step[row]), None)
+    return len(at) > 0 and bool(at.step[0] == signals["input_std"].step[row] and 0 < at.value[0] <= 1 / LEAST_VALUES)
 
 
 def _cause(run: bool, name: str, value: float, usual: float) -> Cause:

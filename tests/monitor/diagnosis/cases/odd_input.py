@@ -24,6 +24,13 @@ def batches(
     return Signals.from_arrays(series, events=events)
 
 
+def of_one_value(count: int) -> Signals:
+    """``count`` numbers a batch, in row AT all the same."""
+    rng = np.random.default_rng(0)
+    spread = put(rng.normal(1.0, 0.05, STEPS), AT, 0.0)
+    return only(input_std=spread, input_unique_share=put(rng.normal(0.5, 0.01, STEPS), AT, 1 / count))
+
+
 def without_targets(rows: list[int], gradient: float = 0.0, before: np.ndarray | None = None) -> Signals:
     """Losses of exactly 0 in ``rows``, with a gradient norm of ``gradient``."""
     loss = level() if before is None else before
@@ -46,7 +53,8 @@ FIRES = (
     Case("x1000 for one step", lambda: batches(AT, 1000, "input_absmax"), "warning", words="input_absmax"),
     Case("one token over and over", lambda: batches(AT, 0.02, "input_unique_share"), "info", words="unique"),
     Case("not normalised from there on", lambda: batches(slice(AT, None), 60), "warning", words="input_std"),
-    Case("images without a picture", lambda: batches(AT, 0.0), "warning", words="input_std"),
+    Case("images without a picture", lambda: of_one_value(512), "warning", words="input_std"),
+    Case("four class labels, all the same", lambda: of_one_value(4), "info", words="input_std"),
     Case("two batches without a target", lambda: without_targets([AT, AT + 9]), "warning", words="2 batches"),
     Case("a batch without a target", lambda: without_targets([AT]), "info", words="1 batch"),
     Case("NaN", not_a_number, "warning", words="NaN"),

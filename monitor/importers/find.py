@@ -11,9 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from monitor.errors import RunError
-from monitor.importers import trackio_db, wandb_file
-from monitor.importers.json_files import read_json_lines, read_records, read_trainer_state
+from monitor.importers import mlflow, trackio_db, wandb_file
+from monitor.importers.json_files import holds_columns, read_json_lines, read_records, read_trainer_state
 from monitor.importers.lines import encoding_of
+from monitor.importers.notebook import notebook_cells, read_cell
 from monitor.importers.rows import Account, Row, Source
 from monitor.importers.tables import delimiter_of, exported_runs, read_run, read_table
 from monitor.importers.tensorboard import is_events, read_events
@@ -22,7 +23,7 @@ from monitor.runfile import format as fmt
 
 ACCEPTED = (
     "TensorBoard event files, Hugging Face trainer_state.json, CSV, JSON lines, W&B .wandb files, Trackio databases, "
-    "and text logs with lines such as 'step 10: loss 2.3'"
+    "MLflow run folders, notebooks, and text logs with lines such as 'step 10: loss 2.3'"
 )
 HEAD_BYTES = 1 << 16
 MOST_ZEROS = 10
@@ -31,7 +32,7 @@ MOST_FILES = 10_000
 MOST_FOLDERS_DEEP = 8
 _LOGS = frozenset((
     ".log", ".txt", ".out", ".err", ".stdout", ".stderr", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".db",
-    ".sqlite", ".wandb", ".parquet",
+    ".sqlite", ".wandb", ".parquet", ".ipynb",
 ))  # fmt: skip
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _WRITTEN = re.compile(r"tfevents\.(\d+)")
@@ -69,6 +70,11 @@ def _folder(folder: Path) -> list[Source]:
         if fmt.RUN_FILE in files and fmt.ATTEMPTS_DIR in folders:
             folders.clear()  # a run directory of ours is read as such
             continue
+        if mlflow.META in files and mlflow.METRICS in folders and (metrics := mlflow.metric_files(Path(place))):
+            folders.remove(mlflow.METRICS)
+            read = partial(mlflow.read_run, Path(place), metrics)
+            name = _name(Path(place))
+            sources.append(Source("MLflow", Path(place), name, read, partial(_fingerprint, metrics[0])))
         for name in sorted(files):
             file = Path(place) / name
             count += 1
@@ -100,15 +106,12 @@ def _file(path: Path, whole: bool) -> list[Source]:
         whole: the user named this very file, so that one that is no log is an error; else it is [].
     """
     head = _head(path)
-    try:
-        if head.startswith(trackio_db.MAGIC):
-            return _runs(path, "Trackio", trackio_db.database_runs(path), trackio_db.read_database, whole)
-        if head.startswith(trackio_db.PARQUET_MAGIC):
-            return _runs(path, "parquet", trackio_db.parquet_runs(path), trackio_db.read_parquet, whole)
-    except RunError:
-        if whole:
-            raise
-        return []
+    if head.startswith(trackio_db.MAGIC):
+        return _runs(path, "Trackio", _known(trackio_db.database_runs, path, whole), trackio_db.read_database, whole)
+    if head.startswith(trackio_db.PARQUET_MAGIC):
+        return _runs(path, "parquet", _known(trackio_db.parquet_runs, path, whole), trackio_db.read_parquet, whole)
+    if path.suffix.lower() == ".ipynb":
+        return _runs(path, "notebook", _known(notebook_cells, path, whole), read_cell, whole=False)
     if head.startswith(wandb_file.MAGIC):
         return [_source("W&B", path, partial(wandb_file.read_wandb, path))]
     if is_events(head):
@@ -125,13 +128,23 @@ def _file(path: Path, whole: bool) -> list[Source]:
     return _text(path, text)
 
 
+def _known(runs: Callable[[Path], list[tuple[str, str]]], path: Path, whole: bool) -> list[tuple[str, str]]:
+    """The runs in a file; of one that cannot be read [] unless the user named it."""
+    try:
+        return runs(path)
+    except RunError:
+        if whole:
+            raise
+        return []
+
+
 def _text(path: Path, head: str) -> list[Source]:
     start = head.lstrip()
     lines = [line for line in start[:HEAD_BYTES].splitlines() if line.strip()]
     if start.startswith("{") and (path.name == "trainer_state.json" or '"log_history"' in head):
         return [_state(path)]
     first = _object(lines[0]) if start.startswith("{") else None
-    if first and not all(isinstance(value, list) for value in first.values()):
+    if first and not (len(lines) == 1 and holds_columns(first)):
         return [_source("JSON lines", path, partial(read_json_lines, path))]
     if first or start.startswith("[{") or (start.startswith(("{", "[")) and path.suffix.lower() == ".json"):
         return [_source("JSON", path, partial(read_records, path))]

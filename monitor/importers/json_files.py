@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from monitor.importers.lines import read_lines, read_text
-from monitor.importers.rows import Account, Row, flat, number_of, step_of
-from monitor.runfile.format import MAX_JSON_BYTES
+from monitor.importers.rows import MAX_DEPTH, MAX_NAME, Account, Row, flat, number_of, step_of
+from monitor.runfile.format import MAX_COLUMNS, MAX_JSON_BYTES
 
 LARGEST_RECORD = 1 << 24
 _HISTORY = re.compile(r'"log_history"\s*:\s*\[')
 _FACTS = {name: re.compile(rf'"{name}"\s*:\s*(-?[\d.]+)') for name in ("max_steps", "logging_steps", "global_step")}
+_MEASURED = re.compile(r"loss|error|accuracy|(^|[/_])(acc|auc|rmse|mae|mse)($|[/_])", re.I)
+"""Of the lists of a document one is named so; else they are settings, such as the sizes of layers."""
+LEAST_VALUES = 2
+_OF_TOTAL = re.compile(r"(\d{1,15})\s*/\s*\d{1,15}")
 _TIMES = ("_timestamp", "timestamp", "time", "wall_time", "ts")
 
 
@@ -42,6 +46,9 @@ def _loads(text: str) -> Any:
 
 def _record(record: dict[str, Any]) -> Row | None:
     values = flat(record)
+    for name, value in record.items():
+        if isinstance(value, str) and name.startswith("global_step") and (match := _OF_TOTAL.fullmatch(value)):
+            values["global_step"] = float(match[1])  # ms-swift: 'global_step/max_steps': '5/3766'
     time = next((moment for name in _TIMES if (moment := values.get(name, 0.0)) > 1e9), None)
     for name in _TIMES:
         if time is not None and values.get(name) == time:
@@ -53,7 +60,7 @@ def _record(record: dict[str, Any]) -> Row | None:
 
 
 def read_records(path: Path, account: Account) -> Iterator[Row]:
-    """A whole document: a list of records, or lists side by side as in a Keras history.
+    """A whole document: a list of records, lists side by side as in a Keras history, or either inside of it.
 
     Anything else (a configuration, a vocabulary) gives no row.
     """
@@ -63,27 +70,63 @@ def read_records(path: Path, account: Account) -> Iterator[Row]:
         return
     document = _loads("".join(read_text(path)).lstrip("\ufeff"))
     if isinstance(document, dict):
-        nested = [value for value in document.values() if isinstance(value, dict)]
-        columns = document if not nested else document.get("history", {})
-        yield from _columns(columns if isinstance(columns, dict) else {})
+        columns = _columns(document)
+        yield from _rows(columns) if _is_course(columns) else map_records(_longest(document))
     elif isinstance(document, list):
-        for record in document:
-            row = _record(record) if isinstance(record, dict) else None
-            if row is not None:
-                yield row
+        yield from map_records(document)
     elif document is None:
         account.say("json", f"{path}: not a JSON document, or one cut off.")
 
 
-def _columns(document: dict[str, Any]) -> Iterator[Row]:
-    columns = {
-        name: [number_of(value) for value in values]
-        for name, values in document.items()
-        if isinstance(values, list) and values and all(number_of(value) is not None for value in values)
-    }
+def map_records(records: list[Any]) -> Iterator[Row]:
+    """A row per object with numbers."""
+    rows = (_record(record) for record in records if isinstance(record, dict))
+    return (row for row in rows if row is not None)
+
+
+def holds_columns(document: dict[str, Any]) -> bool:
+    """Whether an object is a whole training, its losses in lists side by side or in a list of records, rather than one
+    row of JSON lines."""
+    return _is_course(_columns(document)) or len(_longest(document)) >= LEAST_VALUES
+
+
+def _is_course(columns: Mapping[str, list[float | None]]) -> bool:
+    return any(_MEASURED.search(name) for name in columns)
+
+
+def _columns(document: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[str, list[float | None]]:
+    """Lists of numbers by path, as in a Keras history, XGBoost's results and what ``pandas.to_json`` writes of a
+    table (an object with a value for each row number)."""
+    found: dict[str, list[float | None]] = {}
+    for key, value in document.items():
+        name = f"{prefix}{key}"[:MAX_NAME]
+        if isinstance(value, dict) and value and all(map(str.isdecimal, value)):
+            value = list(value.values())
+        if isinstance(value, dict) and depth < MAX_DEPTH:
+            inside = "" if key == "history" else f"{name}/"
+            found.update(_columns(value, inside, depth + 1))
+        elif isinstance(value, list) and len(value) >= (1 if depth == 0 else LEAST_VALUES):
+            numbers = [None if one is None else number_of(one) for one in value]
+            if all(number is not None or one is None for number, one in zip(numbers, value, strict=True)):
+                found[name] = numbers
+        if len(found) > MAX_COLUMNS:
+            break
+    return found
+
+
+def _rows(columns: Mapping[str, list[float | None]]) -> Iterator[Row]:
     for index in range(max(map(len, columns.values()), default=0)):
         values = {name: column[index] for name, column in columns.items() if index < len(column)}
         yield Row(None, None, {name: value for name, value in values.items() if value is not None})
+
+
+def _longest(document: Any, depth: int = 0) -> list[Any]:
+    """The longest list of objects in it, such as ``{"epochs": [{...}, {...}]}``."""
+    if isinstance(document, list):
+        return document if document and all(isinstance(one, dict) for one in document) else []
+    if not isinstance(document, dict) or depth >= MAX_DEPTH:
+        return []
+    return max((_longest(value, depth + 1) for value in document.values()), key=len, default=[])
 
 
 def read_trainer_state(path: Path, account: Account) -> Iterator[Row]:

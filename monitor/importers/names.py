@@ -19,7 +19,8 @@ _SIGNALS: tuple[tuple[str, float, tuple[str, ...]], ...] = (
         r"(?:train/)?epoch_loss", r"train(?:ing)?[/_](?:avg_|average_|mean_)?loss(?:_?epoch)?",
         r"(?:avg|average|mean)_(?:train(?:ing)?_)?loss", r"loss/train_epoch|losses?/(?:train_)?loss", rf"{_T}cost",
         r"losses/total_loss|total_losses|total", rf"{_T}(?:xent|cross_entropy|nll(?:_loss)?)",
-        r"train(?:ing)?[/_](?:binary_|multi_|m)?log_?loss", r"train(?:ing)?[/_](?:rmse|l[12]|mae|mse)")),
+        r"train(?:ing)?[/_](?:binary_|multi_|m)?log_?loss", r"train(?:ing)?[/_](?:rmse|l[12]|mae|mse)",
+        r"(?:train_)?loss/train/total|train/cross_entropy_loss", r"info/learner/.*/(?:total_)?loss")),
     ("val_loss", 1.0, (
         rf"{_V}[/_](?:total_|lm_|avg_|average_|mean_)?loss(?:_value|_epoch)?", rf"loss[/_]{_V}", r"tel",
         r"(?:validation|val)/epoch_loss", r"test[/_](?:avg_|average_)?loss|loss[/_]test",
@@ -29,9 +30,10 @@ _SIGNALS: tuple[tuple[str, float, tuple[str, ...]], ...] = (
         rf"{_T}grad(?:ient)?s?_?norm(?:_total)?", rf"{_T}gnorm", rf"{_T}global_grad(?:ient)?_norm",
         r"grad_2\.0_norm_total", r"optim/total_grad_norm",
         r"(?:train|optim|grad|gradients?|lm)[/_](?:total_|global_)?grad(?:ient)?[_-]?norm", r"total_(?:grad_)?norm",
-        r"norm", r"grdn|grad")),
+        r"norm", r"grdn|grad", r"(?:train_)?l2_norm/grad/global")),
     ("lr", 1.0, (
-        rf"{_T}(?:lr|learning_rate)", r"lr-[\w.]+(?:/pg1)?", r"lr[/_](?:pg)?0", r"learning_rate[/_]0",
+        rf"{_T}(?:lr|learning_rate)", r"(?:train_)?lr-[\w.]+(?:/pg1|/group0)?",
+        r"info/learner/.*/cur_lr", r"lr[/_](?:pg)?0", r"learning_rate[/_]0",
         r"optim/learning_rate(?:_group0)?",
         r"(?:optim|optimizer|opt|hp|hyperparameters|charts|sched|schedule)[/_](?:lr|learning_rate)", r"optim_lr")),
     ("loss_scale", 1.0, (rf"{_T}(?:loss_scale|grad_scale|loss_scaling_factor)",)),
@@ -56,8 +58,8 @@ _SOME_LOSS = re.compile(
 _GROUP = re.compile(r"(?:train/)?(?:lr|learning_rate)(?:-[\w.]+)?[/_](pg)?(\d{1,3})")
 _STEPS = (
     "global_step", "trainer/global_step", "train/global_step", "train/train_global_step", "num_updates",
-    "train_num_updates", "_step", "step", "steps", "iteration", "iterations", "iter", "n_iter", "it", "update",
-    "updates", "batch", "total_timesteps", "time/total_timesteps", "total_steps", "total/steps", "steps_done",
+    "train_num_updates", "current_steps", "_step", "step", "steps", "iteration", "iterations", "iter", "n_iter", "it",
+    "update", "updates", "batch", "total_timesteps", "time/total_timesteps", "total_steps", "total/steps", "steps_done",
     "timesteps", "timesteps_total", "num_timesteps", "training_iteration", "round", "episode", "episodes", "epoch",
     "epochs", "train/epoch",
 )  # fmt: skip
@@ -84,6 +86,7 @@ class Naming:
     def __init__(self, first: Mapping[str, int]) -> None:
         """``first``: the names of the first rows, with how often each came."""
         self.meanings: dict[str, Meaning] = {}
+        self._first = tuple(first)
         wanted = [
             (place, -count, order, name, signal, factor)
             for order, (name, count) in enumerate(first.items())
@@ -97,11 +100,23 @@ class Naming:
         for _, _, _, name, signal, factor in wanted:
             if name not in self.meanings and not self._taken(signal):
                 self.meanings[name] = Meaning(signal, factor)
+        self._twin()
         only = [name for name in first if _SOME_LOSS.fullmatch(_normal(name))]
         if len(only) == 1 and not self._taken("train_loss") and only[0] not in self.meanings:
             self.meanings[only[0]] = Meaning("train_loss")
+            self._twin()
         for name in first:
             self.of(name)
+
+    def _twin(self) -> None:
+        """Of the loss that is the training's, the one that is called the same of a validation."""
+        mine = next((_normal(name) for name, meaning in self.meanings.items() if meaning.name == "train_loss"), None)
+        if mine is None or self._taken("val_loss"):
+            return
+        wanted = re.compile(rf"{_V}[/_]{re.escape(re.sub('^train(ing)?[/_]', '', mine))}")
+        twin = next((name for name in self._first if wanted.fullmatch(_normal(name))), None)
+        if twin is not None and twin not in self.meanings:
+            self.meanings[twin] = Meaning("val_loss")
 
     def of(self, name: str) -> Meaning:
         """What ``name`` is recorded as; of a new one that it may be, if nothing else is yet."""

@@ -20,9 +20,13 @@ _HEAD = re.compile(
     r"(?P<total>\s*/\s*\d{1,15})?(?:\W+global_step\W+(?P<all>\d{1,15}))?[\W_]*",
     re.I,
 )
+_TAG = re.compile(
+    r".*\[(?P<word>step|batch|iteration)=(?P<count>\d{1,15})(?P<total>/\d{1,15})?(?:,epoch=\d+)?\]:?\s*", re.I
+)
+"""How OLMo and Composer begin one."""
 _STAMPED_BAR = re.compile(r"\s*(?:\d{4}-\d\d-\d\d \d\d:\d\d:\d\d[.,]\d+\s*)?\|[\s>|]*")
 _ENTRY = re.compile(
-    r"\s*(?P<name>[A-Za-z][^:|=\[\]{}\"']{0,80}?)\s*(?::|\s{2,})\s*"
+    r"\s*(?P<name>[A-Za-z][^:|=\[\]{}\"']{0,80}?)\s*(?::|=|\s{2,})\s*"
     r"(?P<number>[-+]?(?:\d[\d,]*\.?\d*(?:e[-+]?\d+)?|\.\d+(?:e[-+]?\d+)?|nan|inf))"
     r"(?:\s*\([^()]*\)|(?P<unit>\s?[A-Za-z/%]{1,8}))?\s*\|?\s*",
     re.I,
@@ -56,15 +60,23 @@ class _Paragraph:
             yield from self.lines
 
 
+def _count(head: re.Match[str]) -> str:
+    """``iteration 7/100``. A batch of Composer's is none of an epoch."""
+    fields = head.groupdict()
+    if fields.get("all"):
+        return f"global_step {fields['all']}"
+    word = "step" if fields["word"].lower() == "batch" else fields["word"].lower()
+    return f"{word} {fields['count']}{fields['total'] or ''}"
+
+
 def one_line_each(lines: Iterable[str]) -> Iterator[str]:
     """``lines``, where those of a paragraph are one line."""
     now = _Paragraph()
     for line in lines:
         short = len(line) < LONGEST_ENTRY and ", " not in line and " - " not in line  # most rows of a log are not
-        if short and (head := _HEAD.fullmatch(line)):
+        if short and (head := _HEAD.fullmatch(line) or _TAG.fullmatch(line)):
             yield from now.end()
-            count = f"global_step {head['all']}" if head["all"] else f"{head['word']} {head['count']}"
-            now = _Paragraph(count.lower() + (head["total"] or "" if not head["all"] else ""), lines=[line])
+            now = _Paragraph(_count(head), lines=[line])
             continue
         bar = _STAMPED_BAR.match(line) if short else None
         entry = _ENTRY.fullmatch(line, bar.end() if bar else 0) if short else None

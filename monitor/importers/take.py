@@ -121,6 +121,11 @@ def _is_settings(first: list[Row], steps: _Steps, naming: Naming) -> bool:
     return len(first) == 1 and first[0].step is None and steps.name is None and not measured
 
 
+def _moves(name: str, first: list[Row]) -> bool:
+    """Whether a column is not the same number in each row, as the planned steps are."""
+    return len({row.values[name] for row in first if name in row.values}) > 1
+
+
 class _Steps:
     """Sees to it that every row has a step: its own, the value of a column, or its number."""
 
@@ -134,7 +139,8 @@ class _Steps:
         self._told: set[str] = set()
         """What was told of the present step."""
         if first and all(row.step is None for row in first):
-            self.name = step_name(dict.fromkeys(name for row in first for name in row.values))
+            names = list(dict.fromkeys(name for row in first for name in row.values))
+            self.name = step_name(name for name in names if _moves(name, first)) or step_name(names)
             if self.name is not None and not self._counts(first):
                 self.name = None
             if self.name is None:

@@ -12,7 +12,7 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -45,8 +45,10 @@ _STAMPED = re.compile(r"(?<=.)(?=\[\d{4}[-/]\d\d[-/]\d\d \d\d:\d\d:\d\d[\],.])")
 """Where a second record begins in a line: another writer spoke into a bar, or the line ends were lost."""
 _RECORD = re.compile(r"^(\s*\{.*\})(?!.*%\|)[^}]*$")
 """A printed dictionary; what follows it is a remark, or another bar than that of the training."""
+_GLOG = re.compile(r"^[IWEF]\d{4} \d\d:\d\d:\d\d\.\d+\s+\d+ [\w.-]+:\d+\] ")
+"""What Google's loggers put before each line; no number of it measures anything."""
 _ROUND = re.compile(r"^\[(\d{1,9})\]\s+(?=[A-Za-z])")
-"""How XGBoost and LightGBM count their rounds."""
+"""How XGBoost and LightGBM count their rounds, and Flax its steps."""
 _RATE = re.compile(r"^ \w+/s(?:ec)?(?= )")
 """What was counted each second is the unit of the number before it, no name of the next."""
 _OWNED = re.compile(r"(?<=\w)'s (?=\w)")
@@ -114,8 +116,13 @@ _ERROR = re.compile(r"^(?:[\w.]*(?:Error|Exception|Interrupt)\b.*)")
 
 def read_log(path: Path, account: Account) -> Iterator[Row]:
     """A row per line with metrics. Lines of other ranks than the first are left out, and it is said."""
+    return rows_of(_plain_lines(path, account), path, account)
+
+
+def rows_of(lines: Iterable[str], path: Path, account: Account) -> Iterator[Row]:
+    """The same of lines without terminal codes, which ``path`` held in whatever way."""
     reader, box, columns, aligned = _Log(path, account), Box(), Columns(), Aligned()
-    for line in one_line_each(joined(_plain_lines(path, account))):
+    for line in one_line_each(joined(lines)):
         taken = box.takes(line) or columns.takes(line) or aligned.takes(line)
         for table in (box, columns, aligned):
             yield from _out_of(table.rows)
@@ -137,6 +144,7 @@ def _plain_lines(path: Path, account: Account) -> Iterator[str]:
     for line in read_lines(path, account):
         for part in line.split("\x08") if "\x08" in line else (line,):
             text = plain(part)
+            text = _GLOG.sub("", text) if "] " in text[20:80] else text
             yield from _STAMPED.split(text) if "[20" in text[1:] else (text,)
 
 

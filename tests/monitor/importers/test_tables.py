@@ -162,3 +162,24 @@ def test_strokes_between_the_pairs_and_stars_around_a_number(tmp_path: Path) -> 
     assert series(read(log(tmp_path, strokes), tmp_path / "a"), "train_loss") == {5000: 5.0, 6000: 6.0}
     stars = log(tmp_path, "{'loss': **4.75**, 'grad_norm': 3.0, 'epoch': 0.1}\n", "stars.log")
     assert series(read(stars, tmp_path / "b"), "train_loss") == {1: 4.75}
+
+
+TAGGED = {
+    "OLMo": (
+        "2024-02-01 10:00:00.123\thost:0\tolmo.train:600\tINFO\t[step={step}/739328,epoch=0]\n"
+        "    train/CrossEntropyLoss={loss}\n    throughput/total_tokens=4,194,304\n    optim/total_grad_norm={norm}\n"
+    ),
+    "Composer": (
+        "[batch={step}/1000]:\n\t Train time/epoch: 0\n\t Train loss/train/total: {loss}\n"
+        "\t Train l2_norm/grad/global: {norm}\n"
+    ),
+    "Flax": "I0101 12:00:00.000000 139 writer.py:48] [{step}] learning_rate=0.001, loss={loss}, grad_norm={norm}\n",
+}
+
+
+@pytest.mark.parametrize("program", TAGGED)
+def test_rows_under_a_tag_with_the_step(program: str, tmp_path: Path) -> None:
+    text = "".join(TAGGED[program].format(step=10 * n, loss=11 - n / 4, norm=n / 2) for n in (1, 2, 3))
+    run = read(log(tmp_path, text), tmp_path / "runs")
+    assert series(run, "train_loss") == {10: 10.75, 20: 10.5, 30: 10.25}
+    assert series(run, "grad_norm_preclip") == {10: 0.5, 20: 1.0, 30: 1.5}

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from monitor.errors import RunError
+from monitor.importers import import_path
 from monitor.importers.rows import Account
 from monitor.importers.tensorboard import read_events
 from monitor.importers.wire import masked_crc32c
+from monitor.runfile.reader import open_run
 from tests.monitor.importers.helpers import FIXTURES, STEPS, loss_at, norm_at, read, same, series, taken
 
 LOSSES = {step: loss_at(step) for step in STEPS}
@@ -209,3 +212,112 @@ def test_every_kind_in_one_folder(tmp_path):
             shutil.copy(path, tmp_path / path.name)
     kinds = sorted(run.task for run in _runs(tmp_path, tmp_path / "runs"))
     assert kinds == ["imported: TensorBoard", "imported: Trackio", "imported: Trackio", "imported: W&B"]
+
+
+def test_a_run_of_mlflow_is_a_folder_with_a_file_for_each_metric(tmp_path):
+    run = tmp_path / "mlruns" / "0" / "abc123"
+    (run / "metrics" / "val").mkdir(parents=True)
+    (run / "meta.yaml").write_text("run_id: abc123\n")
+    (run / "metrics" / "loss").write_text("".join(f"{1700000000000 + n} {3 - n / 8} {n * 10}\n" for n in range(8)))
+    (run / "metrics" / "val" / "loss").write_text("1700000000500 2.5 0\n1700000009000 nan 70\nnot a value\n")
+    one = taken(tmp_path / "mlruns", tmp_path / "runs")
+    found = read(tmp_path / "mlruns", tmp_path / "runs")
+    assert one.source.format == "MLflow"
+    assert series(found, "train_loss") == {n * 10: 3 - n / 8 for n in range(8)}
+    assert same(series(found, "val_loss"), {0: 2.5, 70: math.nan})
+    assert any("not a value" in message for message in one.messages)
+
+
+def _notebook(*outputs: list[dict]) -> str:
+    cells = [{"cell_type": "code", "source": ["trainer.train()"], "outputs": output} for output in outputs]
+    return json.dumps({"cells": [{"cell_type": "markdown", "source": ["# loss: 3"]}, *cells], "nbformat": 4}, indent=1)
+
+
+def test_the_cells_of_a_notebook_are_trainings(tmp_path):
+    bars = [f"Epoch {n}/3\n10/10 [====] - 1s - loss: {3 - n}.5 - val_loss: {4 - n}.0\n" for n in (1, 2, 3)]
+    head = "".join(f"<th>{name}</th>" for name in ("Step", "Training Loss", "Validation Loss"))
+    body = "".join(f"<tr>\n<td>{n}00</td> <td>{n}.5</td><td>{'No log' if n == 5 else 'nan'}</td></tr>" for n in (5, 6))
+    table = f'<div><p>done</p></div><table border="1"><tr>{head}</tr>{body}</table>'
+    path = tmp_path / "train.ipynb"
+    path.write_text(_notebook(
+        [{"output_type": "stream", "name": "stdout", "text": bars}],
+        [{"output_type": "execute_result", "data": {"text/plain": "42"}}],
+        [{"output_type": "display_data", "data": {"text/html": [table], "text/plain": ["<HTML object>"]}}],
+    ))  # fmt: skip
+    first, second = (open_run(one.runs[0]) for one in import_path(path, tmp_path / "runs"))
+    assert series(first, "train_loss") == {10: 2.5, 20: 1.5, 30: 0.5}
+    assert series(second, "train_loss") == {500: 5.5, 600: 6.5}
+    assert same(series(second, "val_loss"), {600: math.nan})
+
+
+@pytest.mark.parametrize(
+    "text", [_notebook([]), '{"cells": 3}', "{", ""], ids=["no outputs", "no cells", "cut", "empty"]
+)
+def test_a_notebook_without_metrics_is_refused_in_one_message(text, tmp_path):
+    path = tmp_path / "a.ipynb"
+    path.write_text(text)
+    with pytest.raises(RunError, match="no training metrics found"):
+        import_path(path, tmp_path / "runs")
+
+
+COURSES = {
+    "settings beside": {
+        "config": {"lr": 0.1, "sizes": [64, 32]},
+        "train_loss": [3, 2, 1.5],
+        "val_loss": [3, 2.5, 2.75],
+    },
+    "by split": {"train": {"loss": [3, 2, 1.5]}, "val": {"loss": [3, 2.5, 2.75]}},
+    "XGBoost": {"train": {"logloss": [3, 2, 1.5]}, "valid": {"logloss": [3, 2.5, 2.75]}},
+    "pandas": {"loss": {"0": 3, "1": 2, "2": 1.5}, "val_loss": {"0": 3, "1": 2.5, "2": 2.75}},
+    "records": {
+        "best": 2,
+        "epochs": [{"loss": 3, "val_loss": 3}, {"loss": 2, "val_loss": 2.5}, {"loss": 1.5, "val_loss": 2.75}],
+    },
+}
+
+
+@pytest.mark.parametrize("indent", [None, 2], ids=["one line", "indented"])
+@pytest.mark.parametrize("kind", COURSES)
+def test_a_training_in_one_document(kind, indent, tmp_path):
+    path = tmp_path / "history.json"
+    path.write_text(json.dumps(COURSES[kind], indent=indent))
+    run = read(path, tmp_path / "runs")
+    assert list(series(run, "train_loss").values()) == [3, 2, 1.5]
+    assert list(series(run, "val_loss").values()) == [3, 2.5, 2.75]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"layers": {"sizes": [64, 32]}, "dropout": [0.1, 0.2]},
+        {"vocab": {"a": 0, "b": 1}},
+        {"tags": [{"name": "x"}] * 5},
+    ],
+    ids=["settings", "vocabulary", "records without numbers"],
+)
+def test_a_document_without_a_loss_is_no_training(document, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(document, indent=2))
+    with pytest.raises(RunError, match="no training metrics found"):
+        import_path(path, tmp_path / "runs")
+
+
+def test_the_planned_steps_are_no_counter(tmp_path):
+    rows = [{"total_steps": 90, "current_steps": 10 * n, "loss": 3.0 - n, "lr": 1e-4} for n in (1, 2, 3)]
+    path = tmp_path / "trainer_log.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert series(read(path, tmp_path / "a"), "train_loss") == {10: 2.0, 20: 1.0, 30: 0.0}
+    texts = [{"loss": 3.0 - n, "epoch": n / 10, "global_step/max_steps": f"{10 * n}/90"} for n in (1, 2, 3)]
+    path.write_text("\n".join(map(json.dumps, texts)))
+    assert list(series(read(path, tmp_path / "b"), "train_loss")) == [10, 20, 30]
+
+
+def test_names_of_rllib_and_the_twin_of_a_loss(tmp_path):
+    stats = "info/learner/default_policy/learner_stats"
+    csv = f"training_iteration,{stats}/total_loss,{stats}/cur_lr,{stats}/kl\n1,200,5e-5,0.1\n2,150,5e-5,0.2\n"
+    (tmp_path / "progress.csv").write_text(csv)
+    run = read(tmp_path / "progress.csv", tmp_path / "a")
+    assert series(run, "train_loss") == {1: 200, 2: 150} and series(run, "lr") == {1: 5e-5, 2: 5e-5}
+    (tmp_path / "log.csv").write_text("epoch,dice_loss,val_dice_loss\n1,0.9,0.95\n2,0.8,0.9\n")
+    run = read(tmp_path / "log.csv", tmp_path / "b")
+    assert series(run, "train_loss") == {1: 0.9, 2: 0.8} and series(run, "val_loss") == {1: 0.95, 2: 0.9}

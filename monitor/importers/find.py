@@ -12,12 +12,13 @@ from pathlib import Path
 
 from monitor.errors import RunError
 from monitor.importers import mlflow, trackio_db, wandb_file
+from monitor.importers.families import Member, families, read_family
 from monitor.importers.json_files import holds_columns, read_json_lines, read_records, read_trainer_state
 from monitor.importers.lines import encoding_of
 from monitor.importers.notebook import notebook_cells, read_cell
 from monitor.importers.rows import Account, Row, Source
 from monitor.importers.tables import delimiter_of, exported_runs, read_run, read_table
-from monitor.importers.tensorboard import is_events, read_events
+from monitor.importers.tensorboard import is_events
 from monitor.importers.text import read_log
 from monitor.runfile import format as fmt
 
@@ -89,7 +90,8 @@ def _folder(folder: Path) -> list[Source]:
                 states.setdefault(file.parent.parent if inside else file.parent, []).append(file)
             elif file.suffix.lower() in _LOGS:
                 sources += _file(file, whole=False)
-    sources += [_events(place, files) for place, files in events.items()]
+    ordered = {place: _in_order(files) for place, files in events.items()}
+    sources += [_events(place, members) for place, members in families(ordered).items()]
     sources += [_state(max(files, key=_checkpoint)) for files in states.values()]
     return sorted(sources, key=lambda source: (str(source.path), source.inner))
 
@@ -115,7 +117,7 @@ def _file(path: Path, whole: bool) -> list[Source]:
     if head.startswith(wandb_file.MAGIC):
         return [_source("W&B", path, partial(wandb_file.read_wandb, path))]
     if is_events(head):
-        return [_events(path, [path])]
+        return [_events(path, [([path], str)])]
     text = head.decode(encoding_of(head), "replace").lstrip("\ufeff")
     if text.count("\x00") > len(text) // MOST_ZEROS:
         if whole:
@@ -171,11 +173,15 @@ def _state(path: Path) -> Source:
     return _source("Hugging Face trainer_state.json", path, partial(read_trainer_state, path))
 
 
-def _events(place: Path, files: list[Path]) -> Source:
-    """Event files of one folder, by the second that they were begun in."""
-    files = sorted(files, key=lambda file: (_begun(file), file.name))
-    read = partial(read_events, files)
-    return Source("TensorBoard", place, _name(place), read, partial(_fingerprint, files[0]), resumes=True)
+def _events(place: Path, members: list[Member]) -> Source:
+    """Event files of one folder and of those that belong to it."""
+    read = partial(read_family, members)
+    return Source("TensorBoard", place, _name(place), read, partial(_fingerprint, members[0][0][0]), resumes=True)
+
+
+def _in_order(files: list[Path]) -> list[Path]:
+    """By the second that they were begun in."""
+    return sorted(files, key=lambda file: (_begun(file), file.name))
 
 
 def _begun(file: Path) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,8 @@ LONGEST_LINE = 1 << 24
 _TIMES = ("wall time", "wall_time", "timestamp", "_timestamp")
 RUN_MARK = " - "
 """Between the run and the metric in W&B's export."""
-YOLO_LOSSES = ("train/box_loss", "train/cls_loss", "train/dfl_loss")
+YOLO_LOSSES = re.compile(r"(train|val)/(?:box|cls|dfl|obj|seg|sem|pose|kobj|rle|angle|giou|l1)_loss")
+"""Its parts: of YOLOv5 with ``obj``, of segmentation, pose, oriented boxes, RT-DETR."""
 
 
 def delimiter_of(lines: list[str]) -> str | None:
@@ -124,10 +126,12 @@ def _names(path: Path, cells: list[str], account: Account) -> dict[int, str]:
 
 def _total(values: dict[str, float], account: Account) -> None:
     """Ultralytics logs the parts of its loss, already weighted, and not their sum."""
-    if YOLO_LOSSES[0] not in values or "train/loss" in values:
+    parts: dict[str, list[str]] = {}
+    for name in values:
+        if match := YOLO_LOSSES.fullmatch(name):
+            parts.setdefault(match[1], []).append(name)
+    if len(parts.get("train", ())) < 2 or "train/loss" in values:
         return
-    for kind in ("train", "val"):
-        parts = [values[name] for part in YOLO_LOSSES if (name := part.replace("train", kind)) in values]
-        if parts:
-            values[f"{kind}/loss"] = sum(parts)
-            account.origins[f"{kind}/loss"] = f"sum of {kind}/box_loss, cls_loss and dfl_loss"
+    for kind, names in parts.items():
+        values[f"{kind}/loss"] = sum(values[name] for name in names)
+        account.origins[f"{kind}/loss"] = f"sum of {', '.join(names)}"

@@ -61,6 +61,47 @@ def test_a_later_event_file_of_a_folder_is_a_resume(tmp_path):
     assert loss[90] == 90.0 and loss[100] == 100.25
 
 
+def _events(folder: Path, curves: dict[str, list[float]], step: int = 1) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    length = max(map(len, curves.values()), default=0)
+    rows = [(n * step, 1.7e9 + n, {tag: curve[n] for tag, curve in curves.items()}) for n in range(length)]
+    (folder / "events.out.tfevents.1700000000.h").write_bytes(b"".join(map(event, rows)) or event((0, 1.7e9, {})))
+
+
+def test_the_folders_of_training_and_validation_are_one_run(tmp_path):
+    _events(tmp_path / "logs" / "train", {"epoch_loss": [3.0, 2.0, 1.0], "epoch_lr": [0.5, 0.5, 0.5]})
+    _events(tmp_path / "logs" / "validation", {"epoch_loss": [3.5, 2.5, 2.75]})
+    run = read(tmp_path / "logs", tmp_path / "runs")
+    assert series(run, "train_loss") == {0: 3.0, 1: 2.0, 2: 1.0}
+    assert series(run, "val_loss") == {0: 3.5, 1: 2.5, 2: 2.75}
+
+
+def test_the_folders_of_an_estimator_and_of_curves_of_one_chart_are_one_run(tmp_path):
+    _events(tmp_path / "a", {"loss": [4.0, 3.0, 2.0]}, step=100)
+    _events(tmp_path / "a" / "eval", {"loss": [4.5]})
+    assert list(series(read(tmp_path / "a", tmp_path / "r"), "val_loss").values()) == [4.5]
+    _events(tmp_path / "b", {"other": [1.0, 1.0]})
+    _events(tmp_path / "b" / "Loss_train", {"Loss": [3.0, 2.0]})
+    _events(tmp_path / "b" / "Loss_val", {"Loss": [3.5, 2.5]})
+    run = read(tmp_path / "b", tmp_path / "s")
+    assert series(run, "train_loss") == {0: 3.0, 1: 2.0} and series(run, "val_loss") == {0: 3.5, 1: 2.5}
+
+
+def test_runs_below_a_folder_with_events_stay_their_own(tmp_path):
+    _events(tmp_path / "runs", {})
+    for name in ("exp_1", "exp_2"):
+        _events(tmp_path / "runs" / name, {"loss": [3.0, 2.0]})
+    assert len(import_path(tmp_path / "runs", tmp_path / "imported")) == 2
+
+
+def test_the_parts_of_any_of_ultralytics_losses_are_summed(tmp_path):
+    v5 = "             epoch,     train/box_loss,     train/obj_loss,     train/cls_loss,       val/box_loss, x/lr0"
+    rows = "".join(f"\n{n},0.5,0.25,{1 / 2**n},0.5,0.1" for n in range(3))
+    (tmp_path / "results.csv").write_text(v5 + rows)
+    run = read(tmp_path / "results.csv", tmp_path / "runs")
+    assert series(run, "train_loss") == {0: 1.75, 1: 1.25, 2: 1.0}
+
+
 def event(row: tuple[int, float, dict[str, float]]) -> bytes:
     """An Event with simple values, framed as a record, written by hand."""
     step, time, values = row

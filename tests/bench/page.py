@@ -9,8 +9,9 @@ since a busy machine stretches the second and not the first.
             step in it; the page loaded for the first time and again; a drag to a hundredth of the run until finer data
             are drawn; memory of the server and of the tab.
             1 000 000 steps x 20 scalars beside the peers, and 100 000 steps x 200 layers
-    live    12 charts x 4 traces with an update every two seconds: bytes, CPU of browser and server per update, charts
-            missing at any frame, nodes kept; all, one and none of the charts moving; st.plotly_chart doing the same
+    live    12 charts x 4 traces with an update every two seconds: bytes, CPU of browser and server per update, then,
+            with a probe that costs time of its own, charts missing at any frame, nodes kept; all, one and none of the
+            charts moving; st.plotly_chart doing the same
     list    10 000 runs: cold, and again
 
 Peers are skipped where they are not installed; ``GRADIOMETER_PEERS=/path/to/python`` names the Python that has Trackio
@@ -355,14 +356,15 @@ def opening(browser: Browser, data: Path, steps: int, layers: int, scratch: Path
 
 # ---- living -------------------------------------------------------------------------------------------------------
 
+MARK = "() => { for (const plot of document.querySelectorAll('.js-plotly-plot')) plot.__mark = 1; }"
 PROBE = """() => {
     window.__fewest = 99;
     const drawn = () => new Set([...document.querySelectorAll('.js-plotly-plot .scatterlayer path.js-line')]
         .map((line) => line.closest('.js-plotly-plot'))).size;
-    for (const plot of document.querySelectorAll('.js-plotly-plot')) plot.__mark = 1;
     const look = () => { window.__fewest = Math.min(window.__fewest, drawn()); requestAnimationFrame(look); };
     look();
 }"""
+"""Asks for a frame sixty times a second: what it takes is measured apart from what it costs."""
 
 
 def lived(browser: Browser, address: str, running: Server) -> dict[str, float]:
@@ -378,17 +380,20 @@ def lived(browser: Browser, address: str, running: Server) -> dict[str, float]:
         timeout=PATIENCE_S * 1000,
     )
     page.wait_for_timeout(5000)
-    # The probe costs a little of the browser's time, the same for all.
-    page.evaluate(PROBE)
+    page.evaluate(MARK)
     sent.clear()
-    before = cpu_of(browsers()), running.cpu()
+    before = cpu_of(browsers()), running.cpu(), running.own_cpu()
     page.wait_for_timeout(2000 * TICKS)
-    after = cpu_of(browsers()), running.cpu()
+    after = cpu_of(browsers()), running.cpu(), running.own_cpu()
+    kilobytes = sum(sent) / 1e3 / TICKS
+    page.evaluate(PROBE)
+    page.wait_for_timeout(2000 * 3)
     marks = "[...document.querySelectorAll('.js-plotly-plot')].filter((plot) => plot.__mark).length"
     result = {
-        "kB sent": sum(sent) / 1e3 / TICKS,
+        "kB sent": kilobytes,
         "browser CPU ms": (after[0] - before[0]) / TICKS * 1e3,
         "server CPU ms": (after[1] - before[1]) / TICKS * 1e3,
+        "server CPU ms without its processes": (after[2] - before[2]) / TICKS * 1e3,
         "charts at the worst frame": page.evaluate("window.__fewest"),
         "nodes kept": page.evaluate(marks),
     }

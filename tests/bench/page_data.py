@@ -178,7 +178,8 @@ def live(folder: Path, runs: int, metrics: int, moving: int) -> None:
             step += 1
         for writer in writers:
             if moving:
-                writer.scalars(step, time.time(), dict(zip(names[:moving], [2.0 + step % 7] * moving, strict=True)))
+                row = table[4_000 + step % 1_000, :moving]
+                writer.scalars(step, time.time(), dict(zip(names[:moving], row.tolist(), strict=True)))
             writer.heartbeat(step=step, state="training", step_time_s=2.0, planned_steps=100_000)
             writer.flush(30)
         (folder.parent / "ready").touch()

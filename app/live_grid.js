@@ -90,7 +90,7 @@ function newState(root) {
   root.replaceChildren(bar, charts);
   const S = {
     root, status, cursor, spanText: span, resetButton: reset, pauseButton: pause, charts,
-    slots: new Map(), versions: {}, extent: null, marks: [], state: null, range: null, layer: null, at: null, pins: [], logs: {}, stat: null,
+    slots: new Map(), versions: {}, extent: null, whole: null, marks: [], lines: '[]', state: null, range: null, layer: null, at: null, pins: [], logs: {}, stat: null,
     timer: 0, newsTimer: 0, newsAt: 0, newsTold: 0, reportTimer: 0, resizeTimer: 0, soonTimer: 0, busy: false, again: false, paused: false, updated: 0, failed: false, theme: '',
     bar: 0, given: -1, stopped: false, drawnOnce: false, open: new Set(),
   };
@@ -256,8 +256,8 @@ function apply(S, header, body) {
     else if (S.state.news && S.state.last_step !== before.last_step) tellNews(S, STEPS_AFTER_MS);
   }
   if ('layout' in changed) layOut(S, header.layout);
-  const before = JSON.stringify(S.extent);
-  if ('extent' in changed) S.extent = header.extent;
+  const before = xRange(S).join();
+  if ('extent' in changed) { S.extent = header.extent; setWhole(S); }
   if ('marks' in changed) S.marks = header.marks;
   if ('incidents' in changed) S.incidents = header.incidents;
   Object.assign(S.versions, changed);
@@ -272,15 +272,29 @@ function apply(S, header, body) {
   for (const [id, curves] of Object.entries(header.curves)) {
     const slot = S.slots.get(id);
     if (!slot?.data?.traces) continue;
+    const where = signsOf(slot);
     slot.data.traces.forEach((trace, i) => { trace.incidents = curves[i]; });
-    slot.dirty = true;
+    if (signsOf(slot) === where) slot.worded = true;
+    else slot.dirty = true;
   }
-  const all = 'marks' in changed || (!S.range && before !== JSON.stringify(S.extent)) || !S.drawnOnce;
+  const lines = 'marks' in changed ? linesOf(S) : S.lines;
+  const all = lines !== S.lines || before !== xRange(S).join() || !S.drawnOnce;
+  S.lines = lines;
   for (const slot of S.slots.values()) {
-    if (all && slot.data) slot.dirty = true;
+    if (all || ('marks' in changed && slot.spec.kind === 'events')) slot.dirty = true;
     if (slot.dirty && slot.data && (slot.visible || !S.drawnOnce)) draw(S, slot);
   }
   S.drawnOnce = S.drawnOnce || header.charts.length > 0;
+}
+
+// Where the signs on the curves of a chart are. Their words are drawn when the pointer comes, which is who reads them: an
+// incident that goes on has others with every diagnosis.
+const signsOf = (slot) => JSON.stringify(slot.data.traces.map((trace) => trace.incidents?.map((mark) => [mark.x, mark.y, mark.severity])));
+
+// What is drawn of the marks across every chart, to the pixel.
+function linesOf(S) {
+  const [low, high] = xRange(S), pixel = (x) => (x === null ? x : Math.round((x - low) / (high - low) * buckets(S)));
+  return JSON.stringify(S.marks.filter((mark) => mark.line).map((mark) => [mark.x, pixel(mark.last), mark.kind, mark.severity]));
 }
 
 // To what stands beside the charts and may be older than they, once in so many milliseconds.
@@ -405,9 +419,10 @@ function newSlot(S, spec) {
   const wrap = element('div', 'gm-plot');
   wrap.append(plot, cross, tip);
   node.append(head, wrap);
-  const slot = { id: spec.id, spec, node, plot, wrap, cross, tip, title, unit, legend, note, tools, visible: !spec.section || spec.open, dirty: false, drawn: false, data: null, log: S.logs[spec.id] ?? null, own: 0 };
+  const slot = { id: spec.id, spec, node, plot, wrap, cross, tip, title, unit, legend, note, tools, visible: !spec.section || spec.open, dirty: false, worded: false, drawn: false, data: null, log: S.logs[spec.id] ?? null, own: 0 };
   node.__slot = slot;
   S.seen.observe(node);
+  wrap.addEventListener('mouseenter', () => { if (slot.worded && slot.drawn) draw(S, slot); });
   wrap.addEventListener('mousemove', (event) => hover(S, slot, event));
   wrap.addEventListener('mouseleave', () => hover(S, null, null));
   if (spec.kind === 'heat' || spec.kind === 'profile') wrap.addEventListener('pointerdown', (event) => pressed(S, slot, event), true);
@@ -535,12 +550,20 @@ function setHead(slot, spec) {
 
 // ---- drawing --------------------------------------------------------------------------------------------------------
 
+const MARGIN = 0.004;       // of the run, to the left and the right of it
+
 function xRange(S) {
-  if (S.range) return S.range;
-  if (!S.extent) return [0, 1];
-  const [first, last] = S.extent;
-  const pad = Math.max((last - first) * 0.004, first === last ? 0.5 : 0);
-  return [first - pad, last + pad];
+  return S.range || S.whole || [0, 1];
+}
+
+// The range of the whole run. Another one is another drawing of every chart, so that it stays while what has come since
+// fits into its margin.
+function setWhole(S) {
+  if (!S.extent) { S.whole = null; return; }
+  const [first, last] = S.extent, [low, high] = S.whole || [NaN, NaN];
+  if (low <= first && last <= high && high - low <= (last - first) * (1 + 4 * MARGIN)) return;
+  const pad = Math.max((last - first) * MARGIN, first === last ? 0.5 : 0);
+  S.whole = [first - pad, last + pad];
 }
 
 function baseLayout(S, T, slot) {
@@ -550,7 +573,7 @@ function baseLayout(S, T, slot) {
     paper_bgcolor: 'rgba(0,0,0,0)', plot_bgcolor: 'rgba(0,0,0,0)', font: { family: T.font, color: T.text, size: 12 },
     hoverlabel: { bgcolor: T.background, bordercolor: T.line, font: { family: T.font, size: 12, color: T.text }, align: 'left' },
     xaxis: { ...axis, range: xRange(S).slice(), type: 'linear', fixedrange: false, tickformat: ',~f', separatethousands: true, nticks: wide(S) ? 12 : 5, showgrid: true, ...timeTicks(S, slot.spec.x_kind), ...(slot.last ? { title: { text: slot.spec.x_title, font: { size: 12, color: T.muted }, standoff: 8 } } : {}) },
-    yaxis: { ...axis, fixedrange: true, nticks: Math.max(3, Math.round(slot.spec.height / 38)), exponentformat: 'power', automargin: false },
+    yaxis: { ...axis, fixedrange: true, ticklabeloverflow: 'allow', nticks: Math.max(3, Math.round(slot.spec.height / 38)), exponentformat: 'power', automargin: false },
     shapes: [], uirevision: 'constant', separators: '.\u202f',
   };
 }
@@ -601,7 +624,7 @@ function draw(S, slot) {
   if (!P || S.stopped || !slot.data) return;
   const T = theme(S);
   S.theme = T.key;
-  slot.dirty = false;
+  slot.dirty = slot.worded = false;
   const drawer = { heat: heatFigure, events: eventsFigure, parts: partsFigure, profile: profileFigure }[slot.spec.kind] || linesFigure;
   const { traces, layout } = drawer(S, T, slot);
   layout.shapes.push(...markShapes(S, T, slot));
@@ -694,6 +717,11 @@ function logAxis(slot) {
 const OPACITY = { faded: 0.45, raw: 0.45, parent: 0.75 };
 const DASHES = { limit: 'dash', faded: 'dot', parent: 'dot' };
 
+// One pixel is drawn by a way of its own, several times as fast as any other width; of a curve this long it is no less to
+// see, since most of it are steep lines.
+const MANY_POINTS = 600;
+const lineWidth = (trace) => (trace.role === 'points' || trace.role === 'raw' ? 1 : trace.every ? 1.9 : trace.x.length > MANY_POINTS ? 1 : 1.4);
+
 function lineTrace(T, trace) {
   const few = trace.x.length <= 40;
   const colour = colourOf(T, trace);
@@ -701,7 +729,7 @@ function lineTrace(T, trace) {
     type: 'scatter', name: plotlyText(trace.name), x: trace.x, y: trace.y, connectgaps: false, hoverinfo: 'skip',
     mode: ['limit', 'faded', 'parent'].includes(trace.role) ? 'lines' : trace.role === 'points' || few ? 'lines+markers' : 'lines',
     opacity: OPACITY[trace.role] || 1,
-    line: { color: colour, width: trace.role === 'points' || trace.role === 'raw' ? 1 : trace.every ? 1.9 : 1.4, dash: DASHES[trace.role] || 'solid', simplify: false },
+    line: { color: colour, width: lineWidth(trace), dash: DASHES[trace.role] || 'solid', simplify: false },
     marker: { color: colour, size: trace.role === 'points' ? 5 : 3.5 },
   };
 }

@@ -30,12 +30,10 @@ def ui() -> None:
 if __name__ == "__main__":  # each run of the script
     ui()
 else:  # imported once by the server, which finds `app` by reading the syntax tree
-    import importlib
     import threading
 
-    from app.serve import lifespan
+    from app.serve import lifespan, make_ready
     from app.web import middleware, on_script_error, routes
 
-    # Not needed to listen, and a third of a second of the first page when it has to wait for it.
-    threading.Thread(target=importlib.import_module, args=["app.views.sections"], name="imports", daemon=True).start()
+    threading.Thread(target=make_ready, name="imports", daemon=True).start()
     app = st.App(__file__, routes=routes, middleware=middleware, on_script_error=on_script_error, lifespan=lifespan)

@@ -203,6 +203,8 @@ class AttemptData:
         self.ranks: dict[int, RankData] = {}
         self.settled = False
         """The attempt has ended, a later one has followed it, and everything it wrote has been read."""
+        self.beat = False
+        """Whether the last :meth:`refresh` found another heartbeat."""
         self._run_dir = run_dir
         self._folder = fmt.attempt_dir(run_dir, number)
         self._record = JsonFile(self._folder / fmt.ATTEMPT_FILE)
@@ -212,19 +214,19 @@ class AttemptData:
         self._changes = JsonFile(self._folder / CHANGES_FILE)
 
     def refresh(self, superseded: bool, complain: Complain) -> bool:
-        """Read what was added; True if there was anything.
+        """Read what was added; True if there was anything but heartbeats.
 
         Args:
             superseded: a later attempt has begun.
         """
-        changed = False
+        changed = self.beat = False
         # Asked before the segments are read: what was written before the end must not be missed.
         for file in self._files():
             changed |= file.refresh()
         ended = self._exit.value is not None or self._supervisor_exit.value is not None
         changed |= self._find_ranks(complain)
         for rank in self.ranks.values():
-            changed |= rank.heartbeat.refresh()
+            self.beat |= rank.heartbeat.refresh()
             # An exit record may be written while the writer is still at it.
             changed |= rank.poll(ended and (rank.closed or superseded), complain)
         self.settled = ended and superseded and not changed

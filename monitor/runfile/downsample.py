@@ -86,13 +86,12 @@ def _extremes(step: np.ndarray, value: np.ndarray, buckets: int) -> np.ndarray:
     if len(step) <= 2 * buckets + 2:
         return np.arange(len(step))
     starts = bucket_starts(step, buckets)
-    stops = np.append(starts[1:], len(step))
-    kept = [0, len(step) - 1]
-    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
-        piece = value[start:stop]
-        kept.append(start + int(piece.argmin()))
-        kept.append(start + int(piece.argmax()))
-    return np.unique(np.array(kept))
+    samples = np.diff(starts, append=len(step))
+    kept = [np.array([0, len(step) - 1])]
+    for extreme in (np.minimum, np.maximum):
+        equal = np.flatnonzero(value == np.repeat(extreme.reduceat(value, starts), samples))
+        kept.append(equal[np.searchsorted(equal, starts)])  # the first one of each bucket
+    return np.unique(np.concatenate(kept))
 
 
 @dataclass(frozen=True, slots=True)

@@ -89,7 +89,7 @@ class Run:
         self._peaks: dict[Any, Peaks] = {}
         self._polls = 0
         self.version = 0
-        """Grows with every change that :meth:`refresh` sees."""
+        """Grows with every change that :meth:`refresh` sees but heartbeats, which come once a second."""
         self.refresh()
 
     # What the run is --------------------------------------------------------------------------------------------------
@@ -226,18 +226,19 @@ class Run:
         changed |= self._afterwards.refresh(self._problem)
         changed |= self._landscapes.refresh(self._problem)
         changed |= self._find_attempts()
-        latest = max(self._attempts, default=-1)
+        latest, beat = max(self._attempts, default=-1), False
         for number, data in self._attempts.items():
             if data.settled or (number != latest and self._polls % SETTLED_EVERY and self._polls > 1):
                 continue
             changed |= data.refresh(number != latest, self._problem)
+            beat |= data.beat
         if changed:
             self.version += 1
             self._cache.clear()
             self._described = tuple(data.describe() for data in self._attempts.values())
             recorded = [number for number, data in self._attempts.items() if data.has_steps()]
             self._line = current_line(self._described, recorded)
-        return changed
+        return changed or beat
 
     def _find_attempts(self) -> bool:
         folder = self.path / fmt.ATTEMPTS_DIR

@@ -118,6 +118,19 @@ def test_arrays_stay_as_they_were_when_the_run_grows(run_dir: Path, writer: Rank
     assert len(run.series("train_loss")) == 5000
 
 
+def test_a_heartbeat_alone_is_news_but_no_other_version(run_dir: Path, writer: RankWriter) -> None:
+    write_steps(writer, 1, 50)
+    writer.close()  # so that it writes none of its own
+    run = open_run(run_dir)
+    version, signal = run.version, run.series("train_loss")
+    beat = run_dir / "attempts/0000/rank-00000/heartbeat.json"
+    beat.write_text(beat.read_text().replace('"closing"', '"training"'))
+    assert run.refresh()
+    assert (run.state.heartbeat or {})["state"] == "training"
+    assert run.version == version
+    assert run.series("train_loss") is signal
+
+
 def test_a_frame_tells_absent_from_nan(run_dir: Path, writer: RankWriter) -> None:
     writer.scalars(1, START, {"a": 1.0})
     writer.scalars(2, START, {"a": math.nan, "b": 2.0})

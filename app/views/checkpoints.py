@@ -13,6 +13,7 @@ import streamlit as st
 from app import text
 from app.data import READERS
 from app.facts import Facts
+from app.followed import followed
 from app.live_grid import live_grid
 from app.views import rewind
 from app.views.common import keep_steps, zoomed_steps
@@ -26,7 +27,7 @@ MOST_FILES = 10_000
 def show(path: Path, facts: Facts) -> None:
     """The curves with the checkpoints on them, and the table."""
     rewind.show(path, facts)
-    st.fragment(table, run_every=4.0 if facts.live else None)(path)
+    followed(table, 4.0 if facts.live else None)(path)
     key = f"checkpoints-{path.name}"
     st.fragment(live_grid)(
         path.name, "checkpoints", key=key, span=zoomed_steps(), every_s=4.0, on_range_change=lambda: keep_steps(key)

@@ -12,6 +12,7 @@ import streamlit as st
 
 from app import control, data, fixes, text
 from app.data import READERS, Background
+from app.followed import followed
 from app.incident import incident_key
 from app.live_grid import live_grid
 from app.views.common import badge
@@ -42,7 +43,7 @@ OUTCOMES: Background[Outcome] = Background("verdicts", _judged, min_interval=1.0
 
 def show(path: Path, found: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) -> None:
     """What can be tried on an incident, and what has been; runs by itself, so that verdicts appear."""
-    st.fragment(panel, run_every=REFRESH_S)(path, found, findings)
+    followed(panel, REFRESH_S)(path, found, findings)
 
 
 def panel(path: Path, found: Mapping[str, Any], findings: Sequence[Mapping[str, Any]]) -> None:
@@ -187,7 +188,7 @@ def note(path: Path) -> None:
     with READERS.reading(path) as run:
         parent, fix = run.parent or {}, (run.parent or {}).get("fix")
     if isinstance(fix, dict) and isinstance(parent.get("run"), str):
-        st.fragment(_note, run_every=REFRESH_S)(path, str(parent["run"]), str(fix.get("text")))
+        followed(_note, REFRESH_S)(path, str(parent["run"]), str(fix.get("text")))
 
 
 def _note(path: Path, parent: str, change: str) -> None:

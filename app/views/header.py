@@ -23,7 +23,7 @@ LINE_SHOWN = 4  # attempts of a long lineage that are named
 
 
 def show(path: Path, name: str, was_live: bool) -> None:
-    """State, health, progress and the latest numbers; runs by itself every second while the training does."""
+    """State, health, progress and the latest numbers; runs again by itself, soon while the training does."""
     with READERS.reading(path) as run:
         facts, version, created = facts_of(run), run.version, run.created
         line, parent = run.line, run.parent

@@ -13,6 +13,7 @@ from app.charts.measures import layer_curve
 from app.charts.still import window_figure
 from app.data import DIAGNOSES, READERS, incidents_of
 from app.facts import Facts
+from app.followed import followed
 from app.incident import (
     cannot_tell,
     cause_title,
@@ -36,7 +37,7 @@ from monitor.runfile.reader import Run
 
 def show(path: Path, facts: Facts) -> None:
     """The incidents, worst first, and the one that is open; then what could not be told."""
-    st.fragment(incident_list, run_every=refresh_s(path, facts, 4.0))(path)
+    followed(incident_list, refresh_s(path, facts, 4.0))(path)
 
 
 def open_incident(key: str) -> None:

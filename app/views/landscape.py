@@ -14,6 +14,7 @@ from app import control, text
 from app.charts.landscape import connect_figure, contour_figure, slice_figure, slices_of, surface_figure
 from app.data import READERS, is_sample
 from app.facts import Facts
+from app.followed import followed
 from app.live_grid import live_grid
 from app.views.common import keep_steps, zoomed_steps
 from monitor.errors import GradiometerError
@@ -46,13 +47,13 @@ def show(path: Path, facts: Facts) -> None:
         st.caption("The trainer takes them every monitor.landscape\\_every steps; in a loop of your own call:")
         st.code("mon.landscape(loss_fn, batch, curvature=True)", language=None)
     else:
-        st.fragment(answer, run_every=10.0 if facts.live else None)(path)
+        followed(answer, 10.0 if facts.live else None)(path)
         key = f"landscape-{path.name}"
         st.fragment(live_grid)(
             path.name, "landscape", key=key, span=zoomed_steps(), every_s=4.0, on_range_change=lambda: keep_steps(key)
         )
     at_work = looking(path.absolute()).running
-    st.fragment(pictures, run_every=3.0 if at_work else 10.0 if facts.live else None)(path)
+    followed(pictures, 3.0 if at_work else 10.0 if facts.live else None)(path)
     if steps and not is_sample(path):
         form(path, steps)
 

@@ -11,6 +11,7 @@ import streamlit as st
 
 from app import control, data, text
 from app.dry_run import DRY_RUNS
+from app.followed import followed
 from app.views.common import refused
 from monitor.errors import ConfigError, GradiometerError
 from trainer import launch
@@ -245,7 +246,7 @@ def summary(config: TrainConfig | None, problem: str | None, bad: dict[str, str]
         )
         st.button("Start", type="primary", on_click=start, args=(config,), disabled=off, key="start")
     if config is not None:
-        st.fragment(tried_out, run_every=1.0 if is_running(config) else None)(config)
+        followed(tried_out, 1.0 if is_running(config) else None)(config)
         folder = data.launch_folder()
         st.caption(f"The same in a terminal; either way the run is written to {text.markdown(folder)}")
         st.code(shlex.join(launch.command(config, folder, config.name)), language=None, wrap_lines=True)

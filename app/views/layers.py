@@ -11,6 +11,7 @@ from app import text
 from app.charts.layers import Measured, measured_at
 from app.data import READERS
 from app.facts import Facts
+from app.followed import followed
 from app.live_grid import live_grid
 from app.views.common import keep, keep_cell, keep_steps, zoomed_steps
 from app.web import stretch_of
@@ -41,7 +42,7 @@ def layers(path: Path, facts: Facts) -> None:
         on_range_change=lambda: keep_steps(key),
         on_cell_change=lambda: keep_cell(key),
     )
-    st.fragment(tables, run_every=10.0 if facts.live else None)(path, at)
+    followed(tables, 10.0 if facts.live else None)(path, at)
 
 
 def chosen_stretch() -> tuple[int, int] | None:

@@ -12,6 +12,7 @@ import streamlit as st
 from app import text
 from app.data import READERS
 from app.facts import Facts
+from app.followed import followed
 from app.incident import as_lines
 from monitor.runfile.reader import Event
 
@@ -22,7 +23,7 @@ LINES_SEARCHED, EVENTS_SEARCHED = 20_000, 5_000
 
 def show(path: Path, facts: Facts) -> None:
     """What the training printed last, and what happened in it."""
-    st.fragment(log_tail, run_every=2.0 if facts.live else None)(path)
+    followed(log_tail, 2.0 if facts.live else None)(path)
 
 
 def log_tail(path: Path) -> None:

@@ -12,6 +12,7 @@ import streamlit as st
 from app import text
 from app.data import READERS
 from app.facts import Facts
+from app.followed import followed
 from app.live_grid import live_grid
 from app.views.common import refused
 from monitor.errors import RunError
@@ -42,7 +43,7 @@ def has_several(run: Run) -> bool:
 
 def show(path: Path, facts: Facts) -> None:
     """The part of the run page."""
-    st.fragment(tables, run_every=4.0 if facts.live else None)(path)
+    followed(tables, 4.0 if facts.live else None)(path)
     live_grid(path.name, "ranks", key=f"ranks-{path.name}", every_s=4.0)
 
 

@@ -7,6 +7,7 @@ import streamlit as st
 from app import data
 from app.data import DIAGNOSES, READERS
 from app.facts import facts_of
+from app.followed import followed
 from app.page_tools import page_tools
 from app.views import fixes, header, ranks
 from app.views.common import refused
@@ -21,6 +22,8 @@ LIST_COMMAND = "gradiometer runs"
 DIAGNOSIS_WAIT_S = 0.8
 # How long the diagnosis of a long run, which keeps a core busy for seconds, is not begun: the page is drawn by then.
 HEAD_START_S = 2.0
+# Between two looks of the header at a live run, as the charts, and at one that has ended, which may be resumed.
+LIVE_S, ENDED_S = 2.0, 5.0
 
 
 def page() -> None:
@@ -46,7 +49,7 @@ def page() -> None:
         st.session_state["waited_for"] = run_id
         long = (facts.step or 0) >= LONG_ROWS
         DIAGNOSES.of(path, version, wait=0 if long else DIAGNOSIS_WAIT_S, head_start=HEAD_START_S if long else 0)
-    st.fragment(header.show, run_every=1.0 if facts.live else 3.0)(path, name, facts.live)
+    followed(header.show, LIVE_S if facts.live else ENDED_S, bell=True)(path, name, facts.live)
     fixes.note(path)
     choice, tools = st.columns([4, 1], vertical_alignment="center")
     section = choice.segmented_control(

@@ -12,6 +12,7 @@ from app.charts.axes import AXES
 from app.charts.look import MOST_PINS
 from app.data import DIAGNOSES, READERS, incidents_of
 from app.facts import Facts
+from app.followed import followed
 from app.incident import incident_key
 from app.live_grid import live_grid
 from app.views.common import keep, keep_cell, keep_range, severity_badge, zoomed
@@ -21,7 +22,7 @@ from app.views.incidents import open_incident, refresh_s
 
 def show(path: Path, facts: Facts) -> None:
     """The aligned stack, with the worst incident above it."""
-    st.fragment(alarm, run_every=refresh_s(path, facts, 3.0))(path)
+    followed(alarm, refresh_s(path, facts, 3.0))(path)
     if facts.step is None and not facts.live:
         st.info("This run has no points, and nothing writes to it any more. Start another one:")
         st.code("gradiometer train", language=None)

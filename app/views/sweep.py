@@ -11,6 +11,7 @@ import streamlit as st
 
 from app import control, data, text
 from app.charts.sweep import importance_figure, parallel_figure, progress_figure
+from app.followed import followed
 from app.views.common import badge, refused
 from monitor.errors import ConfigError, GradiometerError, RunError
 from trainer.config import PRESETS, form_fields, load_config
@@ -44,7 +45,7 @@ def page() -> None:
             refused(error, "gradiometer sweep list")
             return
         live = sweep.state in ("running", "stopping")
-        st.fragment(one_sweep, run_every=3.0 if live else None)(sweep.id)
+        followed(one_sweep, 3.0 if live else None)(sweep.id)
         return
     st.session_state.pop("sweep_begun", None)  # the form is seen again: another click means another sweep
     listing()

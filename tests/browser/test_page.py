@@ -10,7 +10,7 @@ from playwright.sync_api import expect
 
 from monitor.errors import ConfigError
 from tests.app import runs_for_tests as made
-from tests.browser.conftest import AT, HEIGHT, App, Tab
+from tests.browser.conftest import AT, HEIGHT, READY, App, Tab
 from tests.waiting import until
 from trainer.config import TrainConfig, with_values
 
@@ -103,16 +103,19 @@ def test_nothing_is_sent_when_nothing_changed_and_a_hidden_tab_sleeps(tab: Tab, 
     assert set(tab.frames) == {204}
 
     wait_for_run(app, live_run)
+    messages: list[int] = []
+    tab.page.on("websocket", lambda socket: socket.on("framereceived", lambda message: messages.append(len(message))))
     tab.open_run(live_run)
     tab.charts()
     tab.page.evaluate("window.__hidden = true; document.dispatchEvent(new Event('visibilitychange'))")
-    tab.wait("() => !document.querySelector('.gm-grid').__gm.busy")
-    tab.page.wait_for_timeout(100)  # until its answer has been noted here
+    tab.wait(f"() => !document.querySelector('.gm-grid').__gm.busy && document.querySelector('{READY}')")
+    tab.page.wait_for_timeout(500)  # until its answer has been noted here, and a part that was due has run
     tab.frames.clear()
-    tab.page.wait_for_timeout(2600)  # the charts of a live run ask every two seconds
-    assert tab.frames == []
+    messages.clear()
+    tab.page.wait_for_timeout(2600)  # the charts and the head of a live run ask every two seconds
+    assert tab.frames == [] == messages
     tab.page.evaluate("window.__hidden = false; document.dispatchEvent(new Event('visibilitychange'))")
-    tab.until(lambda: tab.frames, "an answer")
+    tab.until(lambda: tab.frames and messages, "an answer, and the head of the run")
     assert tab.frames[0] == 200
 
 

@@ -27,6 +27,15 @@ ACCEPTED = (
     "MLflow run folders, notebooks, and text logs with lines such as 'step 10: loss 2.3'"
 )
 HEAD_BYTES = 1 << 16
+_NO_LOGS = (
+    (
+        "version https://git-lfs",
+        "a Git LFS pointer, not the file itself. Fetch it with 'git lfs pull', then try again.",
+    ),
+    ("<!doctype html", "a web page, not a log. Download the raw file, then try again."),
+    ("<html", "a web page, not a log. Download the raw file, then try again."),
+)
+"""How a text begins that stands for a log and is none, and what to do."""
 MOST_ZEROS = 10
 """One character in so many of a text may be a zero byte: a crash leaves them where a block was not written."""
 MOST_FILES = 10_000
@@ -126,6 +135,10 @@ def _file(path: Path, whole: bool) -> list[Source]:
     if not text.strip():
         if whole:
             raise RunError(f"{path}: an empty file. Accepted: {ACCEPTED}.")
+        return []
+    if refusal := next((words for start, words in _NO_LOGS if text[:64].lstrip().lower().startswith(start)), None):
+        if whole:
+            raise RunError(f"{path}: {refusal}")
         return []
     return _text(path, text)
 

@@ -126,6 +126,15 @@ def _moves(name: str, first: list[Row]) -> bool:
     return len({row.values[name] for row in first if name in row.values}) > 1
 
 
+def _are_batches(first: list[Row]) -> bool:
+    """Whether the step of each row is its epoch, of which another row tells something else, epoch for epoch."""
+    if not all(row.step is not None and row.step == row.values.get("epoch") for row in first):
+        return False
+    pairs = [(a.values, b.values) for a, b in itertools.pairwise(first) if a.step == b.step]
+    other = sum(any(a[name] != b[name] for name in a.keys() & b.keys()) for a, b in pairs)
+    return other >= max(2, len({row.step for row in first}))
+
+
 class _Steps:
     """Sees to it that every row has a step: its own, the value of a column, or its number."""
 
@@ -134,7 +143,11 @@ class _Steps:
         self.name: str | None = None
         """The column that counts."""
         self._count = 0
-        self._given = any(row.step is not None for row in first)
+        self._batches = _are_batches(first)
+        """The source counts nothing but epochs, of which each row is a part."""
+        if self._batches:
+            account.say("batches", "several rows of each epoch and no count of them; the rows are counted, from 1.")
+        self._given = not self._batches and any(row.step is not None for row in first)
         self._epoch, self._raw, self._offset, self._top = -1.0, -1, 0, 0
         self._told: set[str] = set()
         """What was told of the present step."""
@@ -163,6 +176,8 @@ class _Steps:
 
     def settle(self, row: Row) -> bool:
         """Give the row its step; False when it has none that a run can hold, or nothing else."""
+        if self._batches:
+            row.step = None
         if self.name is not None and row.step is None:
             row.step = step_of(row.values.pop(self.name, None))
         elif row.step is None and self._given:

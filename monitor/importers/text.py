@@ -69,6 +69,8 @@ _KEY = re.compile(r"[A-Za-z_@#][^\s\"']*(?: [^\s\"']+){0,5}")
 _BARE = re.compile(r"^(\d+) (train|val|hella\w*) ([-+.\deE]+|nan|inf)$")
 _INDEXED = re.compile(r"^\s*(\d{1,12}):[ \t]+([-+]?\d+\.\d+(?:e[-+]?\d+)?|nan|inf)\s*$")
 """A step and one number that nobody named, as NVIDIA's WaveGlow prints its loss."""
+_BATCHES = re.compile(r"([Bb]atch \[)\d+-(\d+)(?=\])")
+"""MXNet's batches since the row before: ``Batch [20-40]``."""
 _GLUED = re.compile(r"^\W{0,3}(?:step|iter|iteration)_\d+\b")
 """Names that are joined to their numbers: ``step_20: loss_3.1``."""
 _GLUE = re.compile(r"(?<=[A-Za-z])_(?=[-+]?\d)")
@@ -84,6 +86,7 @@ _STEPS = (
     "global_steps",
     "step",
     "steps",
+    "total_step",
     "iteration",
     "iterations",
     "iter",
@@ -227,6 +230,8 @@ class _Log:
         time, text = _without_times(line)
         if match := _ROUND.match(text):
             text = f"round {match[1]} {text[match.end() :]}"
+        if "atch [" in text:
+            text = _BATCHES.sub(r"\1\2", text)
         if _GLUED.match(text):
             text = _GLUE.sub(" ", text)
         if "'s " in text:
@@ -477,6 +482,9 @@ def _key(label: str) -> tuple[str, str]:
     if "(" in name and ")" not in name and bare.endswith(")"):
         name += ")"
     words = name.split()
+    if 2 < len(words) < 5 and words[-1] == "is" and _LOSS.search(name):  # "Loss is nan" is a warning's sentence
+        said, words = True, words[:-1]
+        name = " ".join(words)
     if words and words[-1].lower() in _STEPS and (len(words) <= 2 or not said):
         return words[-1], f"{before} {' '.join(words[:-1])}"
     if len(words) == 2 and "epoch" in (words[0].lower(), words[1].lower()):

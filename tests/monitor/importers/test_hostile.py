@@ -162,3 +162,19 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
         )  # fmt: skip
         peaks.append(int(done.stdout))
     assert peaks[1] - peaks[0] < 100, peaks
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 2529\n", "git lfs pull"),
+        ("<!DOCTYPE html>\n<html><body>404: Not Found, loss: 3</body></html>\n", "raw file"),
+    ],
+)
+@pytest.mark.parametrize("name", ["progress.csv", "metrics.jsonl", "train.log"])
+def test_what_stands_for_a_log_is_named(text, words, name, tmp_path):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(RunError, match=words):
+        import_path(tmp_path / name, tmp_path / "runs")
+    (tmp_path / "good.log").write_text("".join(f"step {n} loss {3 - n / 8}\n" for n in range(9)))
+    assert [one.source.path.name for one in import_path(tmp_path, tmp_path / "all")] == ["good.log"]

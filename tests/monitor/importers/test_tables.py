@@ -183,3 +183,25 @@ def test_rows_under_a_tag_with_the_step(program: str, tmp_path: Path) -> None:
     run = read(log(tmp_path, text), tmp_path / "runs")
     assert series(run, "train_loss") == {10: 10.75, 20: 10.5, 30: 10.25}
     assert series(run, "grad_norm_preclip") == {10: 0.5, 20: 1.0, 30: 1.5}
+
+
+BATCHES = {
+    "nothing but the epoch": ("Epoch {epoch} train Loss: {loss} Accu :0.5\n", [1, 2, 3, 4]),
+    "MXNet": ("Epoch[{epoch}] Batch [{before}-{batch}]\tSpeed: 6.24 samples/sec\tLoss={loss}\n", [20, 40, 60, 80]),
+    "in words": (
+        "epoch {epoch}, total_step {step}, total loss is {loss} , reg_loss is 0.08, time 229.4 s\n",
+        [1, 2, 3, 4],
+    ),
+}
+
+
+@pytest.mark.parametrize("program", BATCHES)
+def test_batches_of_an_epoch_are_rows(program: str, tmp_path: Path) -> None:
+    line, steps = BATCHES[program]
+    text = "".join(
+        line.format(epoch=n // 2, step=n + 1, before=20 * (n % 2), batch=20 * (n % 2 + 1), loss=3 - n / 4)
+        for n in range(4)
+    )
+    found = series(read(log(tmp_path, text), tmp_path / "runs"), "train_loss")
+    assert list(found.values()) == [3.0, 2.75, 2.5, 2.25]
+    assert list(found) == steps or program == "MXNet"

@@ -170,6 +170,8 @@ CATALOGUE: dict[str, SignalSpec] = _table(
     ("input_hash", "1", _INPUT, "52-bit hash of these values: equal for equal batches.", "scalars", _SAMPLE, _EVERY),
     ("log_z_mean", "nats", _OUTPUT, "Mean of log Σ exp of the output logits, over at most 256 rows.", "scalars", _SAMPLE, _EVERY_10),
     ("log_classes", "nats", _OUTPUT, "Loss of a uniform guess: the logarithm of the number of output logits.", "scalars", _SAMPLE, _EVERY_10),
+    ("unrelated_loss", "nats", _OUTPUT,
+     "Cross-entropy of these rows against targets that have nothing to do with them: mean log Σ exp less the mean logit.", "scalars", _SAMPLE, _EVERY_10),
     ("output_softmax_share", "1", _OUTPUT,
      "Share of these rows that are probabilities already: a loss that takes logits must not get them.", "scalars", _SAMPLE, _EVERY_10),
     ("step_time_s", "s", "wall clock", "From the end of the step before to the end of this one.", "scalars", _HOST, _EVERY),

@@ -145,6 +145,28 @@ def loss_follows_policy(signals: Signals) -> bool:
     return any(_OF_POLICY.search(name) for name in names) and not any(_PREFERENCES.search(name) for name in names)
 
 
+def loss_may_rise(signals: Signals) -> bool:
+    """Whether a higher loss need not be a worse model: it follows a policy, or other losses are minimised in turn with
+    it and raise it (a GAN's)."""
+    return loss_follows_policy(signals) or bool(signals.events("objectives"))
+
+
+_RETURNS = re.compile(r"(^|[/_])(ep_rew_mean|returns?|rewards?|reward_mean|mean_reward)($|[/_])", re.I)
+
+
+def returns_change(signals: Signals, onset: int) -> float:
+    """By how much a reward or return is higher at the end than before step ``onset``, medians of both; 0 where none was
+    recorded on both sides. A policy whose returns rise has not been lost, whatever its loss does."""
+    for name in signals.names:
+        value = signals[name] if _RETURNS.search(name) else None
+        if value is not None:
+            before, after = value.between(None, onset - 1).value, value.between(onset, None).value
+            before, after = before[np.isfinite(before)], after[np.isfinite(after)]
+            if len(before) and len(after):
+                return float(np.median(after[len(after) // 2 :]) - np.median(before))
+    return 0.0
+
+
 def loss_is_signed(signals: Signals, *, share: float = 0.02, zeros: float = 0.3) -> bool:
     """Whether the training loss is often <= 0, so that its ratios have no meaning (reinforcement learning, densities).
 
@@ -192,7 +214,7 @@ def loss_is_lost(signals: Signals, onset: int) -> bool:
     loss = signals["train_loss"]
     before = loss.between(None, onset - 1).value
     before = before[np.isfinite(before)][-20:]
-    if len(before) < LOST_ROWS or loss_is_signed(signals):
+    if len(before) < LOST_ROWS or loss_is_signed(signals) or returns_change(signals, onset) > 0:
         return False
     base = float(np.median(before))
     soon = loss.between(None, onset + span(signals, 50))

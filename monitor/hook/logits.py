@@ -26,7 +26,8 @@ _ON_SIMPLEX = 1e-3
 
 
 class OutputLogits(Probe):
-    """Mean log Z of the output logits, the loss of a uniform guess, and the share of rows that are probabilities."""
+    """Mean log Z of the output logits, the loss of a uniform guess and that of these outputs against unrelated targets,
+    and the share of rows that are probabilities."""
 
     name = "output logits"
     every = 10
@@ -60,9 +61,13 @@ class OutputLogits(Probe):
         classes = self._classes
 
         def decode(arrays: list[np.ndarray]) -> Decoded:
-            log_z, on_simplex = arrays[0].tolist()
-            scalars = {"log_z_mean": log_z, "log_classes": math.log(classes), "output_softmax_share": on_simplex}
-            return Decoded(scalars)
+            log_z, unrelated, on_simplex = arrays[0].tolist()
+            return Decoded({
+                "log_z_mean": log_z,
+                "log_classes": math.log(classes),
+                "unrelated_loss": unrelated,
+                "output_softmax_share": on_simplex,
+            })  # fmt: skip
 
         return Reading([seen], decode)
 
@@ -96,7 +101,9 @@ def sampled(logits: Tensor) -> Tensor:
 
 
 def _summary(rows: Tensor) -> Tensor:
-    """float32[2]: mean of log Σ exp over the rows; share of rows that are probabilities already."""
+    """float32[3]: mean of log Σ exp over the rows; the same less the mean logit, which is the cross-entropy against
+    targets that have nothing to do with the rows; share of rows that are probabilities already."""
     rows = rows.float()
+    log_z = rows.logsumexp(-1).mean()
     probabilities = ((rows.sum(-1) - 1).abs() <= _ON_SIMPLEX) & (rows.amin(-1) >= 0)
-    return torch.stack([rows.logsumexp(-1).mean(), probabilities.float().mean()])
+    return torch.stack([log_z, log_z - rows.mean(), probabilities.float().mean()])

@@ -41,6 +41,10 @@ _EVALUATED_AGAIN = (
     "the optimizer evaluates its closure several times in a step: gradient norms are those of the last evaluation, "
     "update norms those of the whole step"
 )
+_SEVERAL_OBJECTIVES = (
+    "an optimizer steps after a backward pass of its own, and another one before it in the same step: losses that are "
+    "minimised in turn, as of a GAN, may raise each other"
+)
 _MOVED_BEFORE = (
     "the optimizer changes the weights before it first evaluates its closure: what is measured from before to after "
     "the step (update norms, directions) is absent"
@@ -172,6 +176,10 @@ class Loop:
         """How many ``step`` calls of each optimizer are running, one within the other."""
         self._evaluations: dict[int, int] = {}
         """How often each optimizer whose step was given a closure, and is running, has evaluated it."""
+        self._stepped_last: int | None = None
+        """The optimizer that stepped last in this step."""
+        self._backward_since = False
+        """A backward pass followed."""
         self._from_the_start: set[int] = set()
         """Optimizers in a step with a closure whose weights the probes have seen as they were before it."""
 
@@ -250,6 +258,7 @@ class Loop:
             self.gradients.backward_ended(self._scale())
             self._read_lrs()
         self.probes.backward_ended()
+        self._backward_since = self._stepped_last is not None
         self.clock.switch(self._between)
 
     def in_forward(self) -> bool:
@@ -341,6 +350,8 @@ class Loop:
         changed = None
         with contained(PART):
             self._stepped = True
+            if self._backward_since and self._stepped_last != id(optimizer):
+                self._tell_once("objectives", _SEVERAL_OBJECTIVES)
             if closure is None:
                 self.gradients.before_optimizer(optimizer, self._scale())
             elif not depth:
@@ -406,6 +417,7 @@ class Loop:
             if id(optimizer) in self._from_the_start:
                 self._from_the_start.discard(id(optimizer))
                 self.probes.after_optimizer(optimizer)
+        self._stepped_last, self._backward_since = id(optimizer), False
         self._between = GAP
         self.clock.switch(GAP)
 
@@ -443,9 +455,13 @@ class Loop:
             self._tell(text)
 
     def _note(self, key: str, text: str) -> None:
+        self._tell_once(key, text, "note")
+
+    def _tell_once(self, key: str, text: str, kind: str = "") -> None:
+        """An event of this kind, or of the key's name."""
         if key not in self._told:
             self._told.add(key)
-            self.probes.tell("note", text=text)
+            self.probes.tell(kind or key, text=text)
 
     # Reading ---------------------------------------------------------------------------------------------------------
 

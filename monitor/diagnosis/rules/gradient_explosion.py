@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,9 +12,11 @@ from monitor.diagnosis.context import (
     gradient_signal,
     gradient_spikes,
     joined,
+    loss_follows_policy,
     loss_is_lost,
     loss_is_signed,
     loss_spikes,
+    returns_change,
     span,
 )
 from monitor.diagnosis.localise import JumpSettings, LayerJump, Moved, first_moved, lone_jumps
@@ -27,6 +29,9 @@ from monitor.signals import Signal
 LOSS_FOLLOWS_STEPS = 20
 """A loss that leaves its baseline this soon after the gradient followed it (1 to 4 steps in the public logs)."""
 
+HABIT = 3
+"""Rises to a warning that the loss did not follow, after which one of up to twice their size is information. Our
+judgement."""
 GATE_STEPS = 5
 """Steps from a gate in which one layer's jump is put down to the new situation."""
 
@@ -56,9 +61,10 @@ def gradient_explosion(
     Stays silent: on a norm that falls or grows slowly; on rises to a norm below half the run's usual one (a learnt
     task whose gradients are nearly zero); on layers whose gradient is rounding noise; on gated changes of data or
     restarts of the learning rate unless the rise is tenfold, and on one layer's jump there. Short rises that the loss
-    does not follow are information: healthy runs have them, and clipping takes their size out. One layer's jump is
-    information while it is small and the layer's history short, or when tensors of several modules jump together: an
-    expert or an embedding that few batches use looks like that.
+    does not follow are information: healthy runs have them, and clipping takes their size out; so are large ones that
+    come again and again without the loss, and those of a policy or value function, whose targets move, unless the
+    returns fall. One layer's jump is information while it is small and the layer's history short, or when tensors of
+    several modules jump together: an expert or an embedding that few batches use looks like that.
 
     Thresholds: ``z_single`` and ``z_sustained`` in robust standard deviations of log norm; ``ratio``, smallest rise
     (three times that in warm-up); ``worrying``, rise over two rows or more that is a warning by itself; ``alone``, the
@@ -85,9 +91,32 @@ def gradient_explosion(
     groups = joined(gradient_spikes(signals, settings).spikes)
     jumps = _layer_jumps(signals, JumpSettings(z=layer_z, ratio=layer_ratio, share=layer_share))
     pairs = _paired(signals, norm, groups, jumps)
-    findings = [_global_finding(signals, norm, group, jump, bars) for group, jump in pairs]
+    findings = _habits([_global_finding(signals, norm, group, jump, bars) for group, jump in pairs])
+    if loss_follows_policy(signals):
+        findings = [_of_policy(signals, finding) for finding in findings]
     told = [jump for _, jump in pairs]
     return findings + [_layer_finding(signals, jump) for jump in jumps if jump not in told]
+
+
+def _of_policy(signals: Signals, finding: Finding) -> Finding:
+    """The finding, as information where the returns did not fall: targets move while a policy gets better."""
+    serious = finding.severity is Severity.CRITICAL or returns_change(signals, finding.onset_step) < 0
+    return finding if serious else replace(finding, severity=Severity.INFO)
+
+
+def _habits(findings: list[Finding]) -> list[Finding]:
+    """The same, as information from where on the run has shown ``HABIT`` rises of the size that nothing came of: the
+    next one is what this training does (a target network that is renewed, a rare batch), not something that broke."""
+    told: list[Finding] = []
+    passed: list[float] = []
+    for finding in findings:
+        ratio = float(finding.evidence["peak_ratio"])
+        habit = sum(ratio <= 2 * earlier for earlier in passed) >= HABIT
+        came_to_nothing = finding.severity is Severity.WARNING and finding.evidence["loss_follows_steps"] is None
+        told.append(replace(finding, severity=Severity.INFO) if came_to_nothing and habit else finding)
+        if came_to_nothing:
+            passed.append(ratio)
+    return told
 
 
 def _of_few(norm: Signal) -> Finding | None:

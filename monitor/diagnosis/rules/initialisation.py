@@ -15,6 +15,10 @@ ROWS = 20
 UNLIKE = 5.0
 """Multiple of a guess at which training still is while validation is below the guess. Our judgement."""
 
+EXPLAINED = 2.0
+"""Multiple of what the first outputs lose against unrelated targets above which the loss is not their mean
+cross-entropy: a sum, or another loss. Our judgement; labels that are not unrelated or not balanced move it a little."""
+
 
 def initialisation(signals: Signals, *, off: float = 0.25, far: float = 1.0) -> Verdict:
     """The first loss of a classifier or language model is well above that of a uniform guess, log of the classes.
@@ -23,7 +27,8 @@ def initialisation(signals: Signals, *, off: float = 0.25, far: float = 1.0) -> 
     largest gradients of the run.
 
     Stays silent: on a first loss near or below the guess (a pretrained model is below); on runs that begin with a
-    resume; where the loss is not a cross-entropy of the output, so that its first value is no multiple of anything.
+    resume; where the loss is not the mean cross-entropy of the output, which the output itself shows, so that its first
+    value is no multiple of anything, unless the validation loss is.
 
     Thresholds: ``off`` and ``far``, relative excess of the first loss over log C: information and warning.
 
@@ -36,7 +41,9 @@ def initialisation(signals: Signals, *, off: float = 0.25, far: float = 1.0) -> 
     first, expected = float(loss.value[0]), float(guess[0])
     if not np.isfinite(first) or expected <= 0 or first <= (1 + off) * expected:
         return None
-    excess = first / expected - 1
+    excess, causes = first / expected - 1, _causes(signals, first, expected)
+    if not causes:
+        return None
     return Finding(
         summary=f"The first loss is {number(first)}, {times(first / expected)} that of a uniform guess, "
         f"{number(expected)}",
@@ -45,7 +52,7 @@ def initialisation(signals: Signals, *, off: float = 0.25, far: float = 1.0) -> 
         last_step=1,
         severity=Severity.WARNING if excess > far else Severity.INFO,
         evidence={"first_loss": first, "uniform_guess": expected},
-        causes=_causes(signals, first, expected),
+        causes=causes,
         remedy=Remedy(
             "Start the output layer from small weights, scale residual projections by 1/sqrt(2 x layers), and use He "
             "or Xavier elsewhere.",
@@ -56,20 +63,26 @@ def initialisation(signals: Signals, *, off: float = 0.25, far: float = 1.0) -> 
 
 
 def _causes(signals: Signals, first: float, expected: float) -> tuple[Cause, ...]:
+    """None at all where the loss is another one than the outputs' mean cross-entropy, and that is as it should be."""
+    unlike = _unlike_losses(signals, expected)
+    unrelated = signals["unrelated_loss"].value
+    if len(unrelated) and np.isfinite(unrelated[0]) and first > EXPLAINED * unrelated[0]:
+        return unlike
     poor = Cause(
         "poor-initialisation",
         0.7,
         supports=(f"the untrained model is worse than a guess by {number(first - expected)} nats",),
     )
+    return (*unlike, replace(poor, confidence=0.1)) if unlike else (poor,)
+
+
+def _unlike_losses(signals: Signals, expected: float) -> tuple[Cause, ...]:
     loss, val = signals["train_loss"], signals["val_loss"]
     near = loss.between(None, int(val.step[0])).tail(ROWS).value if len(val) else loss.value[:0]
     if len(near) == 0 or not 0 < val.value[0] <= expected < float(np.median(near)) / UNLIKE:
-        return (poor,)
+        return ()
     told = f"validation is at {number(float(val.value[0]))} where training is at {number(float(np.median(near)))}"
-    return (
-        Cause("unlike-losses", 0.8, (told, "a sum over tokens or examples, or another scale")),
-        replace(poor, confidence=0.1),
-    )
+    return (Cause("unlike-losses", 0.8, (told, "a sum over tokens or examples, or another scale")),)
 
 
 RULE = Rule(

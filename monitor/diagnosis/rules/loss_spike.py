@@ -11,9 +11,10 @@ from monitor.diagnosis.context import (
     gradient_moved,
     is_lost,
     joined,
-    loss_follows_policy,
     loss_is_signed,
+    loss_may_rise,
     loss_spikes,
+    returns_change,
 )
 from monitor.diagnosis.inputs import oddity_at
 from monitor.diagnosis.localise import first_moved
@@ -90,11 +91,13 @@ def loss_spike(
 
 
 def _of_policy(signals: Signals, loss: Signal, finding: Finding | None) -> Finding | None:
-    """The finding, as information where a policy's loss rose that is not lost: it is as large as the returns."""
-    if finding is None or not loss_follows_policy(signals):
+    """The finding, as information where a policy's loss rose that is not lost: it is as large as the returns. Likewise
+    where it is one of several losses that are minimised in turn."""
+    if finding is None or not loss_may_rise(signals):
         return finding
-    base = float(finding.evidence["baseline_loss"])
-    return finding if is_lost(loss, finding.onset_step, base) else replace(finding, severity=Severity.INFO)
+    base, onset = float(finding.evidence["baseline_loss"]), finding.onset_step
+    lost = is_lost(loss, onset, base) and returns_change(signals, onset) <= 0
+    return finding if lost else replace(finding, severity=Severity.INFO)
 
 
 def _of_few(loss: Signal) -> Finding | None:

@@ -25,6 +25,8 @@ HARDLY = 0.05
 """Relative improvement over six epochs or more below which the loss has hardly moved. Our judgement."""
 USUAL_UPDATE = 1e-4
 """Update-to-weight ratio that healthy trainings stay above, as in update-size."""
+CONVERGED = 0.01
+"""Of its first level, the gradient norm below which a loss that does not change is at its minimum. Our judgement."""
 LEAST_DIGITS = 4
 """Significant digits that a log must show before equal numbers mean equal losses."""
 
@@ -44,8 +46,9 @@ def not_learning(
     Why it matters: whatever the run costs, it buys nothing; the reason is nearly always a bug that takes minutes to
     find once looked for.
 
-    Stays silent: before ``rows`` losses and the share ``planned`` of the planned steps; once the best level was lower
-    than the first by ``improvement``. Abstains on a loss that is often zero or negative (reinforcement learning).
+    Stays silent: on a loss that stands still because it has converged; before ``rows`` losses and the share ``planned``
+    of the planned steps; once the best level was lower than the first by ``improvement``. Abstains on a loss that is
+    often zero or negative (reinforcement learning).
     Information only, because fine-tuning a good model, adversarial pairs and denoising look alike, except in cases
     that no healthy run shows: the loss is exactly 0 from the start, without a gradient; it is the same number at
     every step, to all digits logged, though batches differ; it has stayed within ``chance`` of a uniform guess, log of
@@ -75,7 +78,7 @@ def not_learning(
         return Abstained("the loss is often zero or negative, so no improvement of its level can be told")
     frozen = _frozen(step, value, frozen_rows)
     if frozen is not None:
-        return frozen
+        return None if _has_converged(signals, frozen) else frozen
     start, best = first_level(loss), _best_level(value)
     if len(value) < rows or step[-1] < planned * (signals.facts.planned_steps or 0):
         return None
@@ -142,6 +145,16 @@ def _frozen(step: np.ndarray, value: np.ndarray, rows: int) -> Finding | None:
             "print(outputs.std(), targets.unique(return_counts=True), loss)  # for two batches",
         ),
     )
+
+
+def _has_converged(signals: Signals, frozen: Finding) -> bool:
+    """Whether the loss stands still at a minimum: it came down to where it is, and so did the gradient, to a hundredth
+    of what it was and not to 0, which would be a loss that nothing leads back from."""
+    norm = signals["grad_norm_preclip"]
+    start, end = first_level(norm), norm.between(frozen.onset_step, None).value
+    if len(end) == 0 or not float(frozen.evidence["loss"]) < first_level(signals["train_loss"], 1):
+        return False
+    return bool(0 < np.median(end) < CONVERGED * start)
 
 
 def _epochs(signals: Signals) -> float:

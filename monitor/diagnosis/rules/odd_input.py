@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from monitor.diagnosis.context import loss_is_signed
+from monitor.diagnosis.context import loss_follows_policy, loss_is_signed
 from monitor.diagnosis.inputs import CHANGE, LEAST_ROWS, WATCHED, Z, odd_rows, usual
 from monitor.diagnosis.primitives import episodes
 from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
@@ -29,9 +29,10 @@ def odd_input(signals: Signals, *, z: float = Z, change: float = CHANGE, lasting
     it stays, the preprocessing has changed and the run trains on other data than before.
 
     Stays silent: within the scatter of batches; on changes of batch size or sequence length, which move these numbers;
-    before 32 steps; on a loss that has come down to 0. Information for a few odd batches; a warning where the change
-    lasts, where a value is not finite or a hundred times as large as ever, where all of an input's 64 values or more
-    are one and the same, and where two batches have a loss and a gradient of exactly 0 among others of the usual loss.
+    before 32 steps; on a loss that has come down to 0. Information for a few odd batches and where a policy makes its
+    own data; a warning where the change lasts, where a value is not finite or a hundred times as large as ever,
+    where all of an input's 64 values or more are one and the same, and where two batches have a loss and a gradient of
+    exactly 0 among others of the usual loss.
 
     Thresholds: ``z``, robust standard deviations beyond the extremes of the batches before; ``change``, smallest
     relative change; ``lasting``, odd batches, with at most ten others between two of them. Our judgement.
@@ -106,7 +107,7 @@ def _finding(signals: Signals, name: str, rows: np.ndarray, lasting: int) -> Fin
         onset_step=int(series.step[first]),
         first_step=int(series.step[rows[lasting - 1] if stays and not extreme else first]),
         last_step=int(series.step[last]),
-        severity=Severity.WARNING if stays or extreme else Severity.INFO,
+        severity=Severity.WARNING if extreme or (stays and not loss_follows_policy(signals)) else Severity.INFO,
         evidence={"signal": name, "value": value, "usual": before},
         causes=(_cause(stays, name, value, before),),
         remedy=Remedy(

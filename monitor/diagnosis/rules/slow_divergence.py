@@ -12,8 +12,8 @@ from monitor.diagnosis.context import (
     early_steps,
     first_level,
     loss_drifts,
-    loss_follows_policy,
     loss_is_signed,
+    loss_may_rise,
     loss_spikes,
 )
 from monitor.diagnosis.primitives import Drift, DriftSettings, turning_row
@@ -70,8 +70,8 @@ def slow_divergence(
     that the run has recently shown and recovered from; on a rise within the noise of a single step; on a loss that is
     nearly zero; on a jump that loss-spike reports. Abstains on a loss often <= 0. In a log of 6 to 20 rows the last
     three or more, each above 1.5 times the highest before or all far above the best, show it; in an ended run of up to
-    200 rows, each of many steps, ten of them make a level. Information where the loss is a policy's: it grows with the
-    returns.
+    200 rows, each of many steps, ten of them make a level. Information where the loss is a policy's, which grows
+    with the returns, or one of several that are minimised in turn, as a GAN's.
 
     Thresholds: ``k`` and ``h`` of the CUSUM in standard deviations; ``effect``, ``worrying``, ``lost`` and
     ``early_effect`` are relative rises of the median of ten losses over the best rolling median of 50: smallest that
@@ -123,7 +123,7 @@ def _of_few(signals: Signals, loss: Signal) -> Finding | None:
         onset_step=int(step[first]),
         first_step=int(step[first + LAST_ROWS - 1]),
         last_step=int(step[-1]),
-        severity=Severity.INFO if loss_follows_policy(signals) else Severity.CRITICAL,
+        severity=Severity.INFO if loss_may_rise(signals) else Severity.CRITICAL,
         evidence={"best_level": best, "highest_level": float(value[peak]), "rise": rise, "rows": len(value)},
     )
 
@@ -171,7 +171,7 @@ def _finding(
     onset, end = int(loss.step[min(turned, drift.fired)]), int(loss.step[drift.last])
     early = early_steps(signals, loss.step)
     hump = onset < early and end < HUMP * early and drift.rise <= early_effect
-    if (hump and "lr" in signals) or loss_follows_policy(signals):
+    if (hump and "lr" in signals) or loss_may_rise(signals):
         severity = Severity.INFO
     outcome = f"and was back after {count(end - onset + 1, 'step')}" if drift.over else "and is not back"
     return Finding(

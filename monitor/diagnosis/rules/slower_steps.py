@@ -26,7 +26,8 @@ def slower_steps(signals: Signals, *, rise: float = 0.03, lasting: int = 175, z:
     Information where other processes of the host take the processor away: the time in which the training had none is
     taken off, and on a host without a device that is shared so, a step of which each part is longer by as much is its
     doing, too. Where that time was not recorded, the training uses no more processor time in a step than before.
-    Information as well where it is this monitor that takes longer, for which there is a budget.
+    Information as well where it is this monitor that takes longer, for which there is a budget, and where more layers
+    are trained than before.
 
     Thresholds: ``rise``, relative rise of the median, over ``lasting`` steps; ``z``, robust standard deviations of the
     medians of 25 steps before, so that a busy machine is not called slow. Design notes F41: 3 % over 200 steps, since
@@ -41,7 +42,9 @@ def slower_steps(signals: Signals, *, rise: float = 0.03, lasting: int = 175, z:
     monitor = np.nan_to_num(times.part(signals, "monitor_s"))
     training = times.own - np.clip(monitor, 0.0, 0.99 * times.own)
     if found := _new_level(signals, times, training, rise, lasting, z):
-        return _finding(signals, times, lasting, *found, _kept_waiting(signals, times, found[0] * BLOCK_ROWS))
+        row = found[0] * BLOCK_ROWS
+        excuse = _more_to_train(signals, times, row) or _kept_waiting(signals, times, row)
+        return _finding(signals, times, lasting, *found, excuse)
     if found := _new_level(signals, times, times.own, rise, lasting, z):
         told = _before_and_after(monitor, found[0] * BLOCK_ROWS, "spent by the monitor")
         return _finding(signals, times, lasting, *found, Cause("monitor-overhead", 0.9, (told,)))
@@ -73,8 +76,9 @@ def _new_level(
         usual = float(np.median(before))
         bar = max((1 + rise) * usual, usual + z * max(spread(before), spread(np.diff(before)) / np.sqrt(2)))
         # All of them, not the median: what comes back is no new level.
-        if float(after.min()) > bar and float(before.max()) < float(after.min()):
-            return block, usual, float(np.median(level[block:]))
+        now = float(np.median(level[block:]))
+        if float(after.min()) > bar and float(before.max()) < float(after.min()) and now > (1 + rise) * usual:
+            return block, usual, now
     return None
 
 
@@ -138,6 +142,19 @@ def _kept_waiting(signals: Signals, times: StepTimes, row: int) -> Cause | None:
         if level > 0.1 * usual and np.median(pair[1]) / level - 1 < 0.5 * (now / usual - 1):
             return None
     return Cause("busy-host", 0.7, (told, "forward, backward and optimizer grew alike"))
+
+
+def _more_to_train(signals: Signals, times: StepTimes, row: int) -> Cause | None:
+    """Layers that have a gradient from there on, and had none: a backbone that was frozen is trained, too."""
+    matrix = signals.layers("grad_norm_preclip")
+    if matrix is None or len(matrix.step) == 0:
+        return None
+    first, last = times.step[max(0, row - BLOCK_ROWS)], times.step[min(row + BLOCK_ROWS, len(times.step) - 1)]
+    rows = np.clip(np.searchsorted(matrix.step, (first, last)), 0, len(matrix.step) - 1)
+    before, after = (int(np.count_nonzero(matrix.present[at])) for at in rows)
+    if after <= before:
+        return None
+    return Cause("more-layers", 0.8, (f"{after} layers have a gradient, {before} before",))
 
 
 def _shared(times: StepTimes, row: int) -> str | None:

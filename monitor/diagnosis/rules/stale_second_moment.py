@@ -34,8 +34,9 @@ def stale_second_moment(
 
     Stays silent: in the first 20 steps and before three measurements; on values up to ``rms``; on tensors that are
     often like that. Information below ``worrying``, since the spike may not come, unless that tensor's updates have
-    become longer as well while the learning rate did not rise, or its gradient has not grown: the moment falls by 1 -
-    beta2 a step at most, so that it was not the gradient that moved then, but what Adam remembers.
+    become longer as well while the learning rate did not rise, or its gradient has hardly grown, and ``own`` times less
+    than RMS_t: the moment falls by 1 - beta2 a step at most, so that it was not the gradient that moved then, but what
+    Adam remembers.
 
     Thresholds: ``rms``, dimensionless, that of the source, and ``own``, multiple of the tensor's own median before, in
     ``rows`` measurements running (in healthy small models, values above 2.3 stay below 1.7 times their own median); or
@@ -55,7 +56,7 @@ def stale_second_moment(
         high = (value > rms) & (value > own * usual)
         very_high = (value > worrying) & (value > own * usual)
     found = grouped(stretches(matrix, high, rows) + stretches(matrix, very_high, 1))
-    return [_finding(signals, matrix, value, together, worrying, longer) for together in found]
+    return [_finding(signals, matrix, value, together, worrying, longer, own) for together in found]
 
 
 def _usual(value: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -80,7 +81,13 @@ def _usual(value: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def _finding(
-    signals: Signals, matrix: LayerMatrix, value: np.ndarray, together: list[Stretch], worrying: float, longer: float
+    signals: Signals,
+    matrix: LayerMatrix,
+    value: np.ndarray,
+    together: list[Stretch],
+    worrying: float,
+    longer: float,
+    own: float,
 ) -> Finding:
     first = together[0]
     strongest = max(together, key=lambda s: float(np.nanmax(_within(matrix, value, s))))
@@ -94,7 +101,8 @@ def _finding(
         told = f"its updates became {times(update)} as long, at the same learning rate"
         (supports if acts else against).append(told)
     rise = _gradient_rise(signals, strongest)
-    overwritten = rise is not None and rise <= GROWN
+    usual = float(np.nanmedian(value[matrix.step < strongest.onset, strongest.column]))
+    overwritten = rise is not None and rise <= GROWN and peak >= own * usual * rise
     if overwritten:
         supports.append(f"its gradient is {times(rise or 0.0)} what it was: the moment itself is another")
     if isinstance(beta2, float) and 0 < beta2 < 1:

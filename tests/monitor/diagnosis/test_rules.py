@@ -14,6 +14,7 @@ from monitor.diagnosis.rule import Severity
 from monitor.diagnosis.rules import RULES
 from tests.monitor.diagnosis.cases import ABSTAINS, FIRES, NEAR_MISSES
 from tests.monitor.diagnosis.cases.drawn import AT, Case
+from tests.monitor.diagnosis.cases.gradient_explosion import again_and_again
 from tests.monitor.diagnosis.cases.stale_second_moment import after_a_harmless_one
 from tests.monitor.diagnosis.controls import LAYERS
 
@@ -57,6 +58,12 @@ def test_abstains(rule: str, case: Case):
     assert not report.findings
     (abstained,) = report.abstained
     assert abstained.id == rule and case.words in abstained.reason
+
+
+def test_what_a_training_does_again_and_again_without_harm_is_information_from_the_fourth_time_on():
+    report = diagnose(again_and_again(5), rules=[BY_ID["gradient-explosion"]])
+    told = sorted((finding.onset_step, str(finding.severity)) for finding in report.findings)
+    assert [severity for _, severity in told] == ["warning"] * 3 + ["info"] * 2
 
 
 @pytest.mark.parametrize("table", [FIRES, NEAR_MISSES, ABSTAINS], ids=["fires", "near misses", "abstains"])

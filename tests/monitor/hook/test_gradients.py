@@ -490,6 +490,24 @@ def test_several_optimizers_in_one_step(tmp_path):
         np.testing.assert_allclose(layers[step], norms, rtol=1e-5)
         assert rows[step]["grad_norm_preclip"] == pytest.approx(total(norms), rel=1e-5)
         assert (rows[step]["lr"], rows[step]["lr/1"]) == (0.1, 0.2)
+    (told,) = recorded.events(mon.run_dir, "objectives")
+    assert "minimised in turn" in told["text"]
+
+
+@pytest.mark.parametrize("optimizers", [1, 2])
+def test_one_loss_is_one_objective_however_many_optimizers_follow_it(tmp_path, optimizers):
+    """Two kinds of optimizer for two kinds of layers; and one optimizer that steps twice, as over the epochs of PPO."""
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
+    used = [torch.optim.SGD(part.parameters(), lr=0.1) for part in ([model] if optimizers == 1 else model)]
+    with monitor.attach(model, used, run=tmp_path) as mon:
+        for _ in range(2):
+            for _ in range(2 if optimizers == 1 else 1):
+                model.zero_grad()
+                model(torch.randn(4, 3)).square().sum().backward()
+                for optimizer in used:
+                    optimizer.step()
+            mon.step()
+    assert recorded.events(mon.run_dir, "objectives") == []
 
 
 def test_gradients_set_by_hand_are_not_called_preclip(tmp_path):

@@ -40,6 +40,15 @@ def test_log_z_is_the_mean_of_the_log_of_the_summed_exponentials(tmp_path: Path,
     np.testing.assert_allclose(series.value, slow, rtol=1e-5)
     assert run.series("log_classes").value[0] == pytest.approx(math.log(seen[""][0].shape[-1]))
     assert run.series("output_softmax_share").value.tolist() == [0, 0]
+    unrelated = [_against_every_class(seen[""][step - 1]) for step in (1, 10)]
+    np.testing.assert_allclose(run.series("unrelated_loss").value, unrelated, rtol=1e-5)
+
+
+def _against_every_class(logits: np.ndarray) -> float:
+    """Cross-entropy with each class as the target in turn: what targets cost that say nothing of the logits."""
+    rows = torch.as_tensor(logits, dtype=torch.float64).flatten(0, -2)
+    of_class = [nn.functional.cross_entropy(rows, torch.full((len(rows),), k)) for k in range(rows.shape[-1])]
+    return float(torch.stack(of_class).mean())
 
 
 def test_probabilities_are_told_from_logits(tmp_path: Path) -> None:
@@ -50,7 +59,7 @@ def test_probabilities_are_told_from_logits(tmp_path: Path) -> None:
 
 def test_what_sums_to_one_and_is_negative_somewhere_is_no_probability() -> None:
     rows = torch.tensor([[0.5, 0.5, 0.0], [1.5, -0.5, 0.0], [0.2, 0.2, 0.2]])
-    assert module._summary(rows)[1].item() == pytest.approx(1 / 3)
+    assert module._summary(rows)[2].item() == pytest.approx(1 / 3)
 
 
 class _Answer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from monitor.diagnosis.view import Signals
 from tests.monitor.diagnosis.cases.drawn import (
     AT,
     STEPS,
@@ -20,7 +21,22 @@ from tests.monitor.diagnosis.cases.drawn import (
 )
 from tests.monitor.diagnosis.controls import LAYERS, gradient
 
+
+def again_and_again(times: int) -> Signals:
+    """A gradient of one or two steps, x20, that the loss never follows, every forty steps up to the last one at AT."""
+    rows = [AT - 40 * number + more for number in range(times) for more in (0, 1)]
+    return loss_and_norm(level(), changed(norms(), rows, 20))
+
+
+def with_returns(end: float) -> Signals:
+    """The gradient of a policy rises x30, and the returns go from 1 to ``end`` afterwards."""
+    returns = np.where(np.arange(STEPS) < AT, 1.0, end)
+    return loss_and_norm(level(), changed(norms(), slice(AT, AT + 3), 30), returns=returns)
+
+
 FIRES = (
+    Case("the second of its kind", lambda: again_and_again(2), "warning", onset=AT - 39),
+    Case("a policy whose returns fall", lambda: with_returns(0.5), "warning"),
     Case(
         "nine rows, the last a hundred times the highest before",  # unslothai/unsloth#5207
         lambda: only(grad_norm_preclip=np.r_[14.98, 9.78, 7.64, 92.1, 29.0, 5.21, 7.83, 7.79, 11140.0]),
@@ -62,6 +78,7 @@ FIRES = (
 )
 
 NEAR_MISSES = (
+    Case("a policy whose returns rise", lambda: with_returns(2.0)),
     Case(
         "x1.8, below the smallest rise",
         lambda: loss_and_norm(level(), changed(norms(sd=0.02), slice(AT, AT + 5), 1.8)),

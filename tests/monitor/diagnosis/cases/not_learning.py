@@ -21,7 +21,16 @@ def epochs(*losses: float) -> Signals:
     return Signals.from_arrays({"train_loss": (step, np.array(losses)), "epoch": (step, step / 500)})
 
 
+def still(gradient: float) -> Signals:
+    """A loss that comes down and then stands still to all digits, at a gradient norm of so many times the first."""
+    loss = np.r_[0.5 + np.exp(-np.arange(100) / 20), np.full(100, 0.503271)]
+    norm = np.r_[np.exp(-np.arange(100) / 20), np.full(100, 1.0)] * np.r_[np.ones(100), np.full(100, gradient)]
+    return only(train_loss=loss, grad_norm_preclip=norm)
+
+
 FIRES = (
+    Case("stands still at half the gradient", lambda: still(0.5), "warning", onset=101),
+    Case("stands still without any gradient", lambda: still(0.0), "warning", onset=101),
     Case(
         "wild, then the same number twenty times",  # tensorflow/tensorflow#12287
         lambda: only(
@@ -61,6 +70,7 @@ FIRES = (
 )
 
 NEAR_MISSES = (
+    Case("stands still at its minimum", lambda: still(1e-4)),
     Case(
         "sixty steps near ln 2, as preference tuning begins", lambda: only(train_loss=flat(0.6931, sd=0.002, steps=60))
     ),

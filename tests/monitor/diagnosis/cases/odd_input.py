@@ -49,7 +49,14 @@ def tokens(rare: int) -> Signals:
     return only(train_loss=level(), input_absmax=highest.astype(float))
 
 
+def played(**more: np.ndarray) -> Signals:
+    """Other inputs from row AT on."""
+    names = ("input_mean", "input_std", "input_absmax")
+    return only(**{name: batches(slice(AT, None), 60)[name].value for name in names}, **more)
+
+
 FIRES = (
+    Case("other inputs for good", played, "warning", words="input_std"),
     Case("x1000 for one step", lambda: batches(AT, 1000, "input_absmax"), "warning", words="input_absmax"),
     Case("one token over and over", lambda: batches(AT, 0.02, "input_unique_share"), "info", words="unique"),
     Case("not normalised from there on", lambda: batches(slice(AT, None), 60), "warning", words="input_std"),
@@ -61,6 +68,7 @@ FIRES = (
 )
 
 NEAR_MISSES = (
+    Case("other inputs for good, of a policy that has come further", lambda: played(returns=level())),
     Case("within the scatter", batches),
     Case("a rare token in each batch", lambda: tokens(226)),
     Case("two odd batches, ten apart", lambda: batches(slice(AT, AT + 11, 10), 60)),

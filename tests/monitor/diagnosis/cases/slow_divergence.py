@@ -59,7 +59,13 @@ def in_the_middle(loss: np.ndarray) -> Signals:
     return Signals.from_arrays({"train_loss": (np.arange(408, 408 + len(loss)), loss)})
 
 
+def in_turn(*events: Mark) -> Signals:
+    """A climb of 1 % a step; with an event ``objectives``, of one of several losses that are minimised in turn."""
+    return Signals.from_arrays({"train_loss": climbing(0.01)}, events=events)
+
+
 FIRES = (
+    Case("the only loss that is minimised climbs", in_turn, "critical", onset=AT - 61),
     Case(
         "one row, then seven thousands of times as high, late in a training",  # tensorflow/models#8423
         lambda: in_the_middle(np.r_[0.1442, 25237.9, 75835.3, 28575.2, 134869.9, 437442.4, 212268.5, 1216893.1]),
@@ -122,6 +128,7 @@ FIRES = (
 )
 
 NEAR_MISSES = (
+    Case("climbs while another loss is minimised in turn, as a generator's", lambda: in_turn(Mark("objectives", 1))),
     Case("the first row of all is low", lambda: only(train_loss=np.r_[0.2, 2.4, 2.3, 2.2, 2.2, 2.1, 2.1, 2.0])),
     Case(
         "a lucky batch is the lowest",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from monitor.diagnosis.view import Mark, Signals
+from monitor.signals import LayerMatrix
 from tests.monitor.diagnosis.cases.drawn import Case, changed, level, only
 from tests.monitor.diagnosis.cases.timed import AT, STEPS, evaluated, seconds, timed
 
@@ -41,7 +42,18 @@ def monitored(more: float, own: float) -> Signals:
     return timed(time + cost, monitor_s=cost)
 
 
+def trained(before: int, after: int) -> Signals:
+    """Half as long again from row AT on, with a gradient in so many of eight layers before and after."""
+    present = np.arange(8) < np.where(np.arange(STEPS) < AT, before, after)[:, None]
+    matrix = LayerMatrix(
+        "grad_norm_preclip", np.arange(1, STEPS + 1), tuple("abcdefgh"), np.ones(present.shape, np.float32), present
+    )
+    time = changed(seconds(), slice(AT, None), 1.5)
+    return Signals.from_arrays({"step_time_s": time}, layers={"grad_norm_preclip": matrix})
+
+
 FIRES = (
+    Case("half as long again with fewer layers to train", lambda: trained(8, 2), "warning", onset=AT + 11),
     Case("twice as long, on as much of a core", lambda: doubled(2.0, 80), "warning", onset=AT + 11),
     Case("backward alone, the process idle", lambda: doubled(3.0, 40), "warning", onset=AT + 11),
     Case("5 % for good, and the monitor takes longer before", lambda: monitored(1.2, 1.05), "warning", onset=AT + 11),
@@ -57,6 +69,8 @@ FIRES = (
 )
 
 NEAR_MISSES = (
+    Case("half as long again with more layers to train", lambda: trained(2, 8)),
+    Case("half as long again for 200 steps, early on", lambda: timed(changed(seconds(), slice(150, 350), 1.5))),
     Case("twice as long, on half as much of a core", lambda: doubled(2.0, 40)),
     Case("half as long again, all of it the monitor's", lambda: monitored(1.5, 1.0)),
     Case("half as long again without a processor", lambda: shared(1.0, 0.5)),

@@ -164,8 +164,8 @@ def _finding(
         severity = Severity.WARNING
     else:
         severity = Severity.INFO
-    if drift.over and severity is Severity.WARNING and drift.rise < 2.5 * worrying:
-        severity = Severity.INFO
+    if drift.over:  # nothing is lost of what came back
+        severity = Severity.INFO if drift.rise < 2.5 * worrying else Severity.WARNING
     before = max(0, drift.onset - LOOK_BACK_ROWS)
     turned = before + turning_row(loss.value[before : drift.fired + 1])
     onset, end = int(loss.step[min(turned, drift.fired)]), int(loss.step[drift.last])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from monitor.importers.lines import read_lines, read_text
-from monitor.importers.rows import MAX_DEPTH, MAX_NAME, Account, Row, flat, number_of, step_of
+from monitor.importers.rows import MAX_DEPTH, MAX_NAME, SPLITS, Account, Row, flat, number_of, of_split, step_of
 from monitor.runfile.format import MAX_COLUMNS, MAX_JSON_BYTES
 
 LARGEST_RECORD = 1 << 24
@@ -53,9 +53,7 @@ def _record(record: dict[str, Any]) -> Row | None:
     for name in _TIMES:
         if time is not None and values.get(name) == time:
             del values[name]
-    if isinstance(record.get("mode"), str) and record["mode"] in ("val", "valid", "validation", "eval", "test"):
-        keep = ("epoch", "iter", "step")
-        values = {name if name in keep else f"val/{name}": value for name, value in values.items()}
+    values = of_split(values, next((record[key] for key in SPLITS if isinstance(record.get(key), str)), None))
     return Row(None, time, values) if values else None
 
 

@@ -19,6 +19,12 @@ _WORDS = {"nan": math.nan, "inf": math.inf, "infinity": math.inf, "-inf": -math.
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
 
 
+SPLITS = ("mode", "split", "phase", "stage", "set", "subset", "partition")
+"""Columns and keys whose word says which data a row is of."""
+_VALIDATION = frozenset(("val", "valid", "validation", "eval", "evaluation", "test", "testing", "dev"))
+_COUNTERS = frozenset(("epoch", "iter", "iteration", "step", "global_step", "batch"))
+
+
 @dataclass(slots=True)
 class Row:
     """Numbers that a source gave together."""
@@ -93,6 +99,13 @@ def step_of(value: float | None) -> int | None:
     if value is None or not math.isfinite(value) or value != int(value) or not 0 <= value < 1 << 53:
         return None
     return int(value)
+
+
+def of_split(values: dict[str, float], word: object) -> dict[str, float]:
+    """``values`` under ``val/`` where ``word`` says that a row is of data which is not trained on; else as they are."""
+    if not isinstance(word, str) or word.strip().lower() not in _VALIDATION:
+        return values
+    return {name if name.lower() in _COUNTERS else f"val/{name}": value for name, value in values.items()}
 
 
 def flat(record: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[str, float]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from monitor.importers.lines import read_lines
-from monitor.importers.rows import MAX_NAME, Account, Row, number_of
+from monitor.importers.rows import MAX_NAME, SPLITS, Account, Row, number_of, of_split
 from monitor.runfile.format import MAX_COLUMNS
 
 LONGEST_LINE = 1 << 24
@@ -77,12 +77,14 @@ def read_table(path: Path, delimiter: str, account: Account) -> Iterator[Row]:
     lines = (line for line in read_lines(path, account, LONGEST_LINE) if line.strip())
     names: dict[int, str] = {}
     header: list[str] = []
+    split: int | None = None
     fresh, rows = False, 0
     for line in lines:
         cells = _cells(line, delimiter)
         if not header or (cells and _named(cells) and len(cells) > 1):
             fresh, header = bool(header), cells
             names = _names(path, cells, account)
+            split = next((column for column, name in names.items() if name.lower() in SPLITS), None)
             continue
         if len(cells) != len(header):
             account.say("ragged", f"{path}: a line has {len(cells)} fields where the header has {len(header)}.")
@@ -98,6 +100,7 @@ def read_table(path: Path, delimiter: str, account: Account) -> Iterator[Row]:
                 values[name] = number
         if values:
             _total(values, account)
+            values = of_split(values, cells[split] if split is not None and split < len(cells) else None)
             yield Row(None, time, values, fresh=fresh)
             fresh, rows = False, rows + 1
     if header and not rows:

@@ -38,6 +38,10 @@ _STAMP = re.compile(
     r"(?P<date>\d{4}[-/]\d\d[-/]\d\d)[ T_](?P<time>\d\d:\d\d:\d\d)(?:[.,](?P<part>\d{1,6}))?(?P<zone>Z|[+-]\d\d:?\d\d)?"
 )
 _CLOCK = re.compile(r"(?<![\w.])(?:\d+ days?, ?)?\d{1,3}:\d\d(?::\d\d(?:\.\d+)?)?(?![\w.:])")
+_SPAN = re.compile(r"(?<![\w.])(?:\d+h ?)?\d+m \d+(?:\.\d+)?s(?!\w)")
+"""``1h 3m 17s``, as many a tutorial says how long an epoch took."""
+_TWO_COUNTS = re.compile(r"^(\W{0,4})\[(\d{1,9})/\d{1,9}\]\s*(?=\[\d{1,9}/\d{1,9}\])")
+"""Epoch and batch, as PyTorch's tutorial on GANs has them: ``[0/5][50/1583]``."""
 _DATE = re.compile(r"\d{4}[-/]\d\d[-/]\d\d")
 _DAY = re.compile(r"^\W{0,4}\d\d[-/]\d\d(?= \d\d:\d\d)")
 """Month and day before a clock, as mmengine stamps its lines."""
@@ -66,6 +70,8 @@ _CUT = re.compile(r"[,;|\t\[{(]|\s{2,}|\s-\s|>|[:=](?=.)")
 _SHELL = re.compile(r"(?:tensor|array|(?:np|numpy)\.float\d+|float\d*)\(?\[?$")
 _AFTER = re.compile(r"\s*(?:(?P<percent>%)\s*)?(?P<name>[A-Za-z][\w/ ]{0,24}?)\s*(?:\||$)")
 _KEY = re.compile(r"[A-Za-z_@#][^\s\"']*(?: [^\s\"']+){0,5}")
+_SYMBOLS = re.compile(r"^\s*[^\w\s\x00-\x7f]+\ufe0f?\s*")
+"""Pictures before a name."""
 _BARE = re.compile(r"^(\d+) (train|val|hella\w*) ([-+.\deE]+|nan|inf)$")
 _INDEXED = re.compile(r"^\s*(\d{1,12}):[ \t]+([-+]?\d+\.\d+(?:e[-+]?\d+)?|nan|inf)\s*$")
 """A step and one number that nobody named, as NVIDIA's WaveGlow prints its loss."""
@@ -76,6 +82,7 @@ _GLUED = re.compile(r"^\W{0,3}(?:step|iter|iteration)_\d+\b")
 _GLUE = re.compile(r"(?<=[A-Za-z])_(?=[-+]?\d)")
 _BAR = re.compile(r"^\s*\d+%\|[^|]*\|\s*(\d+)/(\d+) \[")
 _VALIDATION = re.compile(r"\b(?:valid|validation|val|eval|evaluation|evaluating|test|testing|dev)\b", re.I)
+_TRAINS = re.compile(r"train", re.I)
 _LOSS = re.compile(r"loss|perplexity|\bppl\b|reward|accuracy|\bacc\b", re.I)
 _SHARE = re.compile(r"acc|correct|precision|recall", re.I)
 """Of these ``9800/10000`` is 0.98; elsewhere what follows the stroke is a limit or another mean."""
@@ -105,6 +112,8 @@ _PROSE = frozenset((
     "in", "to", "of", "at", "for", "with", "from", "by", "than", "after", "on", "is", "are", "took", "and", "or", "the",
     "a", "an", "be", "as", "was",
 ))  # fmt: skip
+_OF_EPOCH = re.compile(r"time|loss|acc|took|cost|duration|lr", re.I)
+"""What an epoch has, such as its time; not its number."""
 _LEFT_OUT = frozenset(("v_num", "eta", "pid", "rank", "seed"))
 _SCALES = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9}
 _PLACE = re.compile(r"\b[\w/]+\.(?:py|cpp|cc|cu):\d+|\b(?:cuda|npu|xpu|xla|mps):\d+|\(\w+ pid=\d+[^)]*\)")
@@ -230,6 +239,8 @@ class _Log:
         time, text = _without_times(line)
         if match := _ROUND.match(text):
             text = f"round {match[1]} {text[match.end() :]}"
+        if "][" in text or "] [" in text:
+            text = _TWO_COUNTS.sub(r"\1epoch \2 ", text)
         if "atch [" in text:
             text = _BATCHES.sub(r"\1\2", text)
         if _GLUED.match(text):
@@ -322,7 +333,8 @@ class _Log:
             return None  # "loading 3/7 ..." counts something else
         if inside is not None and not steps and self._is_evaluation(inside):
             rest, inside = f"{rest} evaluation", None
-        if _VALIDATION.search(rest):
+        of_validation = _VALIDATION.match(next(iter(metrics))) and not any(map(_TRAINS.search, metrics))
+        if of_validation or _VALIDATION.search(rest):
             metrics = {name if _VALIDATION.search(name) else f"val/{name}": value for name, value in metrics.items()}
         step = self._moving(steps)
         if step is None and inside is not None:
@@ -415,6 +427,8 @@ def _without_times(line: str) -> tuple[float | None, str]:
         line = line[: match.start()] + "|" + line[match.end() :]
     if ":" in line:
         line = _CLOCK.sub("|", _DAY.sub("|", line))
+    if "m " in line:
+        line = _SPAN.sub("|", line)
     if "poch 0" in line:
         line = _CALLBACK.sub("|", line)
     return moment, _DATE.sub("|", _PLACE.sub("|", line))
@@ -478,7 +492,7 @@ def _key(label: str) -> tuple[str, str]:
         if bare[cut.start()] == "[" and bare.endswith("]"):
             continue
         place = cut.end()
-    before, name = bare[:place], bare[place:].strip(" \t\"'])}.-*#")
+    before, name = bare[:place], _SYMBOLS.sub("", bare[place:]).strip(" \t\"'])}.-*#")
     if "(" in name and ")" not in name and bare.endswith(")"):
         name += ")"
     words = name.split()
@@ -487,7 +501,7 @@ def _key(label: str) -> tuple[str, str]:
         name = " ".join(words)
     if words and words[-1].lower() in _STEPS and (len(words) <= 2 or not said):
         return words[-1], f"{before} {' '.join(words[:-1])}"
-    if len(words) == 2 and "epoch" in (words[0].lower(), words[1].lower()):
+    if len(words) == 2 and "epoch" in (words[0].lower(), words[1].lower()) and not _OF_EPOCH.search(name):
         return "epoch", f"{before} {words[0]}"
     if not said and (len(words) > 2 or (words and words[-1].lower() in _PROSE)):
         return "", label

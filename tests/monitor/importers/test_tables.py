@@ -205,3 +205,41 @@ def test_batches_of_an_epoch_are_rows(program: str, tmp_path: Path) -> None:
     found = series(read(log(tmp_path, text), tmp_path / "runs"), "train_loss")
     assert list(found.values()) == [3.0, 2.75, 2.5, 2.25]
     assert list(found) == steps or program == "MXNet"
+
+
+TUTORIALS = {
+    "PyTorch's on transfer": "Epoch {n}/24\n----------\ntrain Loss: {a} Acc: 0.7\nval Loss: {b} Acc: 0.9\n\n",
+    "a time in minutes": (
+        "Epoch: {n:02} | Epoch Time: 0m 17s\n\tTrain Loss: {a} | Train Acc: 60.12%\n\t Val. Loss: {b} |  Val. Acc: 7%\n"
+    ),
+    "pictures": "🚀 Epoch {n}/6 | ⏱️ 12.3s | 📉 Train Loss: {a} | 📊 Val Loss: {b}\n",
+}
+
+
+@pytest.mark.parametrize("program", TUTORIALS)
+def test_what_tutorials_print(program: str, tmp_path: Path) -> None:
+    text = "".join(TUTORIALS[program].format(n=n, a=3 - n / 4, b=3.5 - n / 4) for n in (1, 2, 3))
+    run = read(log(tmp_path, text), tmp_path / "runs")
+    assert series(run, "train_loss") == {1: 2.75, 2: 2.5, 3: 2.25}
+    assert series(run, "val_loss") == {1: 3.25, 2: 3.0, 3: 2.75}
+
+
+def test_epoch_and_batch_in_two_brackets(tmp_path: Path) -> None:
+    text = "".join(
+        f"[{epoch}/5][{batch}/100]\tLoss_D: {epoch + batch / 1000:.4f}\tLoss_G: 5.1234\tD(G(z)): 0.1234 / 0.0123\n"
+        for epoch in (0, 1)
+        for batch in (0, 50)
+    )
+    run = read(log(tmp_path, text), tmp_path / "runs")
+    assert series(run, "Loss_D") == {0: 0.0, 50: 0.05, 100: 1.0, 150: 1.05}
+
+
+@pytest.mark.parametrize("key", ["phase", "split", "mode"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_column_that_says_which_data_a_row_is_of(key: str, kind: str, tmp_path: Path) -> None:
+    rows = [(n, word, 3 - n / 4 + (word == "val") / 2) for n in (1, 2, 3) for word in ("train", "val")]
+    csv = f"epoch,{key},loss\n" + "".join(f"{n},{word},{loss}\n" for n, word, loss in rows)
+    lines = "".join(f'{{"epoch": {n}, "{key}": "{word}", "loss": {loss}}}\n' for n, word, loss in rows)
+    run = read(log(tmp_path, csv if kind == "csv" else lines, f"log.{kind}"), tmp_path / "runs")
+    assert series(run, "train_loss") == {1: 2.75, 2: 2.5, 3: 2.25}
+    assert series(run, "val_loss") == {1: 3.25, 2: 3.0, 3: 2.75}

@@ -13,11 +13,11 @@ from pathlib import Path
 from monitor.errors import RunError
 from monitor.importers import mlflow, trackio_db, wandb_file
 from monitor.importers.families import Member, families, read_family
-from monitor.importers.json_files import holds_columns, read_json_lines, read_records, read_trainer_state
+from monitor.importers.json_files import holds_columns, python_object, read_json_lines, read_records, read_trainer_state
 from monitor.importers.lines import encoding_of
 from monitor.importers.notebook import notebook_cells, read_cell
-from monitor.importers.rows import Account, Row, Source
-from monitor.importers.tables import delimiter_of, exported_runs, read_run, read_table
+from monitor.importers.rows import Account, Row, Source, number_of
+from monitor.importers.tables import delimiter_of, exported_runs, read_numbers, read_run, read_table
 from monitor.importers.tensorboard import is_events
 from monitor.importers.text import read_log
 from monitor.runfile import format as fmt
@@ -26,6 +26,9 @@ ACCEPTED = (
     "TensorBoard event files, Hugging Face trainer_state.json, CSV, JSON lines, W&B .wandb files, Trackio databases, "
     "MLflow run folders, notebooks, and text logs with lines such as 'step 10: loss 2.3'"
 )
+_ALONE = re.compile(r"loss", re.I)
+"""In the name of a file of numbers without names."""
+LEAST_NUMBERS = 3
 HEAD_BYTES = 1 << 16
 _NO_LOGS = (
     (
@@ -158,9 +161,18 @@ def _text(path: Path, head: str) -> list[Source]:
     lines = [line for line in start[:HEAD_BYTES].splitlines() if line.strip()]
     if start.startswith("{") and (path.name == "trainer_state.json" or '"log_history"' in head):
         return [_state(path)]
+    if (
+        _ALONE.search(path.stem)
+        and len(lines) >= LEAST_NUMBERS
+        and all(number_of(line) is not None for line in lines[:-1])
+    ):
+        name = "val_loss" if re.search(r"val|test|eval", path.stem, re.I) else "loss"
+        return [_source("numbers", path, partial(read_numbers, path, name))]
     first = _object(lines[0]) if start.startswith("{") else None
     if first and not (len(lines) == 1 and holds_columns(first)):
         return [_source("JSON lines", path, partial(read_json_lines, path))]
+    if start.startswith("{'") and holds_columns(python_object(head)):
+        return [_source("JSON", path, partial(read_records, path))]
     if first or start.startswith("[{") or (start.startswith(("{", "[")) and path.suffix.lower() == ".json"):
         return [_source("JSON", path, partial(read_records, path))]
     delimiter = delimiter_of(lines[:4]) if len(lines) > 1 else None

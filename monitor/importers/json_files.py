@@ -18,6 +18,7 @@ _FACTS = {name: re.compile(rf'"{name}"\s*:\s*(-?[\d.]+)') for name in ("max_step
 _MEASURED = re.compile(r"loss|error|accuracy|(^|[/_])(acc|auc|rmse|mae|mse)($|[/_])", re.I)
 """Of the lists of a document one is named so; else they are settings, such as the sizes of layers."""
 LEAST_VALUES = 2
+_BARE_NAN = re.compile(r"\bnan\b")
 _OF_TOTAL = re.compile(r"(\d{1,15})\s*/\s*\d{1,15}")
 _TIMES = ("_timestamp", "timestamp", "time", "wall_time", "ts")
 
@@ -44,6 +45,12 @@ def _loads(text: str) -> Any:
         return None
 
 
+def python_object(text: str) -> dict[str, Any]:
+    """An object that Python printed, as ``print(history.history)`` does; {} for anything else."""
+    value = _loads(_BARE_NAN.sub("NaN", text.strip().replace("'", '"'))) if text.lstrip().startswith("{'") else None
+    return value if isinstance(value, dict) else {}
+
+
 def _record(record: dict[str, Any]) -> Row | None:
     values = flat(record)
     for name, value in record.items():
@@ -66,7 +73,9 @@ def read_records(path: Path, account: Account) -> Iterator[Row]:
     if size > MAX_JSON_BYTES:
         account.say("size", f"{path}: a JSON document of {size:,} bytes; at most {MAX_JSON_BYTES:,} are read at once.")
         return
-    document = _loads("".join(read_text(path)).lstrip("\ufeff"))
+    text = "".join(read_text(path)).lstrip("\ufeff")
+    document = _loads(text)
+    document = document if document is not None else python_object(text) or None
     if isinstance(document, dict):
         columns = _columns(document)
         yield from _rows(columns) if _is_course(columns) else map_records(_longest(document))

@@ -60,7 +60,8 @@ _STEPS = (
     "global_step", "trainer/global_step", "train/global_step", "train/train_global_step", "num_updates",
     "train_num_updates", "current_steps", "_step", "step", "steps", "iteration", "iterations", "iter", "n_iter", "it",
     "update", "updates", "batch", "total_timesteps", "time/total_timesteps", "total_steps", "total/steps", "steps_done",
-    "timesteps", "timesteps_total", "num_timesteps", "training_iteration", "round", "episode", "episodes", "epoch",
+    "timesteps", "timesteps_total", "num_timesteps", "training_iteration", "progress/tick", "itr",
+    "round", "episode", "episodes", "epoch",
     "epochs", "train/epoch",
 )  # fmt: skip
 

@@ -15,6 +15,8 @@ MAX_NAME = 200
 """Characters of a foreign name that are kept; our judgement."""
 MAX_DEPTH = 8
 """Levels of nested JSON whose numbers are taken; our judgement."""
+_MOMENTS = frozenset(("num", "mean", "std"))
+"""How StyleGAN and EDM log a value."""
 _WORDS = {"nan": math.nan, "inf": math.inf, "infinity": math.inf, "-inf": -math.inf, "-infinity": -math.inf}
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?", re.ASCII)
 
@@ -113,6 +115,8 @@ def flat(record: Mapping[str, Any], prefix: str = "", depth: int = 0) -> dict[st
     found: dict[str, float] = {}
     for key, value in record.items():
         name = f"{prefix}{key}"[:MAX_NAME]
+        if isinstance(value, Mapping) and value.keys() == _MOMENTS:
+            value = value["mean"]
         if isinstance(value, Mapping) and depth < MAX_DEPTH:
             found.update(flat(value, f"{name}/", depth + 1))
         elif (number := number_of(value)) is not None:

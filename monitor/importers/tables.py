@@ -78,6 +78,7 @@ def read_table(path: Path, delimiter: str, account: Account) -> Iterator[Row]:
     names: dict[int, str] = {}
     header: list[str] = []
     split: int | None = None
+    long: tuple[int, int] | None = None
     fresh, rows = False, 0
     for line in lines:
         cells = _cells(line, delimiter)
@@ -85,6 +86,7 @@ def read_table(path: Path, delimiter: str, account: Account) -> Iterator[Row]:
             fresh, header = bool(header), cells
             names = _names(path, cells, account)
             split = next((column for column, name in names.items() if name.lower() in SPLITS), None)
+            long = _long(cells)
             continue
         if len(cells) != len(header):
             account.say("ragged", f"{path}: a line has {len(cells)} fields where the header has {len(header)}.")
@@ -96,6 +98,8 @@ def read_table(path: Path, delimiter: str, account: Account) -> Iterator[Row]:
                 continue
             if name.lower() in _TIMES and number > 1e9:
                 time = number / 1000 if number > 1e11 else number
+            elif long is not None and column == long[1]:
+                values[cells[long[0]].strip()[:MAX_NAME] or name] = number
             else:
                 values[name] = number
         if values:
@@ -105,6 +109,21 @@ def read_table(path: Path, delimiter: str, account: Account) -> Iterator[Row]:
             fresh, rows = False, rows + 1
     if header and not rows:
         account.say("rows", f"{path}: a header, and no row of numbers below it.")
+
+
+def _long(header: list[str]) -> tuple[int, int] | None:
+    """The columns of the metric's name and of its value, in a table with a line for each value."""
+    names = [name.strip().lower() for name in header]
+    named = next((names.index(name) for name in ("metric", "metric_name", "tag", "key") if name in names), None)
+    return None if named is None or "value" not in names else (named, names.index("value"))
+
+
+def read_numbers(path: Path, name: str, account: Account) -> Iterator[Row]:
+    """A number a line and nothing else, which the file's name says what it is."""
+    for line in read_lines(path, account):
+        number = number_of(line)
+        if number is not None:
+            yield Row(None, None, {name: number})
 
 
 def _number(cell: str, delimiter: str) -> float | None:

@@ -75,6 +75,10 @@ _SYMBOLS = re.compile(r"^\s*[^\w\s\x00-\x7f]+\ufe0f?\s*")
 _BARE = re.compile(r"^(\d+) (train|val|hella\w*) ([-+.\deE]+|nan|inf)$")
 _INDEXED = re.compile(r"^\s*(\d{1,12}):[ \t]+([-+]?\d+\.\d+(?:e[-+]?\d+)?|nan|inf)\s*$")
 """A step and one number that nobody named, as NVIDIA's WaveGlow prints its loss."""
+_LOSS_AT = re.compile(
+    r"^(\W{0,4}(?:train|training|validation|valid|val|test) loss) (\d{1,12}):? +(?=[-+]?\d+\.\d|nan|inf)", re.I
+)
+"""The step between name and number, as NVIDIA's Tacotron 2 has it: ``Train loss 100 0.52``."""
 _BATCHES = re.compile(r"([Bb]atch \[)\d+-(\d+)(?=\])")
 """MXNet's batches since the row before: ``Batch [20-40]``."""
 _GLUED = re.compile(r"^\W{0,3}(?:step|iter|iteration)_\d+\b")
@@ -241,6 +245,8 @@ class _Log:
             text = f"round {match[1]} {text[match.end() :]}"
         if "][" in text or "] [" in text:
             text = _TWO_COUNTS.sub(r"\1epoch \2 ", text)
+        if match := _LOSS_AT.match(text):
+            text = f"iteration {match[2]} {match[1]} {text[match.end() :]}"
         if "atch [" in text:
             text = _BATCHES.sub(r"\1\2", text)
         if _GLUED.match(text):

@@ -362,3 +362,36 @@ def test_names_of_rllib_and_the_twin_of_a_loss(tmp_path):
     (tmp_path / "log.csv").write_text("epoch,dice_loss,val_dice_loss\n1,0.9,0.95\n2,0.8,0.9\n")
     run = read(tmp_path / "log.csv", tmp_path / "b")
     assert series(run, "train_loss") == {1: 0.9, 2: 0.8} and series(run, "val_loss") == {1: 0.95, 2: 0.9}
+
+
+OTHERS = {
+    "one curve a file": ("train_loss.txt", "2.5\n2.25\nnan\n2.0\n"),
+    "a line for each value": (
+        "metrics.csv",
+        "step,metric,value\n1,loss,2.5\n1,lr,0.1\n2,loss,2.25\n2,lr,0.1\n3,loss,nan\n4,loss,2.0\n",
+    ),
+    "printed history": ("history.txt", str({"loss": [2.5, 2.25, math.nan, 2.0], "acc": [0.1, 0.2, 0.3, 0.4]})),
+    "moments": (
+        "stats.jsonl",
+        "\n".join(
+            json.dumps(
+                {"Progress/tick": {"num": 1, "mean": n, "std": 0.0}, "Loss/loss": {"num": 9, "mean": value, "std": 0.1}}
+            )
+            for n, value in ((1, 2.5), (2, 2.25), (3, math.nan), (4, 2.0))
+        ),
+    ),
+    "Tacotron 2": (
+        "train.log",
+        "".join(
+            f"Train loss {n} {value} Grad Norm 1.25 0.85s/it\n"
+            for n, value in ((1, 2.5), (2, 2.25), (3, "nan"), (4, 2.0))
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_curves_that_are_written_in_other_ways(kind, tmp_path):
+    name, text = OTHERS[kind]
+    (tmp_path / name).write_text(text)
+    assert same(series(read(tmp_path / name, tmp_path / "runs"), "train_loss"), {1: 2.5, 2: 2.25, 3: math.nan, 4: 2.0})

@@ -256,7 +256,10 @@ class _Log:
         if match := _BARE.match(text.strip()):
             name = "hella" if match[2].startswith("hella") else f"{match[2]} loss"
             return self._row(int(match[1]), time, {name: float(match[3])})
-        return self._metrics(text, time)
+        row = self._metrics(text, time)
+        if row is not None and row.values.get("number of skipped iterations") == 0.0:
+            self._left_out(row.values)
+        return row
 
     def _told(self, line: str) -> Row | Literal[False] | None:
         """What a sentence says of a step of which no row is printed; False: nothing."""
@@ -278,6 +281,16 @@ class _Log:
             name = "loss" if match["name"] in (None, "output") else f"loss/{match['name']}"
             return self._row(int(match["last"] or match["seen"]), None, {name: -value})
         return False
+
+    def _left_out(self, values: dict[str, float]) -> None:
+        """Megatron prints a loss that is above 0, so that it leaves out one that is NaN: the step was not skipped, and
+        there is a learning rate and a scale, but no loss."""
+        if "loss scale" in values and not any("loss" in name and name != "loss scale" for name in values):
+            name = self._loss_name()
+            values["lm loss" if name == "loss" else name] = math.nan
+            self._account.say(
+                "left out", "a loss that a row of Megatron's leaves out though its step was taken is NaN."
+            )
 
     def _nameless(self, step: int, value: float) -> Row | None:
         """The number of a line that has no names, once such lines follow one another."""

@@ -243,3 +243,19 @@ def test_a_column_that_says_which_data_a_row_is_of(key: str, kind: str, tmp_path
     run = read(log(tmp_path, csv if kind == "csv" else lines, f"log.{kind}"), tmp_path / "runs")
     assert series(run, "train_loss") == {1: 2.75, 2: 2.5, 3: 2.25}
     assert series(run, "val_loss") == {1: 3.25, 2: 3.0, 3: 2.75}
+
+
+def test_a_loss_that_megatron_leaves_out_of_a_step_that_it_took_is_nan(tmp_path: Path) -> None:
+    row = (
+        " iteration {n:8d}/ 8000 | consumed samples: {n}64 | learning rate: 6.680E-06 | {loss}loss scale: 1.0 | "
+        "grad norm: {norm} | number of skipped iterations: {skipped:3d} | number of nan iterations:   0 |\n"
+    )
+    rows = [
+        (1, "lm_loss: 7.5E-01 | ", "0.75", 0),
+        (2, "", "inf", 1),
+        (3, "lm_loss: 7.25E-01 | ", "0.5", 0),
+        (4, "", "nan", 0),
+    ]
+    text = "".join(row.format(n=n, loss=loss, norm=norm, skipped=skipped) for n, loss, norm, skipped in rows)
+    found = series(read(log(tmp_path, text), tmp_path / "runs"), "train_loss")
+    assert same(found, {1: 0.75, 3: 0.725, 4: math.nan})

@@ -204,6 +204,8 @@ class _Log:
         self._nameless_step: int | None = None
         self._error: str | None = None
         self._traceback = False
+        self._skipped = 0
+        """Overflows between rows."""
         self._overflows: list[_Overflow] = []
         """Those since the last row."""
         self._names: Counter[str] = Counter()
@@ -304,11 +306,11 @@ class _Log:
         """Say how the log ends: the loss scales after the last row are those of steps that were not taken."""
         over = self._overflows if len(self._overflows) >= LAST_OVERFLOWS else []
         if over and self._step is not None and over[0].tried is not None:
-            yield Row(self._step, None, {"loss_scale": over[0].tried, "skipped_steps": 0.0})
+            yield Row(self._step, None, {"loss_scale": over[0].tried, "skipped_steps": float(self._skipped)})
         for number, overflow in enumerate(over, 1):
             step = overflow.bar if self._step is None else self._step + number
             if step is not None:
-                yield Row(step, None, {"loss_scale": overflow.scale, "skipped_steps": float(number)})
+                yield Row(step, None, {"loss_scale": overflow.scale, "skipped_steps": float(self._skipped + number)})
         if self._gave_up is not None and (last := self._gave_up[:2]) != (None, None):
             step = max(last[0] or 0, (self._step or 0) + 1 if last[0] is None or last[0] == self._step else 0)
             self._account.say("said", f"not a row, but words: {self._gave_up[2]}")
@@ -423,7 +425,11 @@ class _Log:
         return self._passes * total + done
 
     def _row(self, step: int | None, time: float | None, values: dict[str, float]) -> Row:
-        self._error, self._overflows = None, []  # it went on after all
+        if self._overflows:  # it went on after all
+            self._skipped += len(self._overflows)
+            told = {"loss_scale": self._overflows[-1].scale, "skipped_steps": float(self._skipped)}
+            values = {**({} if "loss_scale" in values or "loss scale" in values else told), **values}
+        self._error, self._overflows = None, []
         if self._gave_up is not None and step is not None:
             named, before, _ = self._gave_up
             self._gave_up = None if step > (before or 0 if named is None else named) else self._gave_up

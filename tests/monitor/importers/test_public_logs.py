@@ -13,6 +13,7 @@ import pytest
 
 from monitor.diagnosis.engine import diagnose
 from monitor.importers import import_path
+from monitor.runfile.reader import open_run
 from tests.monitor.importers.helpers import log, read, same, series
 
 PUBLISHED = {
@@ -191,6 +192,27 @@ def test_a_scaler_that_looks_for_its_scale_is_no_news(tmp_path: Path) -> None:
     text = falls + "".join(f"{{'loss': {3 - step / 100}, 'epoch': {step / 50}}}\n" for step in range(1, 20))
     (one,) = import_path(log(tmp_path, text), tmp_path / "runs")
     assert diagnose(one.runs[0]).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("overflows", "told"),
+    [
+        ({n: 2.0 ** (17 - n) for n in range(1, 7)}, []),
+        ({10: 4096.0, 35: 4096.0, 58: 4096.0}, []),
+        ({n: max(1.0, 2.0 ** (37 - n)) for n in range(21, 61)}, ["loss-scale"]),
+    ],
+    ids=["looks for its scale", "now and then", "falls to 1"],
+)
+def test_overflows_between_rows_have_their_scales(overflows: dict[int, float], told: list[str], tmp_path: Path) -> None:
+    said = "[2023-06-07 22:20:23,340] [deepspeed] OVERFLOW! Skipping step. Attempted loss scale: {}, reducing to {}\n"
+    lines = []
+    for n in range(1, 61):
+        if n in overflows:
+            lines.append(said.format(2 * overflows[n], overflows[n]))
+        lines.append(f"{{'loss': {2 + n % 7 / 70:.4f}, 'learning_rate': 1e-05, 'epoch': {n / 60:.2f}}}\n")
+    (one,) = import_path(log(tmp_path, "".join(lines)), tmp_path / "runs")
+    assert series(open_run(one.runs[0]), "loss_scale") == overflows
+    assert [finding.id for finding in diagnose(one.runs[0]).at_least("warning")] == told
 
 
 def test_a_box_of_reinforcement_learning_needs_no_second(tmp_path: Path) -> None:

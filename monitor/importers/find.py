@@ -30,6 +30,10 @@ _ALONE = re.compile(r"loss", re.I)
 """In the name of a file of numbers without names."""
 LEAST_NUMBERS = 3
 HEAD_BYTES = 1 << 16
+_PACKED = {
+    b"\x1f\x8b": "a gzip file", b"PK\x03\x04": "a zip file (or a checkpoint)", b"BZh": "a bzip2 file",
+    b"\xfd7zXZ": "an xz file", b"\x28\xb5\x2f\xfd": "a zstd file",
+}  # fmt: skip
 _NO_LOGS = (
     (
         "version https://git-lfs",
@@ -130,6 +134,10 @@ def _file(path: Path, whole: bool) -> list[Source]:
         return [_source("W&B", path, partial(wandb_file.read_wandb, path))]
     if is_events(head):
         return [_events(path, [([path], str)])]
+    if packed := next((kind for magic, kind in _PACKED.items() if head.startswith(magic)), None):
+        if whole:
+            raise RunError(f"{path}: {packed}. Unpack it, then import the log or the folder in it.")
+        return []
     text = head.decode(encoding_of(head), "replace").lstrip("\ufeff")
     if text.count("\x00") > len(text) // MOST_ZEROS:
         if whole:
@@ -176,7 +184,8 @@ def _text(path: Path, head: str) -> list[Source]:
     if first or start.startswith("[{") or (start.startswith(("{", "[")) and path.suffix.lower() == ".json"):
         return [_source("JSON", path, partial(read_records, path))]
     delimiter = delimiter_of(lines[:4]) if len(lines) > 1 else None
-    if delimiter is None and path.suffix.lower() in (".csv", ".tsv"):
+    aligned = len(lines) > 1 and len(lines[0].split()) == len(lines[1].split()) > 1 and "," not in lines[0]
+    if delimiter is None and path.suffix.lower() in (".csv", ".tsv") and not aligned:
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
     if delimiter is not None:
         if runs := exported_runs(lines[0], delimiter):

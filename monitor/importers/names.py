@@ -66,10 +66,29 @@ _STEPS = (
 )  # fmt: skip
 
 
+_ENGLISH = {
+    "训练集": "train ", "训练": "train ", "訓練": "train ", "훈련": "train ", "验证集": "val ", "验证": "val ",
+    "検証": "val ", "검증": "val ", "测试": "test ", "損失": "loss", "损失值": "loss", "损失": "loss", "손실": "loss",
+    "准确率": "accuracy", "정확도": "accuracy", "学习率": "lr", "学習率": "lr", "梯度范数": "grad_norm",
+    "轮次": "epoch", "步数": "step", "에폭": "epoch",
+}  # fmt: skip
+_NTH_ROUND = re.compile(r"第\s*(\d+)\s*[轮輪]")
+_FOREIGN = re.compile("|".join(sorted(_ENGLISH, key=len, reverse=True)))
+_WRAPPED = re.compile(r"^(?:metrics?|logs?|scalars?)/")
+"""A folder that says nothing but that metrics are in it."""
+
+
+def english(text: str) -> str:
+    """``text`` with the words of training in Chinese, Japanese and Korean put into English."""
+    if text.isascii():
+        return text
+    return _NTH_ROUND.sub(r"epoch \1", _FOREIGN.sub(lambda word: _ENGLISH[word[0]], text))
+
+
 def _normal(name: str) -> str:
     """Lower case, words joined by ``_``: ``Train Loss``, ``train-loss`` and ``TrainLoss`` are one."""
-    text = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", name.strip())
-    text = re.sub(r"\.?[\s:]+", "_", text.lower())
+    text = re.sub(r"(?<=[a-z])(?=[A-Z][a-z])", "_", english(name).strip())
+    text = _WRAPPED.sub("", re.sub(r"\.?[\s:]+", "_", text.lower()))
     return text if text.startswith("lr-") else re.sub(r"(?<=[a-z])[-.](?=[a-z])", "_", text)
 
 
@@ -166,5 +185,5 @@ def _candidates(name: str) -> list[tuple[str, float, int]]:
 
 def step_name(names: Iterable[str]) -> str | None:
     """Which of the names counts the steps; None when none does."""
-    known = {name.strip().lower().replace(" ", "_"): name for name in names}
+    known = {english(name).strip().lower().replace(" ", "_"): name for name in names}
     return next((known[name] for name in _STEPS if name in known), None)

@@ -12,6 +12,8 @@ from monitor.importers.rows import MAX_NAME, SPLITS, Account, Row, number_of, of
 from monitor.runfile.format import MAX_COLUMNS
 
 LONGEST_LINE = 1 << 24
+_TENSOR = re.compile(r"\s*(?:tensor|\[)\(?([-+\d.e]+|-?nan|-?inf)[,)\]]")
+"""A number that was written with its tensor around it."""
 _TIMES = ("wall time", "wall_time", "timestamp", "_timestamp")
 RUN_MARK = " - "
 """Between the run and the metric in W&B's export."""
@@ -24,7 +26,7 @@ def delimiter_of(lines: list[str]) -> str | None:
     lines = [line for line in lines if line.strip()]
     if len(lines) < 2:
         return None
-    for delimiter in ",\t;":
+    for delimiter in ",\t;|":
         header, *rows = (line.count(delimiter) for line in lines)
         if not header or any(count != header for count in rows[:3]):
             continue
@@ -129,6 +131,8 @@ def read_numbers(path: Path, name: str, account: Account) -> Iterator[Row]:
 def _number(cell: str, delimiter: str) -> float | None:
     """The number of a cell; where semicolons part the cells, as spreadsheets of half of Europe have it, a comma is the
     decimal point."""
+    if match := _TENSOR.match(cell):
+        return number_of(match[1])
     return number_of(cell.replace(",", ".") if delimiter == ";" and cell.count(",") == 1 else cell)
 
 

@@ -21,7 +21,7 @@ from monitor.importers import sentences
 from monitor.importers.aligned import Aligned
 from monitor.importers.blocks import MOST_NAMES, Box, Columns, joined
 from monitor.importers.lines import plain, read_lines
-from monitor.importers.names import Naming
+from monitor.importers.names import Naming, english
 from monitor.importers.paragraphs import one_line_each
 from monitor.importers.rows import Account, Row, number_of, step_of
 
@@ -160,7 +160,7 @@ def _plain_lines(path: Path, account: Account) -> Iterator[str]:
     for line in read_lines(path, account):
         for part in line.split("\x08") if "\x08" in line else (line,):
             text = plain(part)
-            text = _GLOG.sub("", text) if "] " in text[20:80] else text
+            text = english(_GLOG.sub("", text) if "] " in text[20:80] else text)
             yield from _STAMPED.split(text) if "[20" in text[1:] else (text,)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -178,3 +181,10 @@ def test_what_stands_for_a_log_is_named(text, words, name, tmp_path):
         import_path(tmp_path / name, tmp_path / "runs")
     (tmp_path / "good.log").write_text("".join(f"step {n} loss {3 - n / 8}\n" for n in range(9)))
     assert [one.source.path.name for one in import_path(tmp_path, tmp_path / "all")] == ["good.log"]
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_packed_log_is_to_be_unpacked(pack, tmp_path):
+    (tmp_path / "train.log").write_bytes(pack(b"step 1 loss 2.5\nstep 2 loss 2.25\n"))
+    with pytest.raises(RunError, match="Unpack it"):
+        import_path(tmp_path / "train.log", tmp_path / "runs")

@@ -390,6 +390,19 @@ OTHERS = {
 }
 
 
+VALUES = (2.5, 2.25, "nan", 2.0)
+OTHERS |= {
+    "tensors": ("log.csv", "epoch,loss\n1,tensor(2.5)\n2,\"tensor(2.25, device='cuda:0')\"\n3,tensor(nan)\n4,[2.0]\n"),
+    "blanks in a .csv": ("log.csv", "epoch loss lr\n1 2.5 0.1\n2 2.25 0.1\n3 nan 0.1\n4 2.0 0.1\n"),
+    "bars": ("log.txt", "epoch|loss|lr\n1|2.5|0.1\n2|2.25|0.1\n3|nan|0.1\n4|2.0|0.1\n"),
+    "Chinese": ("a.log", "".join(f"第{n}轮 训练损失: {v} 验证损失: 3.0\n" for n, v in enumerate(VALUES, 1))),
+    "Korean": ("log.csv", "에폭,훈련 손실,검증 손실\n1,2.5,3\n2,2.25,3\n3,nan,3\n4,2.0,3\n"),
+    "wrapped": ("log.jsonl", "".join(
+        f'{{"epoch": {n}, "metrics": {{"train": {{"loss": {v}}}}}}}\n'.replace("nan", "NaN") for n, v in enumerate(VALUES, 1)
+    )),
+}  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", OTHERS)
 def test_curves_that_are_written_in_other_ways(kind, tmp_path):
     name, text = OTHERS[kind]

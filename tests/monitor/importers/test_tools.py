@@ -398,7 +398,8 @@ OTHERS |= {
     "Chinese": ("a.log", "".join(f"第{n}轮 训练损失: {v} 验证损失: 3.0\n" for n, v in enumerate(VALUES, 1))),
     "Korean": ("log.csv", "에폭,훈련 손실,검증 손실\n1,2.5,3\n2,2.25,3\n3,nan,3\n4,2.0,3\n"),
     "wrapped": ("log.jsonl", "".join(
-        f'{{"epoch": {n}, "metrics": {{"train": {{"loss": {v}}}}}}}\n'.replace("nan", "NaN") for n, v in enumerate(VALUES, 1)
+        f'{{"epoch": {n}, "metrics": {{"train": {{"loss": {v}}}}}}}\n'
+        for n, v in enumerate((2.5, 2.25, "NaN", 2.0), 1)
     )),
 }  # fmt: skip
 

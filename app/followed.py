@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
-from typing import ParamSpec
+from typing import ParamSpec, TypeAlias
 
 import streamlit as st
 
@@ -20,17 +20,24 @@ _HERE = Path(__file__).parent
 _HTML = '<div class="gm-followed"></div>'
 
 
-def followed(part: Callable[P, None], every_s: float | None, *, bell: bool = False) -> Callable[P, None]:
+Seconds: TypeAlias = "float | None"
+
+
+def followed(
+    part: Callable[P, None], every_s: Seconds | Callable[[], Seconds], *, bell: bool = False
+) -> Callable[P, None]:
     """``part`` as a fragment that runs again every ``every_s`` seconds while the page is in sight; None for never.
 
     Args:
+        every_s: asked again with each run of the part where it is a function.
         bell: every ten seconds in a hidden tab too when the bell is on.
     """
 
     @wraps(part)
     def with_beat(*args: P.args, **kwargs: P.kwargs) -> None:
-        if every_s is not None:
-            _beat(f"beat-{part.__module__}.{part.__qualname__}", every_s, bell)
+        seconds = every_s() if callable(every_s) else every_s
+        if seconds is not None:
+            _beat(f"beat-{part.__module__.strip('_')}.{part.__qualname__}", seconds, bell)  # no __ in a key of it
         part(*args, **kwargs)
 
     return st.fragment(with_beat)

@@ -37,7 +37,7 @@ from monitor.runfile.reader import Run
 
 def show(path: Path, facts: Facts) -> None:
     """The incidents, worst first, and the one that is open; then what could not be told."""
-    followed(incident_list, refresh_s(path, facts, 4.0))(path)
+    followed(incident_list, lambda: refresh_s(path, facts, 4.0))(path)
 
 
 def open_incident(key: str) -> None:
@@ -50,9 +50,10 @@ def refresh_s(path: Path, facts: Facts, live_s: float) -> float | None:
     """Seconds between looks at the diagnosis: short while it is being made, none when it can no longer change."""
     with READERS.reading(path) as run:
         version = run.version
-    if DIAGNOSES.of(path, version).pending:
-        return 1.5
-    return live_s if facts.live else None
+    made = DIAGNOSES.of(path, version)
+    if facts.live:  # a newer one is always due
+        return 1.5 if made.value is None and made.error is None else live_s
+    return 1.5 if made.pending else None
 
 
 def incident_list(path: Path) -> None:

@@ -11,6 +11,7 @@ from app.followed import followed
 from app.page_tools import page_tools
 from app.views import fixes, header, ranks
 from app.views.common import refused
+from app.views.incidents import refresh_s
 from app.views.sections import SHOW
 from monitor.errors import RunError
 from monitor.runfile.zoom import LONG_ROWS
@@ -49,7 +50,7 @@ def page() -> None:
         st.session_state["waited_for"] = run_id
         long = (facts.step or 0) >= LONG_ROWS
         DIAGNOSES.of(path, version, wait=0 if long else DIAGNOSIS_WAIT_S, head_start=HEAD_START_S if long else 0)
-    followed(header.show, LIVE_S if facts.live else ENDED_S, bell=True)(path, name, facts.live)
+    followed(header.show, lambda: refresh_s(path, facts, LIVE_S) or ENDED_S, bell=True)(path, name, facts.live)
     fixes.note(path)
     choice, tools = st.columns([4, 1], vertical_alignment="center")
     section = choice.segmented_control(

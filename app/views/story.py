@@ -22,7 +22,7 @@ from app.views.incidents import open_incident, refresh_s
 
 def show(path: Path, facts: Facts) -> None:
     """The aligned stack, with the worst incident above it."""
-    followed(alarm, refresh_s(path, facts, 3.0))(path)
+    followed(alarm, lambda: refresh_s(path, facts, 3.0))(path)
     if facts.step is None and not facts.live:
         st.info("This run has no points, and nothing writes to it any more. Start another one:")
         st.code("gradiometer train", language=None)

@@ -50,12 +50,15 @@ const loadPlotly = (url) => window.Plotly ? Promise.resolve(window.Plotly) : (wi
 const element = (tag, className, text) => {
   const node = document.createElement(tag);
   if (className) node.className = className;
-  if (text !== undefined) node.textContent = text;
+  if (text !== undefined) node.textContent = plain(text);
   return node;
 };
 
+// Without control characters and those that turn the direction of what follows, as app/text.py.
+const plain = (text) => String(text).replace(/[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u202a-\u202e\u2066-\u2069]/g, '\ufffd');
+
 // Plotly reads a little HTML and %{templates} in every text it is given.
-const plotlyText = (text) => String(text).slice(0, 300).replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/>/g, '&gt;').replace(/%\{/g, '%&#123;');
+const plotlyText = (text) => plain(text).slice(0, 300).replace(/&/g, '&amp;').replace(/</g, '&lt;').replace(/>/g, '&gt;').replace(/%\{/g, '%&#123;');
 
 const ARRAYS = { u1: Uint8Array, u4: Uint32Array, i4: Int32Array, f4: Float32Array, f8: Float64Array };
 const arrayAt = (body, [offset, length, type]) => new ARRAYS[type](body, offset, length);
@@ -542,10 +545,10 @@ function exploded(slot) {
 function setHead(slot, spec) {
   slot.wrap.style.minHeight = `${spec.height}px`;   // its place is kept before there is anything to draw
   slot.spec = spec;
-  slot.title.textContent = spec.title;
+  slot.title.textContent = plain(spec.title);
   slot.title.title = spec.help || '';
   slot.unit.textContent = spec.unit && spec.unit !== '1' ? `(${spec.unit})` : '';
-  slot.node.setAttribute('aria-label', spec.title);
+  slot.node.setAttribute('aria-label', plain(spec.title));
 }
 
 // ---- drawing --------------------------------------------------------------------------------------------------------
@@ -848,7 +851,7 @@ function eventsFigure(S, T, slot) {
   const traces = Object.entries(MARKS).map(([kind, look]) => {
     const marks = S.marks.filter((mark) => mark.kind === kind);
     return {
-      type: 'scatter', mode: 'markers', name: look.word, x: marks.map((mark) => mark.x), y: marks.map(() => look.level), hoverinfo: 'text',
+      type: 'scatter', mode: 'markers', name: look.word, x: marks.map((mark) => mark.x), y: marks.map(() => look.level), hoverinfo: 'text', cliponaxis: false,
       text: marks.map((mark) => `step ${formatCount(mark.step)}: ${plotlyText(mark.text)}${mark.count > 1 ? `, and ${mark.count - 1} more here` : ''}`),
       customdata: marks.map((mark) => mark.key), marker: { symbol: look.symbol, size: SERIOUS.has(kind) ? 11 : 8, color: marks.map((mark) => markColour(T, mark)) },
     };
@@ -1053,7 +1056,7 @@ function hover(S, slot, event) {
   cancelAnimationFrame(S.frame);
   S.frame = requestAnimationFrame(() => {
     const own = slot?.spec.kind === 'profile';
-    S.cursor.textContent = !at ? '' : own ? slot.data.names[Math.round(at.x)] || '' : `${xWord(S, false)}${xText(S, at.x)}`;
+    S.cursor.textContent = !at ? '' : own ? plain(slot.data.names[Math.round(at.x)] || '') : `${xWord(S, false)}${xText(S, at.x)}`;
     for (const other of S.slots.values()) {
       const shares = at && (other === slot || (!own && other.spec.kind !== 'profile'));
       other.cross.style.display = shares && other.drawn ? 'block' : 'none';
@@ -1120,7 +1123,7 @@ function valueOf(trace, place) {
 }
 
 function showTip(slot, at, words) {
-  slot.tip.textContent = words;
+  slot.tip.textContent = plain(words);
   slot.tip.style.display = 'block';
   const right = at.left > slot.wrap.clientWidth / 2;
   slot.tip.style.left = right ? '' : `${at.left + 14}px`;

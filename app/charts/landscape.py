@@ -18,6 +18,8 @@ LOG_FROM = 50.0
 """A largest loss over the smallest from which a picture shows logarithms (our judgement)."""
 _PATH = "#e8590c"
 _COLOURS = "Viridis"
+_ABOVE = {"orientation": "h", "y": 1.02, "yanchor": "bottom"}
+"""A legend that grows away from the picture where it needs several rows."""
 _UNITS = {
     "filter": "in norms of each filter",
     "update": "in last updates",
@@ -55,7 +57,7 @@ def slice_figure(samples: Sequence[LandscapeSample]) -> go.Figure:
         x, y = sample.coords[order], sample.loss[order]
         figure.add_scatter(
             x=x, y=np.where(np.isfinite(y), y, np.nan), mode="lines+markers", connectgaps=False,
-            name=f"step {text.count(sample.step)}", opacity=1.0 if latest else 0.25 + 0.12 * index,
+            name=f"step {text.count(sample.step)}", opacity=1.0 if latest else 0.45 + 0.1 * index,
             line={"width": 2.2 if latest else 1.2, "color": LINE}, marker={"size": 5 if latest else 3, "color": LINE},
         )  # fmt: skip
     finite = np.concatenate([sample.loss[np.isfinite(sample.loss)] for sample in shown])
@@ -64,7 +66,7 @@ def slice_figure(samples: Sequence[LandscapeSample]) -> go.Figure:
     figure.add_vline(x=0, line={"color": MUTED, "width": 1, "dash": "dot"})
     unit = _UNITS.get(str(shown[-1].detail.get("unit", "filter")), "")
     _lay_out(
-        figure, f"distance along the {text.plotly(_along(shown[-1]))} direction, {unit}", _loss_title(shown[-1]), log
+        figure, f"distance along the {text.plotly(_along(shown[-1]))} direction,<br>{unit}", _loss_title(shown[-1]), log
     )
     return figure
 
@@ -133,7 +135,7 @@ def contour_figure(sample: LandscapeSample) -> go.Figure:
         )
     titles = _titles(sample)
     figure.update_layout(
-        height=460, margin={"l": 60, "r": 10, "t": 10, "b": 44}, legend={"orientation": "h", "y": 1.07},
+        height=460, margin={"l": 60, "r": 10, "t": 10, "b": 44}, legend=_ABOVE,
         xaxis_title=titles[0], yaxis_title=titles[1],
     )  # fmt: skip
     return figure
@@ -237,6 +239,6 @@ def _loss_title(sample: LandscapeSample) -> str:
 
 def _lay_out(figure: go.Figure, x: str, y: str, log: bool) -> None:
     figure.update_layout(
-        height=320, margin={"l": 60, "r": 10, "t": 10, "b": 44}, legend={"orientation": "h", "y": 1.1},
+        height=320, margin={"l": 60, "r": 10, "t": 10, "b": 60}, legend=_ABOVE,
         xaxis_title=x, yaxis_title=y, yaxis_type="log" if log else "linear",
     )  # fmt: skip

@@ -29,6 +29,9 @@ def maps(path: Path) -> None:
     chosen = map_choice(found)
     if chosen is None:
         return
+    if not chosen.weights.any():
+        # A softmax has a weight above zero in each row: what is kept as a byte has no word for NaN.
+        st.warning("No weight is a number above zero: the scores of this step were not finite.")
     with st.grid(min_column_width=260, gap="small"):
         for head in range(len(chosen.weights)):
             figure = head_figure(chosen, head, as_bytes=as_bytes)

@@ -108,7 +108,9 @@ def _progress(state: Any, heartbeat: Mapping[str, Any], step: int | None, now: f
 def _duration(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.0f} days"
 
 
 def _number(record: Mapping[str, Any] | None, key: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 
@@ -100,6 +101,18 @@ def test_an_incident_shows_all_layers_round_its_onset(runs: Runs, open_page: Ope
     edges = array(body, heat["edges"])
     at = [int(edges.searchsorted(step, side="right")) - 1 for step in (208, 209, 210)]
     assert [(cells[:, place] == NONFINITE).sum() for place in at] == [0, 1, len(made.LAYERS)]
+
+
+def test_an_attention_map_without_a_weight_says_why(tmp_path: Path, monkeypatch, open_page: Open):
+    monkeypatch.setenv("GRADIOMETER_RUNS", str(tmp_path))
+    run, fields = made.Recorded(tmp_path, "blank", run_id="blank"), made.map_fields("attn")
+    run.row(1, 2.0)
+    run.writer.event("attention_map", 1, **fields)
+    run.writer.event("attention_map", 2, **{**fields, "weights": base64.b64encode(bytes(2 * 8 * 8)).decode()})
+    run.end(step=1)
+    told = "No weight is a number above zero"
+    assert told in words(open_page("run", run="blank", section="Attention", map_step="2"))
+    assert told not in words(open_page("run", run="blank", section="Attention", map_step="1"))
 
 
 def test_the_size_of_a_folder_counts_no_links(tmp_path: Path):

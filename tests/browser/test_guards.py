@@ -78,6 +78,10 @@ def test_hostile_words_do_nothing_on_any_page(tab: Tab, attacked: App):
         tab.wait("() => !document.querySelector('[data-testid=stSkeleton]')")
         shown = tab.page.inner_text('[data-testid="stMain"]').replace("\u2060", "")
         assert plain(made.HOSTILE[0]) in shown, section
+        turned = tab.page.evaluate(
+            "/[\\u202a-\\u202e\\u2066-\\u2069]/.test(document.querySelector('.gm-grid')?.textContent)"
+        )
+        assert not turned, "a chart's words do not turn those beside them"
         if section == "Log":
             assert all(name in shown for name in visible)
         assert tab.page.locator('[data-testid="stException"]').count() == 0

@@ -119,6 +119,15 @@ def test_a_run_on_another_host_is_judged_by_its_heartbeat(tmp_path: Path, second
     assert run_state(run_dir, now=now).word == word
 
 
+@pytest.mark.parametrize(("hours", "words"), [(3, "3.0 h ago"), (47.5, "47.5 h ago"), (1568.7, "65 days ago")])
+def test_a_step_long_ago_is_told_in_days(tmp_path: Path, hours: float, words: str) -> None:
+    run_dir = write_run(tmp_path, 5)
+    beat = fmt.rank_dir(run_dir, 0) / "heartbeat.json"
+    now = fmt.load_json(beat)["time"]
+    edit(beat, state="training", step_at=now - hours * 3600)
+    assert words in run_state(run_dir, now=now).reason
+
+
 def test_a_process_in_another_container_is_not_taken_for_dead(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path, 5)
     beat = fmt.rank_dir(run_dir, 0) / "heartbeat.json"

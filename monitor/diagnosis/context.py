@@ -151,20 +151,29 @@ def loss_may_rise(signals: Signals) -> bool:
     return loss_follows_policy(signals) or bool(signals.events("objectives"))
 
 
-_RETURNS = re.compile(r"(^|[/_])(ep_rew_mean|returns?|rewards?|reward_mean|mean_reward)($|[/_])", re.I)
+_RETURNS = re.compile(
+    r"(^|[/_ ])(ep_rew_mean|ep(isode)?_?(rewards?|returns?)(_mean)?|(mean|average|avg)_(episode_)?(rewards?|returns?)"
+    r"|(rewards?|returns?)(_mean)?)$",
+    re.I,
+)
+
+
+def returns_of(signals: Signals) -> Signal | None:
+    """The first reward or return that a policy gets; None without one. Those of preference learning are none."""
+    if any(_PREFERENCES.search(name) for name in signals.names):
+        return None
+    return next((signals[name] for name in signals.names if _RETURNS.search(name)), None)
 
 
 def returns_change(signals: Signals, onset: int) -> float:
     """By how much a reward or return is higher at the end than before step ``onset``, medians of both; 0 where none was
     recorded on both sides. A policy whose returns rise has not been lost, whatever its loss does."""
-    for name in signals.names:
-        value = signals[name] if _RETURNS.search(name) else None
-        if value is not None:
-            before, after = value.between(None, onset - 1).value, value.between(onset, None).value
-            before, after = before[np.isfinite(before)], after[np.isfinite(after)]
-            if len(before) and len(after):
-                return float(np.median(after[len(after) // 2 :]) - np.median(before))
-    return 0.0
+    returns = returns_of(signals)
+    if returns is None:
+        return 0.0
+    before, after = returns.between(None, onset - 1).value, returns.between(onset, None).value
+    before, after = before[np.isfinite(before)], after[np.isfinite(after)]
+    return float(np.median(after[len(after) // 2 :]) - np.median(before)) if len(before) and len(after) else 0.0
 
 
 def loss_is_signed(signals: Signals, *, share: float = 0.02, zeros: float = 0.3) -> bool:

@@ -32,7 +32,7 @@ Faults of the catalogue in the design notes, the rules that see them, and what n
     F28 learning rate too low              not-learning, update-size
     F29 overfitting                        overfitting
     F30 batch too small or large           batch-size
-    F31 loss of plasticity                 dead-units; not seen: rank of the features
+    F31 loss of plasticity                 dead-units, returns-collapse; not seen: rank of the features
     F32 oscillation                        oscillation
     F33 silent corruption, flaky device    rank-outlier, machine-trouble, weights-overwritten
     F34 replicas apart                     replicas-apart
@@ -81,6 +81,7 @@ from monitor.diagnosis.rules import (
     rank_outlier,
     replicas_apart,
     resume_mismatch,
+    returns_collapse,
     saturated_units,
     slow_divergence,
     slower_steps,
@@ -127,6 +128,7 @@ RULES: tuple[Rule, ...] = (
     lr_schedule.RULE,
     optimizer_change.RULE,
     overfitting.RULE,
+    returns_collapse.RULE,
     validation_too_good.RULE,
     not_learning.RULE,
     replicas_apart.RULE,

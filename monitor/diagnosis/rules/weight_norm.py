@@ -15,6 +15,10 @@ from monitor.signals import Signal
 LEAST_ROWS = 6
 LEAST_STEPS = 50
 """Steps that growth must last."""
+FROM_THE_START = 2.0
+"""Multiple of the first norm that growth from the first step on must reach: what learns in one direction d beside
+random first weights w has the norm sqrt(|w|^2 + |d|^2), whose relative growth gains pace up to 1.4 times the first norm
+and has lost a tenth of that by twice."""
 RISING_ROWS = 4
 """Measurements in which weights must have grown before a fall of them is told."""
 APART_STEPS = 10
@@ -30,8 +34,9 @@ def weight_norm(
     the wrong sign, or none at a high learning rate, lets the weights grow until an activation overflows.
 
     Stays silent: on the growth of a training under way, which slows down (healthy small models double their norm in
-    some 500 steps, and one that learns its whole data in each step in 100); in a warm-up, which speeds it up; on a norm
-    that settles a little lower. Frozen weights are not counted.
+    some 500 steps, and one that learns its whole data in each step in 100); in a warm-up, which speeds it up; on
+    growth from the first step on up to twice the first norm; on a norm that settles a little lower. Frozen
+    weights are not counted.
 
     Thresholds: ``shrunk``, share of the highest norm so far below which it has shrunk, while still falling; ``growth``,
     relative growth per hundred steps over ``rows`` measurements running, at the end no slower than its fastest: what is
@@ -92,6 +97,7 @@ def _grew(norm: Signal, growth: float, rows: int, warm: int) -> int | None:
             and norm.step[end - rows] >= warm
             and fast[window].all()
             and rate[end - 1] > 0.9 * rate[window].max()
+            and (_start(norm, end) > 0 or norm.value[end] > FROM_THE_START * norm.value[0])
         ):
             return end
     return None

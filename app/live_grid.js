@@ -1160,7 +1160,7 @@ function clicked(S, slot, event) {
 }
 
 function resized(S) {
-  if (S.stopped || !window.Plotly) return;
+  if (S.stopped || !window.Plotly || !S.root.clientWidth) return;     // without a width it has just left the page
   for (const slot of S.slots.values()) if (slot.drawn) { slot.dirty = true; if (slot.visible) draw(S, slot); }
   for (const slot of S.slots.values()) if (slot.drawn && slot.visible) window.Plotly.Plots.resize(slot.plot);
   tick(S);

@@ -45,7 +45,7 @@ from app import frame
 from tests.app.conftest import MAIN, ROOT
 from tests.bench.list_runs import make
 from tests.bench.page_data import SPIKE
-from tests.bench.report import Line, table
+from tests.bench.report import Line, bars, save, table
 from tests.browser import chromium
 from tests.browser.conftest import free_port
 
@@ -315,7 +315,8 @@ def zoomed(page: Page, running: Server, steps: int) -> dict[str, float]:
     }
 
 
-def opening(browser: Browser, data: Path, steps: int, layers: int, scratch: Path) -> list[Line]:
+def opening(browser: Browser, data: Path, steps: int, layers: int, scratch: Path) -> tuple[list[Line], list[str]]:
+    """The lines, and the chart of who has its first one when."""
     lines = []
     taken = {}
     for kind in DASHBOARDS:
@@ -351,7 +352,9 @@ def opening(browser: Browser, data: Path, steps: int, layers: int, scratch: Path
         for name, value in taken["layers"].items()
         if name != "spike kept"
     ]
-    return lines
+    first = {"Gradiometer" if kind == "ours" else kind: one["first chart"] for kind, one in taken.items()}
+    del first["layers"]
+    return lines, bars(f"From the start to the first chart of {steps:,} steps x 20", first, "s", "Gradiometer")
 
 
 # ---- living -------------------------------------------------------------------------------------------------------
@@ -512,6 +515,8 @@ def main(quick: bool = False) -> None:
     if path is None:
         print("no Chromium here; install one with: python -m tests.browser.chromium")
         return
+    lines: list[Line] = []
+    charts: list[list[str]] = []
     with tempfile.TemporaryDirectory() as temporary, sync_playwright() as playwright:
         scratch = Path(temporary)
         data = given.keep or scratch / "data"
@@ -521,12 +526,19 @@ def main(quick: bool = False) -> None:
             for kind in DASHBOARDS:
                 write(data, kind, steps, 20)
             write(data, "layers", layers, 200, "layers")
-            print(table("Opening a run", opening(browser, data, steps, layers, scratch)), flush=True)
+            opened_in, chart = opening(browser, data, steps, layers, scratch)
+            lines += opened_in
+            charts.append(chart)
+            print(table("Opening a run", opened_in), flush=True)
         if "live" in given.only:
-            print(table("A live page, per update of two seconds", living(browser, scratch)), flush=True)
+            lines += (live := living(browser, scratch))
+            print(table("A live page, per update of two seconds", live), flush=True)
         if "list" in given.only:
-            print(table("The list of runs", listing(browser, many, scratch)), flush=True)
+            lines += (listed := listing(browser, many, scratch))
+            print(table("The list of runs", listed), flush=True)
         browser.close()
+    if not given.quick:
+        print("written:", *save("page", lines, {"only": given.only}, charts))
 
 
 if __name__ == "__main__":

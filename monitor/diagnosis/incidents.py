@@ -29,6 +29,7 @@ LOCATED = ("dead-units", "vanishing-gradient", "attention-collapse")
 """Findings about one place in the model. They explain a loss that went to another level at that time, of which the
 loss alone can say no more than that the data may have changed."""
 UNSPECIFIC = ("data-change", "bad-batch", "unknown")
+EXCURSIONS = ("loss-spike", "gradient-explosion")
 OF_THE_MACHINE = (
     "straggler", "exposed-communication", "stall", "memory-growth", "slower-steps", "input-bound", "low-device-use",
 )  # fmt: skip
@@ -116,13 +117,15 @@ def _layer(root: Finding, group: list[Finding]) -> str | None:
     return written or root.layer or next((f.layer for f in group if f.layer), None)
 
 
-def _from_outside(finding: Finding) -> bool:
+def _from_outside(finding: Finding, told: Finding) -> bool:
     """Whether nothing in the model can have brought ``finding`` about; of weights, that they shrink: no update does
-    that for long, only their decay."""
-    shrinks = finding.id == "weight-norm" and float(finding.evidence.get("after", 0)) < finding.evidence.get(
-        "before", 0
-    )
-    return finding.id in FROM_OUTSIDE or bool(shrinks)
+    that for long, only their decay. Not so where ``told`` is an excursion that was there at once, as no decay makes
+    one: the updates after it shrink what had been learnt before."""
+    if finding.id != "weight-norm":
+        return finding.id in FROM_OUTSIDE
+    at_once = told.id in EXCURSIONS and told.first_step - told.onset_step <= SAME_TIME_STEPS
+    at_once &= told.onset_step <= finding.onset_step + SAME_TIME_STEPS
+    return float(finding.evidence.get("after", 0)) < finding.evidence.get("before", 0) and not at_once
 
 
 def _may_begin(outside: Finding, finding: Finding) -> bool:
@@ -146,7 +149,7 @@ def explaining(group: Sequence[Finding]) -> Finding:
     """The finding of ``group`` whose causes explain the others: what came from outside at the beginning of the worst
     and earliest one, else back from that one along causes that are findings of the group themselves."""
     finding = min(group, key=lambda f: (-(f.severity or Severity.INFO).rank, f.onset_step, f.first_step))
-    outside = [f for f in group if _from_outside(f) and _may_begin(f, finding)]
+    outside = [f for f in group if _from_outside(f, finding) and _may_begin(f, finding)]
     if any(f.id in LOCATED and _is_worse_than_info(f) for f in group):
         # That weights were written over is how it came about; what it is, units or logits, says more.
         outside = [f for f in outside if f.id != OVERWRITTEN]

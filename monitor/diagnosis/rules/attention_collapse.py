@@ -148,12 +148,16 @@ def _finding(
 
 
 def _rise(matrix: LayerMatrix, value: np.ndarray, stretch: Stretch) -> int:
-    """Step from which the module's logits only rose until they were told of; that of the stretch itself where they
-    came from their usual level between two measurements."""
+    """Step from which the module's logits rose from one height that they had never had to the next, at a fifth of the
+    pace of the end or faster; that of the stretch itself where they came from their usual level between two
+    measurements."""
     rows = np.flatnonzero(np.isfinite(value[:, stretch.column]) & (matrix.step <= stretch.onset))
     series = value[rows, stretch.column]
     row = len(rows) - 1
-    while row > 0 and series[row - 1] < series[row]:
+    new_height = series > np.concatenate([[0.0], np.maximum.accumulate(series)[:-1]])
+    with np.errstate(divide="ignore"):
+        pace = np.diff(np.log(np.abs(series))) / np.diff(matrix.step[rows])
+    while row > 0 and new_height[row - 1] and pace[row - 1] > 0.2 * pace[-1]:
         row -= 1
     return int(matrix.step[rows[row if row < len(rows) - 2 else -1]])
 

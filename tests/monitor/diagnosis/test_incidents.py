@@ -39,6 +39,25 @@ def test_information_joins_an_incident_and_is_none_by_itself():
     assert incident.onset_step == 105  # a note does not move the onset of what it is no explanation for
 
 
+@pytest.mark.parametrize(
+    ("told", "onset", "alarm", "root"),
+    [
+        ("loss-spike", 101, 101, "loss-spike"),
+        ("loss-spike", 101, 110, "weight-norm"),
+        ("loss-spike", 105, 105, "weight-norm"),
+        ("slow-divergence", 101, 101, "weight-norm"),
+    ],
+    ids=["at-once", "slowly", "after-the-weights", "a-climb"],
+)
+def test_shrinking_weights_explain_no_loss_that_leapt_before_they_could(told: str, onset: int, alarm: int, root: str):
+    loss = Finding("loss", onset, alarm, 200, Severity.CRITICAL, id=told, causes=(Cause("data-change", 0.5),))
+    shrink = Finding(
+        "weights", 101, 120, 200, Severity.WARNING, id="weight-norm", evidence={"before": 11.0, "after": 9.0},
+        causes=(Cause("weight-decay", 0.7),),
+    )  # fmt: skip
+    assert explaining([loss, shrink]).id == root
+
+
 def test_worst_first():
     told = incidents([finding("a", 100, 110), finding("b", 500, 510, "critical")], NOTHING)
     assert [incident.severity for incident in told] == ["critical", "warning"]

@@ -45,7 +45,20 @@ def leapt(factor: float, *, lr: float = 1.0, growing: float = 1.0, rows: int = 1
     )
 
 
+def burst(before: tuple[float, float]) -> Signals:
+    """The second block's logits: 5 to 7 for 160 steps, ``before`` at 180 and 200, and then five times as large every
+    twenty steps."""
+    logits = np.full((len(STEP), 2), 5.0)
+    logits[:8, 1] = [5, 7, 5, 6, 5, 7, 6, 5]
+    logits[8:10, 1] = before
+    logits[10:, 1] = before[1] * 5.0 ** np.arange(1, len(STEP) - 9)
+    matrix = LayerMatrix("attention_logit_max", STEP, BLOCKS, logits.astype(np.float32), np.ones(logits.shape, bool))
+    return Signals.from_arrays({"train_loss": level()}, modules={"attention_logit_max": matrix})
+
+
 FIRES = (
+    Case("five times as large every time, after a little more", lambda: burst((5.0, 6.0)), "warning", onset=240),
+    Case("five times as large every time, after slow growth", lambda: burst((7.1, 7.4)), "warning", onset=200),
     Case("five times as large at once", lambda: leapt(5), "warning", words=f"of {BLOCKS[1]} leapt"),
     Case("to 300", lambda: run(300), "warning", onset=20, words=BLOCKS[1]),
     Case("to 80 with a head that sees one token", lambda: run(80, entropy=0.02), "warning", onset=20, words="entropy"),

@@ -19,6 +19,9 @@ FROM_THE_START = 2.0
 """Multiple of the first norm that growth from the first step on must reach: what learns in one direction d beside
 random first weights w has the norm sqrt(|w|^2 + |d|^2), whose relative growth gains pace up to 1.4 times the first norm
 and has lost a tenth of that by twice."""
+FIRST_STEPS = 20
+"""Growth that begins within so many steps is one from the first step on: that norm's pace begins at nought, and is a
+fifth of its highest after 12 steps at the latest where growth is fast enough to be told."""
 RISING_ROWS = 4
 """Measurements in which weights must have grown before a fall of them is told."""
 APART_STEPS = 10
@@ -97,7 +100,10 @@ def _grew(norm: Signal, growth: float, rows: int, warm: int) -> int | None:
             and norm.step[end - rows] >= warm
             and fast[window].all()
             and rate[end - 1] > 0.9 * rate[window].max()
-            and (_start(norm, end) > 0 or norm.value[end] > FROM_THE_START * norm.value[0])
+            and (
+                norm.step[_start(norm, end)] > norm.step[0] + FIRST_STEPS
+                or norm.value[end] > FROM_THE_START * norm.value[0]
+            )
         ):
             return end
     return None

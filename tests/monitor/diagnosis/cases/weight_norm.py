@@ -52,6 +52,12 @@ def in_one_direction(steps: int) -> np.ndarray:
     return np.sqrt(1 + (np.arange(1, STEPS + 1) / steps) ** 2)
 
 
+def measured_densely_at_first(norm: np.ndarray) -> Signals:
+    """In each of the first ten steps, and in every 20th, as the monitor does."""
+    step = np.concatenate([np.arange(1, 11), np.arange(20, STEPS, 20)])
+    return Signals.from_arrays({"train_loss": level(), "weight_norm": (step, norm[step - 1])})
+
+
 def in_warmup() -> Signals:
     """Grows by lr x 1 a step while the learning rate rises to 0.02, then ever more slowly."""
     t = np.arange(STEPS)
@@ -74,6 +80,7 @@ NEAR_MISSES = (
     Case("grows by two thirds in a hundred steps and settles", lambda: in_a_burst(0.0058, 95, 60)),
     Case("grows faster and faster in a warm-up", in_warmup),
     Case("learns in one direction beside its first weights", lambda: measured_each_20(in_one_direction(60))),
+    Case("learns so, seen from its first step on", lambda: measured_densely_at_first(in_one_direction(60))),
     Case("doubles in 300 steps, more and more slowly", lambda: only(weight_norm=growing(40))),
     Case("settles a fifth lower", lambda: only(weight_norm=20 - 4 * (1 - np.exp(-np.arange(STEPS) / 50)))),
     Case("0.2 % more each step", lambda: measured(0.002, start=0)),

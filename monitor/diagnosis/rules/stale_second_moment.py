@@ -33,10 +33,10 @@ def stale_second_moment(
     the loss spikes of large models, after a long quiet phase of that tensor, often an embedding.
 
     Stays silent: in the first 20 steps and before three measurements; on values up to ``rms``; on tensors that are
-    often like that. Information below ``worrying``, since the spike may not come, unless that tensor's updates have
-    become longer as well while the learning rate did not rise, or its gradient has hardly grown, and ``own`` times less
-    than RMS_t: the moment falls by 1 - beta2 a step at most, so that it was not the gradient that moved then, but what
-    Adam remembers.
+    often like that. Information below ``worrying``, since the spike may not come and a training that comes to a new
+    phase looks alike, unless the tensor's gradient has hardly grown, and ``own`` times less than RMS_t: the moment
+    falls by 1 - beta2 a step at most, so that it was not the gradient that moved then, but what Adam remembers. Where
+    the gradient was not measured, updates that have become longer while the learning rate did not rise stand in.
 
     Thresholds: ``rms``, dimensionless, that of the source, and ``own``, multiple of the tensor's own median before, in
     ``rows`` measurements running (in healthy small models, values above 2.3 stay below 1.7 times their own median); or
@@ -114,7 +114,7 @@ def _finding(
         onset_step=first.onset,
         first_step=min(s.told for s in together),
         last_step=max(s.last for s in together),
-        severity=Severity.WARNING if peak > worrying or acts or overwritten else Severity.INFO,
+        severity=Severity.WARNING if peak > worrying or overwritten or (acts and rise is None) else Severity.INFO,
         layer=strongest.layer,
         evidence={
             "rms": peak,

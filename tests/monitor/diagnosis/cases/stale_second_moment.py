@@ -48,6 +48,10 @@ FIRES = (
 )
 
 NEAR_MISSES = (
+    Case(
+        "x6 at four times the gradient, and longer updates, as in a new phase of the training",
+        lambda: rms(slice(AT, AT + 3), factor=6, usual=0.6, longer=8, grown=4),
+    ),
     Case("x2.5, as healthy runs have it", lambda: rms(slice(AT, AT + 3), factor=2.5)),
     Case("x7 for one step", lambda: rms(factor=7)),
     Case("always large", lambda: rms(slice(0, STEPS), factor=9)),

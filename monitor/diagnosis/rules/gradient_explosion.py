@@ -19,6 +19,7 @@ from monitor.diagnosis.context import (
     returns_change,
     span,
 )
+from monitor.diagnosis.habits import habits
 from monitor.diagnosis.localise import JumpSettings, LayerJump, Moved, first_moved, lone_jumps
 from monitor.diagnosis.primitives import Spike, SpikeSettings
 from monitor.diagnosis.rule import Abstained, Finding, Rule, Severity, Verdict
@@ -29,9 +30,6 @@ from monitor.signals import Signal
 LOSS_FOLLOWS_STEPS = 20
 """A loss that leaves its baseline this soon after the gradient followed it (1 to 4 steps in the public logs)."""
 
-HABIT = 3
-"""Rises to a warning that the loss did not follow, after which one of up to twice their size is information. Our
-judgement."""
 GATE_STEPS = 5
 """Steps from a gate in which one layer's jump is put down to the new situation."""
 
@@ -91,7 +89,8 @@ def gradient_explosion(
     groups = joined(gradient_spikes(signals, settings).spikes)
     jumps = _layer_jumps(signals, JumpSettings(z=layer_z, ratio=layer_ratio, share=layer_share))
     pairs = _paired(signals, norm, groups, jumps)
-    findings = _habits([_global_finding(signals, norm, group, jump, bars) for group, jump in pairs])
+    found = (_global_finding(signals, norm, group, jump, bars) for group, jump in pairs)
+    findings = habits(found, lambda finding: finding.evidence["loss_follows_steps"] is None)
     if loss_follows_policy(signals):
         findings = [_of_policy(signals, finding) for finding in findings]
     told = [jump for _, jump in pairs]
@@ -102,21 +101,6 @@ def _of_policy(signals: Signals, finding: Finding) -> Finding:
     """The finding, as information where the returns did not fall: targets move while a policy gets better."""
     serious = finding.severity is Severity.CRITICAL or returns_change(signals, finding.onset_step) < 0
     return finding if serious else replace(finding, severity=Severity.INFO)
-
-
-def _habits(findings: list[Finding]) -> list[Finding]:
-    """The same, as information from where on the run has shown ``HABIT`` rises of the size that nothing came of: the
-    next one is what this training does (a target network that is renewed, a rare batch), not something that broke."""
-    told: list[Finding] = []
-    passed: list[float] = []
-    for finding in findings:
-        ratio = float(finding.evidence["peak_ratio"])
-        habit = sum(ratio <= 2 * earlier for earlier in passed) >= HABIT
-        came_to_nothing = finding.severity is Severity.WARNING and finding.evidence["loss_follows_steps"] is None
-        told.append(replace(finding, severity=Severity.INFO) if came_to_nothing and habit else finding)
-        if came_to_nothing:
-            passed.append(ratio)
-    return told
 
 
 def _of_few(norm: Signal) -> Finding | None:

@@ -16,6 +16,7 @@ from monitor.diagnosis.context import (
     loss_spikes,
     returns_change,
 )
+from monitor.diagnosis.habits import habits
 from monitor.diagnosis.inputs import oddity_at
 from monitor.diagnosis.localise import first_moved
 from monitor.diagnosis.primitives import Spike, SpikeSettings
@@ -60,6 +61,8 @@ def loss_spike(
     where single samples make huge ratios; on restarts of the learning rate to an earlier height and on logged changes
     of data, batch size or sequence length, unless the rise is beyond +50 %; on a rise within 2.5 times the largest z
     that the run has recently shown (heavy-tailed small batches), unless the gradient norm is raised in the same step.
+    What came back within two standard errors of the scatter has come back; the fourth single batch of up to twice the
+    size of three before is information.
     In a log of up to 24 rows one above three times the highest before shows it, from the second row on one above 10^4
     times. A loss that is often <= 0 has no ratios: one row must rise by thirty times the span of all before.
 
@@ -86,8 +89,13 @@ def loss_spike(
         return _of_policy(signals, loss, few)
     groups = joined(loss_spikes(signals, settings).spikes)
     course = Course(linger=linger, diverged=diverged, effect=effect, z_single=z_single)
-    found = (_of_policy(signals, loss, _finding(signals, loss, group, course, small)) for group in groups)
-    return [finding for finding in found if finding is not None]
+    found = habits((_finding(signals, loss, group, course, small) for group in groups), _is_one_batch)
+    return [told for finding in found if (told := _of_policy(signals, loss, finding)) is not None]
+
+
+def _is_one_batch(finding: Finding) -> bool:
+    """Whether one loss rose and the next ones were as before."""
+    return finding.evidence["course"] == "transient" and finding.evidence["raised_rows"] == 1
 
 
 def _of_policy(signals: Signals, loss: Signal, finding: Finding | None) -> Finding | None:
@@ -168,21 +176,33 @@ class Course:
         after = loss.value[last.last + 1 :]
         after = after[np.isfinite(after)]
         soon = float(np.median(after[:50])) if len(after) >= 10 else None
-        if last.over and not last.accepted and (soon is None or soon <= base * (1 + self.effect)):
-            return "lingering" if self._lingers(loss, last, base) else "transient"
+        noise = _noise(group)
+        old = base * max(1 + self.effect, noise)
+        if last.over and not last.accepted and (soon is None or soon <= old):
+            return "lingering" if self._lingers(loss, last, base, noise) else "transient"
         level = float(np.median(after[-50:] if soon is not None else _finite_tail(loss, 10)))
-        if level <= base * (1 + self.effect):
+        if level <= old:
             return "transient"
         if last.last - group[0].onset + 1 + len(after) < DIVERGED_ROWS:
             return "divergent" if is_lost(loss, int(loss.step[group[0].onset]), base) else "ongoing"
         lost = level > base * (1 + self.diverged) or level > first_level(loss)
         return "divergent" if lost else "level shift"
 
-    def _lingers(self, loss: Signal, last: Spike, base: float) -> bool:
+    def _lingers(self, loss: Signal, last: Spike, base: float, noise: float) -> bool:
         end = int(loss.step[last.last])
         later = loss.between(end + LINGER_STEPS - 50, end + LINGER_STEPS + 50).value
         later = later[np.isfinite(later)]
-        return len(later) >= 10 and float(np.median(later)) > base * (1 + self.linger)
+        return len(later) >= 10 and float(np.median(later)) > base * max(1 + self.linger, noise)
+
+
+def _noise(group: list[Spike]) -> float:
+    """Factor within which the median of fifty losses is that of the fifty before, by the scatter that the excursion was
+    held against: two standard errors of their difference, sqrt(pi / 2) sd sqrt(2 / 50) each, of the logarithm."""
+    peak = max(group, key=lambda spike: spike.z)
+    if not (peak.logarithmic and 0 < peak.baseline < peak.peak_value and np.isfinite(peak.z)):
+        return 1.0
+    sd = np.log(peak.peak_value / peak.baseline) / peak.z
+    return float(np.exp(2 * np.sqrt(np.pi / 2 * 2 / 50) * sd))
 
 
 def _finite_tail(loss: Signal, rows: int) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,11 @@ from monitor.diagnosis import rules as rules_package
 from monitor.diagnosis.engine import diagnose
 from monitor.diagnosis.rule import Severity
 from monitor.diagnosis.rules import RULES
+from monitor.diagnosis.view import Signals
 from tests.monitor.diagnosis.cases import ABSTAINS, FIRES, NEAR_MISSES
 from tests.monitor.diagnosis.cases.drawn import AT, Case
 from tests.monitor.diagnosis.cases.gradient_explosion import again_and_again
+from tests.monitor.diagnosis.cases.loss_spike import outliers
 from tests.monitor.diagnosis.cases.stale_second_moment import after_a_harmless_one
 from tests.monitor.diagnosis.controls import LAYERS
 
@@ -60,8 +63,13 @@ def test_abstains(rule: str, case: Case):
     assert abstained.id == rule and case.words in abstained.reason
 
 
-def test_what_a_training_does_again_and_again_without_harm_is_information_from_the_fourth_time_on():
-    report = diagnose(again_and_again(5), rules=[BY_ID["gradient-explosion"]])
+@pytest.mark.parametrize(
+    ("rule", "make"), [("gradient-explosion", again_and_again), ("loss-spike", outliers)], ids=["gradient", "loss"]
+)
+def test_what_a_training_does_again_and_again_without_harm_is_information_from_the_fourth_time_on(
+    rule: str, make: Callable[[int], Signals]
+):
+    report = diagnose(make(5), rules=[BY_ID[rule]])
     told = sorted((finding.onset_step, str(finding.severity)) for finding in report.findings)
     assert [severity for _, severity in told] == ["warning"] * 3 + ["info"] * 2
 

@@ -33,7 +33,23 @@ def hard_batch(lead: int = 0, input_std: float | None = 36.0) -> Signals:
     )
 
 
+def outliers(times: int) -> Signals:
+    """One batch of three times the loss every twenty-five steps, so many times up to the one at AT."""
+    return only(train_loss=changed(level(), [AT - 25 * number for number in range(times)], 3.0))
+
+
+def scattered(level_after: float) -> Signals:
+    """A loss that scatters by a half from batch to batch: one batch of 200 times as much at AT, and then the level."""
+    loss = 2 * np.exp(np.random.default_rng(0).normal(0, 0.5, STEPS))
+    return only(train_loss=changed(changed(loss, AT, 200), slice(AT + 1, None), level_after))
+
+
 FIRES = (
+    Case(
+        "one outlier, and then 15 % more, within the scatter", lambda: scattered(1.15), "warning", words="back after 1"
+    ),
+    Case("one outlier, and then twice as much", lambda: scattered(2.0), "critical", words="does not come back"),
+    Case("the third outlier", lambda: outliers(3), "warning", onset=AT - 49, words="back after 1"),
     Case("one step, +40 %", lambda: only(train_loss=changed(level(), AT, 1.4)), "warning", words="back after 1 step"),
     Case("one step, +20 %, quiet run", lambda: only(train_loss=changed(level(sd=0.005), AT, 1.2)), "info"),
     Case("one hard batch: +40 % and five times the gradient, z of 7", lambda: hard_batch(), "info", words="back after"),

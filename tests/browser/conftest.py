@@ -173,6 +173,8 @@ class Tab:
         """Switch between light and dark, and wait until the page and its charts have followed."""
         self.page.emulate_media(color_scheme=scheme)
         self.wait(IN_SCHEME, scheme == "dark")
+        # Streamlit's buttons change their colours over a fifth of a second.
+        self.wait("() => !document.getAnimations().some((one) => one instanceof CSSTransition)")
 
     def wait(self, condition: str, argument: object = None) -> None:
         """Wait until a JavaScript condition holds."""

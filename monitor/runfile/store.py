@@ -431,7 +431,7 @@ def summary_of(run_dir: Path, documents: RunDocuments, now: float) -> RunSummary
         planned_steps=_planned(latest),
         last_loss=last[-1] if last else None,
         best_loss=min(best) if best else None,
-        duration_s=_total_duration(records, now if state.word in ("running", "paused", "stale") else None),
+        duration_s=_total_duration(records, now if state.word in ("running", "paused") else None),
         task=_text(run.get("task")),
         device=_text(environment.get("device")) if isinstance(environment, dict) else None,
         tags=tags_of(meta),

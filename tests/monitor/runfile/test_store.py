@@ -128,6 +128,16 @@ def test_a_step_long_ago_is_told_in_days(tmp_path: Path, hours: float, words: st
     assert words in run_state(run_dir, now=now).reason
 
 
+def test_a_run_that_has_gone_quiet_takes_no_longer_by_being_looked_at(tmp_path: Path) -> None:
+    """Else every open list would be drawn anew every two seconds for as long as it is there."""
+    run_dir = write_run(tmp_path, 5)
+    began = fmt.load_json(run_dir / "attempts" / "0000" / "attempt.json")["created"]
+    edit(fmt.rank_dir(run_dir, 0) / "heartbeat.json", host="elsewhere", state="training", time=began + 60)
+    (first,), (second,) = (list_runs(tmp_path, now=began + 1500 + more) for more in (0, 2))
+    assert (first.state.word, first.duration_s) == ("stale", 60)
+    assert first == second
+
+
 def test_a_process_in_another_container_is_not_taken_for_dead(tmp_path: Path) -> None:
     run_dir = write_run(tmp_path, 5)
     beat = fmt.rank_dir(run_dir, 0) / "heartbeat.json"

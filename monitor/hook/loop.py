@@ -351,7 +351,7 @@ class Loop:
         with contained(PART):
             self._stepped = True
             if self._backward_since and self._stepped_last != id(optimizer):
-                self._tell_once("objectives", _SEVERAL_OBJECTIVES)
+                self._note("objectives", _SEVERAL_OBJECTIVES, kind="objectives")
             if closure is None:
                 self.gradients.before_optimizer(optimizer, self._scale())
             elif not depth:
@@ -454,14 +454,10 @@ class Loop:
             self._told.add(key)
             self._tell(text)
 
-    def _note(self, key: str, text: str) -> None:
-        self._tell_once(key, text, "note")
-
-    def _tell_once(self, key: str, text: str, kind: str = "") -> None:
-        """An event of this kind, or of the key's name."""
+    def _note(self, key: str, text: str, kind: str = "note") -> None:
         if key not in self._told:
             self._told.add(key)
-            self.probes.tell(kind or key, text=text)
+            self.probes.tell(kind, text=text)
 
     # Reading ---------------------------------------------------------------------------------------------------------
 

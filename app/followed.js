@@ -7,16 +7,16 @@ const belled = () => { try { return (localStorage.getItem('gradiometer-bell') ??
 export default function ({ parentElement, data, setTriggerValue }) {
   const root = parentElement.querySelector('.gm-followed');
   if (!root) return undefined;
-  let last = Date.now(), missed = false;
+  let last = Date.now(), missed = false, ended = false;
   const due = () => !document.hidden || (data.bell && belled() && Date.now() - last >= HIDDEN_S * 1000);
   const beat = () => {
     missed = !due();
     if (missed || !root.isConnected) return;
     last = Date.now();
-    setTriggerValue('beat', last);
+    whenAtRest(() => { if (root.isConnected && !ended) setTriggerValue('beat', last); });
   };
   const shown = () => { if (missed && !document.hidden) beat(); };
   const timer = setInterval(beat, data.every * 1000);
   document.addEventListener('visibilitychange', shown);
-  return () => { clearInterval(timer); document.removeEventListener('visibilitychange', shown); };
+  return () => { ended = true; clearInterval(timer); document.removeEventListener('visibilitychange', shown); };
 }

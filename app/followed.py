@@ -44,6 +44,8 @@ def followed(
 
 
 def _beat(key: str, every_s: float, bell: bool) -> None:
-    js, css = source_of(_HERE / "followed.js", _HERE / "followed.css")
-    component = st.components.v2.component("gradiometer_followed", html=_HTML, css=css, js=js, isolate_styles=False)
+    wait, js, css = source_of(_HERE / "at_rest.js", _HERE / "followed.js", _HERE / "followed.css")
+    component = st.components.v2.component(
+        "gradiometer_followed", html=_HTML, css=css, js=wait + js, isolate_styles=False
+    )
     component(key=key, data={"every": every_s, "bell": bell}, on_beat_change=lambda: None)

@@ -19,7 +19,7 @@ def source_of(*files: Path) -> tuple[str, ...]:
     return _source(files, tuple(file.stat().st_mtime_ns for file in files))
 
 
-@st.cache_resource(max_entries=4)
+@st.cache_resource(max_entries=8)
 def _source(files: tuple[Path, ...], changed: tuple[int, ...]) -> tuple[str, ...]:
     return tuple(file.read_text(encoding="utf-8") for file in files)
 
@@ -69,8 +69,10 @@ def live_grid(
     Returns:
         The component's result, with ``range``, ``cell``, ``pins``, ``logs``, ``incident`` and ``news``.
     """
-    js, css = source_of(_HERE / "live_grid.js", _HERE / "live_grid.css")
-    component = st.components.v2.component("gradiometer_live_grid", html=_HTML, css=css, js=js, isolate_styles=False)
+    wait, js, css = source_of(_HERE / "at_rest.js", _HERE / "live_grid.js", _HERE / "live_grid.css")
+    component = st.components.v2.component(
+        "gradiometer_live_grid", html=_HTML, css=css, js=wait + js, isolate_styles=False
+    )
     base = str(st.get_option("server.baseUrlPath") or "").strip("/")
     return component(
         key=key,

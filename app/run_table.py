@@ -42,9 +42,9 @@ def run_table(
         on_sort_change: ``sort`` is the id of a column, after a minus when downwards; empty for the newest first.
         on_opened_change: ``opened`` is the id of the run whose row was clicked.
     """
-    js, css = source_of(_HERE / "run_table.js", _HERE / "run_table.css")
+    wait, js, css = source_of(_HERE / "at_rest.js", _HERE / "run_table.js", _HERE / "run_table.css")
     component = st.components.v2.component(
-        "gradiometer_run_table", html='<div class="gm-runs"></div>', css=css, js=js, isolate_styles=False
+        "gradiometer_run_table", html='<div class="gm-runs"></div>', css=css, js=wait + js, isolate_styles=False
     )
     base = str(st.get_option("server.baseUrlPath") or "").strip("/")
     return component(

@@ -15,6 +15,7 @@ from app.data import DIAGNOSES, READERS, incidents_of
 from app.facts import Facts, facts_of
 from app.views import actions
 from app.views.common import badge, bullets, health_badge, state_badge
+from app.views.sections import sections_of
 from monitor.errors import RunError
 from monitor.runfile.lineage import Piece
 
@@ -22,13 +23,14 @@ WARNINGS_SHOWN = 3
 LINE_SHOWN = 4  # attempts of a long lineage that are named
 
 
-def show(path: Path, name: str, was_live: bool) -> None:
+def show(path: Path, name: str, was_live: bool, had: Sequence[str]) -> None:
     """State, health, progress and the latest numbers; runs again by itself, soon while the training does."""
     with READERS.reading(path) as run:
         facts, version, created = facts_of(run), run.version, run.created
-        line, parent = run.line, run.parent
-    if facts.live != was_live:
-        st.rerun()  # it has ended or was resumed: the other parts follow it at another pace from now on
+        line, parent, sections = run.line, run.parent, sections_of(run)
+    if facts.live != was_live or sections != had:
+        # It has ended or was resumed: the other parts follow it at another pace from now on. Or there is more to show.
+        st.rerun()
     made = DIAGNOSES.of(path, version)
     title, beside = st.columns([3, 2], vertical_alignment="center")
     badges = [state_badge(facts.state), health_badge(made), badge("sample", "gray") if data.is_sample(path) else ""]

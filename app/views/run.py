@@ -9,10 +9,10 @@ from app.data import DIAGNOSES, READERS
 from app.facts import facts_of
 from app.followed import followed
 from app.page_tools import page_tools
-from app.views import fixes, header, ranks
+from app.views import fixes, header
 from app.views.common import refused
 from app.views.incidents import refresh_s
-from app.views.sections import SHOW
+from app.views.sections import SHOW, sections_of
 from monitor.errors import RunError
 from monitor.runfile.zoom import LONG_ROWS
 
@@ -39,9 +39,7 @@ def page() -> None:
         path = data.find_run(run_id)
         with READERS.reading(path) as run:
             facts, name, version = facts_of(run), run.name, run.version
-            absent = set() if run.events("attention_map") else {"Attention"}
-            absent |= set() if run.layer_stats or run.module_stats else {"Layers"}
-            absent |= set() if ranks.has_several(run) else {"Ranks"}
+            sections = sections_of(run)
     except RunError as error:
         refused(error, None if path else LIST_COMMAND)  # an unreadable run says by itself what to do
         st.page_link("views/runs.py", label="To the list of runs")
@@ -50,12 +48,14 @@ def page() -> None:
         st.session_state["waited_for"] = run_id
         long = (facts.step or 0) >= LONG_ROWS
         DIAGNOSES.of(path, version, wait=0 if long else DIAGNOSIS_WAIT_S, head_start=HEAD_START_S if long else 0)
-    followed(header.show, lambda: refresh_s(path, facts, LIVE_S) or ENDED_S, bell=True)(path, name, facts.live)
+    followed(header.show, lambda: refresh_s(path, facts, LIVE_S) or ENDED_S, bell=True)(
+        path, name, facts.live, sections
+    )
     fixes.note(path)
     choice, tools = st.columns([4, 1], vertical_alignment="center")
     section = choice.segmented_control(
         "Section",
-        [section for section in SHOW if section not in absent],
+        sections,
         default="Story",
         required=True,
         key="section",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from app.facts import Facts
 from app.views import attention, checkpoints, config, incidents, landscape, layers, log, ranks, story, system
+from monitor.runfile.reader import Run
 
 SHOW: dict[str, Callable[[Path, Facts], None]] = {
     "Story": story.show,
@@ -20,3 +21,11 @@ SHOW: dict[str, Callable[[Path, Facts], None]] = {
     "Log": log.show,
     "Checkpoints": checkpoints.show,
 }
+
+
+def sections_of(run: Run) -> list[str]:
+    """Those that have something to show of ``run``, or say what is missing; more may come while it is live."""
+    absent = set() if run.events("attention_map") else {"Attention"}
+    absent |= set() if run.layer_stats or run.module_stats else {"Layers"}
+    absent |= set() if ranks.has_several(run) else {"Ranks"}
+    return [section for section in SHOW if section not in absent]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import re
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.app import runs_for_tests as made
-from tests.browser.conftest import App, Tab
+from tests.browser.conftest import App, NewTab, Tab, started
 
 pytestmark = pytest.mark.browser
 
@@ -119,3 +121,21 @@ def saved(tab: Tab, found, kind: str, folder: Path) -> Path:
     download.value.save_as(path)
     assert re.fullmatch(r"[A-Za-z0-9._-]+", path.name)
     return path
+
+
+def test_a_section_comes_when_a_run_that_is_live_first_has_something_for_it(new_tab: NewTab, tmp_path: Path):
+    run = made.Recorded(tmp_path / "runs", "just begun", run_id="begun", planned=1000, start=time.time())
+    run.writer.heartbeat(step=0, state="starting", planned_steps=1000)
+    with started(tmp_path / "runs") as begun:
+        tab = new_tab(of=begun)
+        tab.open_run("begun")
+        tab.says("No step yet")
+        sections = tab.page.locator(".st-key-section")
+        assert "Story" in sections.inner_text() and "Layers" not in sections.inner_text()
+        for step in range(1, 31):
+            run.row(step, 2.0, layers=made.layer_norms(step, np.random.default_rng(step)))
+        run.writer.heartbeat(step=30, state="training", planned_steps=1000)
+        run.writer.flush()
+        tab.page.locator(".st-key-section").get_by_text("Layers").click()
+        chart(tab, "profile.grad_norm_preclip")
+        run.end("stopped", 30, "the test is over")

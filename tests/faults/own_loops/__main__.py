@@ -14,10 +14,12 @@ from monitor.diagnosis.rule import Severity
 from monitor.runfile.store import list_runs
 from tests.faults import own_loops
 from tests.faults.own_loops.broken import BROKEN
+from tests.faults.own_loops.broken_third import BROKEN_THIRD
 from tests.faults.own_loops.healthy import HEALTHY
+from tests.faults.own_loops.healthy_third import HEALTHY_THIRD
 from tests.faults.own_loops.parts import run
 
-LOOPS = {loop.name: loop for loop in (*HEALTHY, *BROKEN)}
+LOOPS = {loop.name: loop for loop in (*HEALTHY, *BROKEN, *HEALTHY_THIRD, *BROKEN_THIRD)}
 
 
 def main(words: Sequence[str] | None = None) -> None:

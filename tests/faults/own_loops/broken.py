@@ -16,6 +16,7 @@ from tests.faults.own_loops.parts import (
     Attach,
     Loop,
     batch,
+    classifier,
     descend,
     fit,
     perceptron,
@@ -27,10 +28,6 @@ ONSET = 300
 STEPS = 500
 BY_HEART_STEPS = 1500
 """The data are wrong from the first step on; when that begins to cost is not known beforehand, so any step is right."""
-
-
-def classifier() -> nn.Sequential:
-    return perceptron(PIXELS, 64, 64, CLASSES)
 
 
 def rate_times_sixty(attach: Attach) -> None:

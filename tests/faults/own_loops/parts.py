@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 import monitor
+from monitor.diagnosis.rule import Finding
 from monitor.runfile.store import list_runs
 from trainer.tasks.digits import load_digits
 
@@ -41,13 +42,25 @@ class Loop:
     """Ids of the rules that would be right about what breaks it."""
     window: int = 20
     """Steps about ``onset`` at which a finding of these has to begin."""
+    causes: frozenset[str] = frozenset()
+    """Ids of the causes that would be right; empty where none was written down."""
 
     def told(self, report: monitor.Report) -> bool:
         """Whether the doctor tells what was broken, as a warning at least, and from its step on."""
-        return self.onset is not None and any(
-            finding.id in self.right and abs(finding.onset_step - self.onset) <= self.window
+        return bool(self._right(report))
+
+    def explained(self, report: monitor.Report) -> bool:
+        """Whether one of the findings that tell it has a right cause in the first place."""
+        return any(finding.causes and finding.causes[0].id in self.causes for finding in self._right(report))
+
+    def _right(self, report: monitor.Report) -> list[Finding]:
+        return [
+            finding
             for finding in report.at_least("warning")
-        )
+            if self.onset is not None
+            and finding.id in self.right
+            and abs(finding.onset_step - self.onset) <= self.window
+        ]
 
 
 def run(loop: Loop, folder: Path, seed: int) -> Path:
@@ -95,6 +108,11 @@ def perceptron(*widths: int, activation: type[nn.Module] = nn.ReLU) -> nn.Sequen
     for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), activation()]
     return nn.Sequential(*layers[:-1])
+
+
+def classifier() -> nn.Sequential:
+    """Of the digits: two hidden layers."""
+    return perceptron(PIXELS, 64, 64, CLASSES)
 
 
 def descend(optimizer: Optimizer, loss: Tensor) -> None:

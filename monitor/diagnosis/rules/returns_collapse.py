@@ -1,4 +1,4 @@
-"""The rewards of a policy fall back to where they began, and stay there."""
+"""The rewards of a policy fall back to where they began, or below, and stay there."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ SPREAD = 10
 
 
 def returns_collapse(signals: Signals, *, lost: float = 0.7, blocks: int = 3) -> Verdict:
-    """The reward or return that a policy had gained is lost again, for good.
+    """The reward or return that a policy had gained is lost again, for good, or falls below where it began.
 
     Why it matters: the loss of a policy says nothing about it, and a policy that has collapsed makes the data it would
-    have to learn from; it seldom comes back by itself.
+    have to learn from; it seldom comes back by itself. One that ends below the untrained one learns to avoid what pays.
 
-    Stays silent: on rewards that never rose; on dips that come back; on rewards as scattered at the best as at the end;
-    on logged changes of the data or the task after the best; without a reward. Abstains on
-    fewer than forty.
+    Stays silent: on rewards that never rose, unless they fell; on dips that come back; on rewards as scattered at the
+    best, or in the beginning, as at the end; on logged changes of the data or the task after the best; without a
+    reward. Abstains on fewer than forty.
 
     Thresholds: ``lost``, share of what was gained, from the first to the best of twenty parts of the run, that is
     missing in each of the last ``blocks`` parts or more; nine tenths of the rows there lie below nine tenths of those
-    of the best part. Our judgement.
+    of the best part. Below the beginning: the same against the first part, in half of the run or more and to its end,
+    without a turn for the better: a policy may well begin by getting worse. Our judgement.
 
     Source: Dohare et al. 2024, https://doi.org/10.1038/s41586-024-07711-7 (policies that collapse in long PPO runs);
     Igl et al. 2021, https://arxiv.org/abs/2006.05826.
@@ -48,6 +49,12 @@ def returns_collapse(signals: Signals, *, lost: float = 0.7, blocks: int = 3) ->
     level = np.median(part, axis=1)
     best = int(np.argmax(level[:-blocks]))
     gained = float(level[best] - level[0])
+    if (below := _below_the_first(part, level, blocks)) is not None:
+        onset, told = (int(step[first + row]) for row in (below * rows, (below + blocks) * rows - 1))
+        told = max(told, int(step[first + 2 * below * rows - 1]))
+        if any(int(step[first]) < gate <= onset for gate in gate_steps(signals)):
+            return None
+        return _worse_than_untrained(returns, onset, told, float(level[0]), float(np.median(part[below:])))
     if gained <= 0:
         return None
     after = int(np.flatnonzero(level > level[best] - lost * gained)[-1]) + 1
@@ -60,6 +67,37 @@ def returns_collapse(signals: Signals, *, lost: float = 0.7, blocks: int = 3) ->
         return None
     told = int(step[first + (after + blocks) * rows - 1])
     return _finding(signals, returns, onset, told, float(level[best]), float(np.median(part[after:])))
+
+
+def _below_the_first(part: np.ndarray, level: np.ndarray, blocks: int) -> int | None:
+    """The part from which on rewards lie below those of the first one to the end, if they are half of all or more."""
+    low = np.percentile(part, 100 - SPREAD, axis=1) < np.percentile(part[0], SPREAD)
+    after = int(np.flatnonzero(~low)[-1]) + 1
+    if len(part) - after < max(blocks, after):
+        return None
+    return after if np.percentile(part[-1], SPREAD) <= np.median(level[after:]) else None
+
+
+def _worse_than_untrained(returns: Signal, onset: int, told: int, began: float, now: float) -> Finding:
+    return Finding(
+        summary=f"{returns.name} fell from {number(began)} in the beginning to {number(now)} from step {onset} on, "
+        "worse than untrained",
+        onset_step=onset,
+        first_step=told,
+        last_step=int(returns.step[-1]),
+        severity=Severity.WARNING,
+        evidence={"signal": returns.name, "first_level": began, "last_level": now},
+        causes=(
+            Cause("wrong-sign", 0.5, ("chance alone would have kept it where it began: it is trained away from it",)),
+            Cause("policy-collapse", 0.2, ("a first step may have been too large",)),
+        ),
+        remedy=Remedy(
+            "Look at the signs: of the loss of the policy (minus log probability times advantage), of the advantage "
+            "(return minus baseline), and of a reward that is a cost.",
+            {},
+            "loss = -(policy.log_prob(actions) * advantages.detach()).mean()",
+        ),
+    )
 
 
 def _finding(signals: Signals, returns: Signal, onset: int, told: int, best: float, now: float) -> Finding:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from monitor.diagnosis.context import warmup_end
@@ -39,7 +41,7 @@ def weight_norm(
     Stays silent: on the growth of a training under way, which slows down (healthy small models double their norm in
     some 500 steps, and one that learns its whole data in each step in 100); in a warm-up, which speeds it up; on
     growth from the first step on up to twice the first norm; on a norm that settles a little lower. Frozen
-    weights are not counted.
+    weights are not counted, and one that is thawed begins a new first norm.
 
     Thresholds: ``shrunk``, share of the highest norm so far below which it has shrunk, while still falling; ``growth``,
     relative growth per hundred steps over ``rows`` measurements running, at the end no slower than its fastest: what is
@@ -51,10 +53,14 @@ def weight_norm(
     norm = _finite(signals["weight_norm"])
     if len(norm) < LEAST_ROWS:
         return Abstained(f"{len(norm)} weight norms recorded, at least {LEAST_ROWS} are needed")
-    fell, grew = _shrunk(norm, shrunk), _grew(norm, growth, rows, warmup_end(signals) or 0)
+    fell = _shrunk(norm, shrunk)
     if fell is None:
         fell = _decayed(signals, norm, decay)
-    return [_finding(signals, norm, row, kind) for row, kind in ((fell, "fell"), (grew, "grew")) if row is not None]
+    found = [] if fell is None else [_finding(signals, norm, fell, "fell")]
+    for part in _parts(signals, norm):
+        if (grew := _grew(part, growth, rows, warmup_end(signals) or 0)) is not None:
+            return [*found, _finding(signals, part, grew, "grew")]
+    return found
 
 
 def _finite(series: Signal) -> Signal:
@@ -87,6 +93,19 @@ def _decayed(signals: Signals, norm: Signal, decay: float) -> int | None:
         if (rate[row - 1 : row + 1] < -bar).all() and (rate[row - 1 - RISING_ROWS : row - 1] > 0).all():
             return kept[row + 1]
     return None
+
+
+def _parts(signals: Signals, norm: Signal) -> list[Signal]:
+    """``norm`` in parts in which no tensor came to be counted: a thawed one, or of a group that was added."""
+    matrix = signals.layers("weight_norm")
+    if matrix is None:
+        return [norm]
+    row = np.searchsorted(matrix.step, norm.step, side="right") - 1
+    counted = np.where(row >= 0, np.maximum.accumulate(matrix.present).sum(axis=1)[row], 0)
+    bounds = [0, *(np.flatnonzero((counted[1:] > counted[:-1]) & (row[:-1] >= 0)) + 1).tolist(), len(norm)]
+    return [
+        Signal(norm.name, norm.step[first:last], norm.value[first:last], norm.unit) for first, last in pairwise(bounds)
+    ]
 
 
 def _grew(norm: Signal, growth: float, rows: int, warm: int) -> int | None:

@@ -73,7 +73,19 @@ def in_a_burst(fastest: float, at: int, width: int) -> Signals:
     return measured_each_20(5 * np.exp(np.cumsum(pace)), lr=np.minimum(1, (t + 1) / 50))
 
 
+def thawed() -> Signals:
+    """Growth by 0.8 % a step that slows down, and a second tensor counted from step AT on, three times as large."""
+    step = np.arange(EVERY, STEPS + 1, EVERY)
+    head = np.exp(np.cumsum(np.full(STEPS, 0.008) * np.linspace(1, 0.4, STEPS)))[step - 1]
+    value = np.stack([head, np.full(len(step), 3 * head[step < AT][-1])], axis=1)
+    present = np.stack([step > 0, step >= AT], axis=1)
+    matrix = LayerMatrix("weight_norm", step, ("head", "trunk"), value.astype(np.float32), present)
+    series = {"train_loss": level(), "weight_norm": (step, np.sqrt((value**2 * present).sum(axis=1)))}
+    return Signals.from_arrays(series, layers={"weight_norm": matrix})
+
+
 NEAR_MISSES = (
+    Case("a second tensor is thawed", thawed),
     Case("grows and then loses a tenth in 200 steps", lambda: turned(-0.0005)),
     Case("grows and then stands", lambda: turned(0.0)),
     Case("doubles in a hundred steps and settles", lambda: in_a_burst(0.009, 70, 35)),

@@ -73,20 +73,25 @@ class Hooks:
 class Watchable:
     """The modules to put hooks into, found again every ``_AGAIN`` steps: a loop may compile some of them after attach.
 
-    A hook that comes and goes in a compiled module makes torch.compile compile it again.
+    A hook that comes and goes in a compiled module makes torch.compile compile it again. A module that the model got
+    later has no place in what is recorded, and is not watched.
     """
 
     _AGAIN = 50
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        self._places = {name: at for at, name in enumerate(named_modules(model))}
         self._found: list[tuple[int, nn.Module]] = []
         self._until = -1
 
     def at(self, step: int) -> list[tuple[int, nn.Module]]:
         """The modules with their index; the same list as long as they were not looked for again."""
         if step > self._until:
-            self._found = watchable(self._model)
+            names = list(named_modules(self._model))
+            self._found = [
+                (self._places[names[at]], module) for at, module in watchable(self._model) if names[at] in self._places
+            ]
             self._until = step + self._AGAIN - 1
         return self._found
 

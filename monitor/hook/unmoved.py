@@ -30,7 +30,8 @@ LISTED = 200
 
 
 class Gradientless(Probe):
-    """Warns of trainable parameters of an optimizer that never had a gradient, and of those with one in no optimizer.
+    """Warns of trainable parameters of an optimizer that never had a gradient, and of those with one in no optimizer,
+    also of those that the model has got since it was attached.
 
     Counted from the start of the attempt, or from when the parameter was unfrozen. One that had a gradient before and
     has none now is not named: experts, alternating losses and early exits do that on purpose.
@@ -51,6 +52,8 @@ class Gradientless(Probe):
         """Measured steps without a gradient since it could have one; -1 when it had one, or has been told of."""
         self._loose = [0] * len(table)
         """Measured steps with a gradient and no optimizer; -1 when told of."""
+        self._late: dict[str, int] = {}
+        """The same of parameters that are not in the table, by name."""
         self._stepped: dict[int, None] = {}
 
     def begin(self) -> None:
@@ -112,7 +115,28 @@ class Gradientless(Probe):
                 f"trainable parameters with gradients, but in no optimizer given to attach{replaced}",
                 strangers=strangers,
             )  # fmt: skip
+        self._look_for_late_ones(owned)
         return None
+
+    def _look_for_late_ones(self, owned: set[int]) -> None:
+        """Parameters that came with the first batch or later. A replaced one has a name of the table, and is told of by
+        what it replaced."""
+        if self._model is None:
+            return
+        names = set(self._table.names)
+        late = [
+            plain_name(name) for name, one in self._model.named_parameters()
+            if id(one) not in self._table.index and one.grad is not None and id(one) not in owned
+        ]  # fmt: skip
+        self._late = {name: self._late.get(name, 0) + 1 for name in late if name not in names}
+        told = [name for name, times in self._late.items() if times == PATIENCE]
+        if told:
+            tell_of(
+                self, told, "not_in_optimizer",
+                "trainable parameters with gradients that the model got after attach, and that are in no optimizer "
+                "given to it",
+                step=self.watch.step,
+            )  # fmt: skip
 
     def _tell(self, rows: list[int], about: str, text: str, **fields: int) -> None:
         tell(self, self._table, rows, about, text, step=self.watch.step, **fields)
@@ -268,7 +292,11 @@ def epsilon(dtype: torch.dtype) -> float:
 
 def tell(probe: Probe, table: LayerTable, rows: list[int], about: str, text: str, *, step: int, **fields: int) -> None:
     """A warning in the run that names layers."""
-    names = [table.names[row] for row in rows]
+    tell_of(probe, [table.names[row] for row in rows], about, text, step=step, **fields)
+
+
+def tell_of(probe: Probe, names: list[str], about: str, text: str, *, step: int, **fields: int) -> None:
+    """The same, of layers that no table may have."""
     shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
     probe.watch.warn(
         f"{text}: {shown}",

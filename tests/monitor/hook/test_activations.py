@@ -366,3 +366,21 @@ def test_modules_compiled_in_place_are_left_alone() -> None:
     assert not any(name.startswith(("blocks.0", "blocks.1.")) for name in seen)
     assert {"token", "norm", "head"} <= seen
     assert not watchable(torch.compile(GPT.made(), backend="eager"))
+
+
+def test_a_module_that_comes_later_takes_no_other_ones_place(tmp_path: Path) -> None:
+    model = GPT.made()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watched(tmp_path, model, optimizer, [Activations(model)]) as mon:
+        train(mon, model, optimizer, GPT, range(1, 41))
+        model.blocks.append(copy.deepcopy(model.blocks[0]))  # its places are in front of those of norm and head
+        with outputs(model) as seen:
+            train(mon, model, optimizer, GPT, range(41, 101))
+    run = open_run(mon.run_dir)
+    rms = run.modules("activation_rms")
+    assert rms is not None
+    assert rms.names == module_names(GPT.made())
+    for name in ("norm", "head"):
+        slow = np.sqrt((seen[name][-1].astype(np.float64) ** 2).mean())
+        np.testing.assert_allclose(rms.value[rms.step == 100, rms.names.index(name)], [slow], rtol=1e-5)
+    assert run.series("grad_norm_preclip").step.tolist() == list(range(1, 101))

@@ -103,6 +103,34 @@ def test_a_layer_put_in_after_attach_is_said_to_be_in_no_optimizer(tmp_path: Pat
     assert (event["about"], event["step"], event["layers"]) == ("not_in_optimizer", 3, ["5.weight", "5.bias"])
 
 
+class Late(nn.Module):
+    """An MLP in front of which a layer is made when the first batch comes."""
+
+    def __init__(self, optimizer_of: Callable[[nn.Module], torch.optim.Optimizer]) -> None:
+        super().__init__()
+        self.first: nn.Linear | None = None
+        self.inner = MLP.model()
+        self.optimizer = optimizer_of(self)
+        self.joins = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.first is None:
+            self.first = nn.Linear(10, 10)
+            if self.joins:
+                self.optimizer.add_param_group({"params": self.first.parameters()})
+        return self.inner(self.first(x))
+
+
+@pytest.mark.parametrize("joins", [False, True])
+def test_a_layer_made_with_the_first_batch_is_named_unless_it_joins_the_optimizer(tmp_path: Path, joins: bool) -> None:
+    model = Late(lambda model: torch.optim.SGD(model.parameters(), lr=0.1))
+    model.joins = joins
+    told = _run(tmp_path, model, model.optimizer)
+    assert [(event["about"], event["step"], event["layers"]) for event in told] == (
+        [] if joins else [("not_in_optimizer", 3, ["first.weight", "first.bias"])]
+    )
+
+
 def test_weights_that_the_step_does_not_change_are_named(tmp_path: Path) -> None:
     model = MLP.made()
     groups = [{"params": list(model[3].parameters())}, {"params": [*model[0].parameters(), *model[5].parameters()]}]

@@ -142,7 +142,7 @@ function newRow(S, id) {
     if (event.ctrlKey || event.metaKey || event.shiftKey || event.button) return;     // another tab: the link's own
     if (String(getSelection())) return;
     event.preventDefault();
-    S.api.setTriggerValue('opened', id);
+    turnTo(addressOf(S, id));
   };
   return row;
 }
@@ -178,7 +178,7 @@ const DRAW = {
   },
   name(S, cell, data) {
     const link = element('a', '', data.name);
-    link.href = `${S.data.base}/run?run=${encodeURIComponent(data.id)}`;
+    link.href = addressOf(S, data.id);
     cell.append(link);
     if (data.sample) cell.append(element('span', 'gm-runs-tag', 'sample'));
     if (data.name !== data.id) cell.append(element('div', 'gm-runs-small', data.id));
@@ -244,6 +244,15 @@ function sayTimes(S) {
     const started = row.cells.get('started');
     if (started) say(started, moment(S, row.data.started));
   }
+}
+
+const addressOf = (S, id) => `${S.data.base}/run?run=${encodeURIComponent(id)}`;
+
+// As the browser's back and forward buttons: one entry of the history, without a way through the server and without
+// loading the page anew. A switch by the script would leave two, the first of them this list.
+function turnTo(address) {
+  history.pushState({}, '', address);
+  dispatchEvent(new PopStateEvent('popstate'));
 }
 
 const say = (node, words) => { if (node.textContent !== words) node.textContent = words; };

@@ -26,7 +26,6 @@ def run_table(
     every_s: float = 2.0,
     on_ticked_change: Callable[[], None],
     on_sort_change: Callable[[], None],
-    on_opened_change: Callable[[], None],
 ) -> Any:
     """Mount the table.
 
@@ -40,7 +39,6 @@ def run_table(
         ticked_given: a number to raise when ``ticked`` is to replace what the person has ticked since.
         on_ticked_change: the result's ``ticked`` has the ``ids``.
         on_sort_change: ``sort`` is the id of a column, after a minus when downwards; empty for the newest first.
-        on_opened_change: ``opened`` is the id of the run whose row was clicked.
     """
     wait, js, css = source_of(_HERE / "at_rest.js", _HERE / "run_table.js", _HERE / "run_table.css")
     component = st.components.v2.component(
@@ -62,6 +60,5 @@ def run_table(
         },
         on_ticked_change=on_ticked_change,
         on_sort_change=on_sort_change,
-        on_opened_change=on_opened_change,
         on_changed_change=lambda: None,
     )

@@ -96,10 +96,6 @@ def start() -> None:
 
 def table(words: str) -> None:
     """The rows that the search leaves, a page of them; asked for again by the table itself when something changed."""
-    if "run_to_open" in st.session_state:
-        # Not from here: while a fragment's run is on its way, a new page now and then arrives before it and stays white
-        # ("Bad delta path index" in the browser, Streamlit 1.67).
-        st.rerun()
     version = data.list_version()
     listed = data.listed_runs()
     above = st.container()  # always there, so that what comes and goes in it moves nothing below
@@ -127,7 +123,6 @@ def table(words: str) -> None:
         sort=sort,
         on_ticked_change=keep_ticked,
         on_sort_change=keep_sort,
-        on_opened_change=keep_opened,
     )
     if st.session_state.get("differ") and rows:
         differing_caption(len(config), more, len(rows))
@@ -196,12 +191,6 @@ def keep_sort() -> None:
     elif "sort" in st.query_params:
         del st.query_params["sort"]
     first_page()
-
-
-def keep_opened() -> None:
-    """The run whose row was clicked is opened by the next run of the whole page."""
-    if run_id := st.session_state["runs_table"].get("opened"):
-        st.session_state["run_to_open"] = str(run_id)
 
 
 def untick() -> None:

@@ -23,9 +23,14 @@ def shown(tab: Tab) -> list[str]:
 def test_a_click_on_a_row_opens_the_run_and_its_name_is_a_link(tab: Tab, app: App):
     tab.open("/?search=resumed")
     expect(row(tab, app.ids["resumed"]).get_by_role("link")).to_have_attribute("href", f"/run?run={app.ids['resumed']}")
+    before = tab.page.evaluate("history.length")
     row(tab, app.ids["resumed"]).locator('[data-column="step"]').click()
     tab.page.wait_for_url("**/run?run=*resumed*")
     tab.charts()
+    assert tab.page.evaluate("history.length") == before + 1, "one step back"
+    tab.page.go_back()
+    row(tab, app.ids["resumed"]).wait_for()
+    assert tab.page.url == f"{app.address}/?search=resumed" and len(shown(tab)) == 1
 
 
 def test_ticks_stay_with_their_run_when_a_new_one_arrives(tab: Tab, app: App):

@@ -20,7 +20,7 @@ _SIGNALS: tuple[tuple[str, float, tuple[str, ...]], ...] = (
         r"(?:avg|average|mean)_(?:train(?:ing)?_)?loss", r"loss/train_epoch|losses?/(?:train_)?loss", rf"{_T}cost",
         r"losses/total_loss|total_losses|total", rf"{_T}(?:xent|cross_entropy|nll(?:_loss)?)",
         r"train(?:ing)?[/_](?:binary_|multi_|m)?log_?loss", r"train(?:ing)?[/_](?:rmse|l[12]|mae|mse)",
-        r"(?:train_)?loss/train/total|train/cross_entropy_loss", r"info/learner/.*/(?:total_)?loss")),
+        r"(?:train_)?loss/train/total|train/cross_entropy_loss", r"info/learner/.*/(?:total_)?loss", r"err")),
     ("val_loss", 1.0, (
         rf"{_V}[/_](?:total_|lm_|avg_|average_|mean_)?loss(?:_value|_epoch)?", rf"loss[/_]{_V}", r"tel",
         r"(?:validation|val)/epoch_loss", r"test[/_](?:avg_|average_)?loss|loss[/_]test",

@@ -32,7 +32,8 @@ LONGEST_LABEL = 300
 """Characters before a number that may name it; a log repeats its own, so that they are looked at once."""
 
 _HINT = re.compile(
-    r"loss|step|iter|epoch|update|trl:|tel:|eval:|train |val |hella|\d/\d|perplexity|ppl|^\[\d+\]\s|grad norm", re.I
+    r"loss|step|iter|epoch|episode|update|trl:|tel:|eval:|train |val |hella|\d/\d|perplexity|ppl|^\[\d+\]\s|grad norm",
+    re.I,
 )
 _STAMP = re.compile(
     r"(?P<date>\d{4}[-/]\d\d[-/]\d\d)[ T_](?P<time>\d\d:\d\d:\d\d)(?:[.,](?P<part>\d{1,6}))?(?P<zone>Z|[+-]\d\d:?\d\d)?"
@@ -81,13 +82,15 @@ _LOSS_AT = re.compile(
 """The step between name and number, as NVIDIA's Tacotron 2 has it: ``Train loss 100 0.52``."""
 _BATCHES = re.compile(r"([Bb]atch \[)\d+-(\d+)(?=\])")
 """MXNet's batches since the row before: ``Batch [20-40]``."""
+_TAGGED = re.compile(r"\[([A-Za-z][\w /]{0,23})\](?=\s{1,3}[-+]?(?:\d|\.\d|nan\b|inf\b))", re.I)
+"""A name in brackets before its number: ``[Loss] 0.31 | [step] 1574``."""
 _GLUED = re.compile(r"^\W{0,3}(?:step|iter|iteration)_\d+\b")
 """Names that are joined to their numbers: ``step_20: loss_3.1``."""
 _GLUE = re.compile(r"(?<=[A-Za-z])_(?=[-+]?\d)")
 _BAR = re.compile(r"^\s*\d+%\|[^|]*\|\s*(\d+)/(\d+) \[")
 _VALIDATION = re.compile(r"\b(?:valid|validation|val|eval|evaluation|evaluating|test|testing|dev)\b", re.I)
 _TRAINS = re.compile(r"train", re.I)
-_LOSS = re.compile(r"loss|perplexity|\bppl\b|reward|accuracy|\bacc\b", re.I)
+_LOSS = re.compile(r"loss|perplexity|\bppl\b|reward|\breturns?\b|\bscore\b|accuracy|\bacc\b", re.I)
 _SHARE = re.compile(r"acc|correct|precision|recall", re.I)
 """Of these ``9800/10000`` is 0.98; elsewhere what follows the stroke is a limit or another mean."""
 _NOT_A_LOSS = re.compile(r"loss[_ ](?:scale|weight|fn|type|coef|lambda|func)", re.I)
@@ -108,6 +111,7 @@ _STEPS = (
     "iters",
     "batch",
     "batches",
+    "episode",
 )
 _IN_EPOCH = frozenset(("iters", "batch", "batches"))
 """Count within an epoch, as a rule."""
@@ -120,7 +124,10 @@ _OF_EPOCH = re.compile(r"time|loss|acc|took|cost|duration|lr", re.I)
 """What an epoch has, such as its time; not its number."""
 _LEFT_OUT = frozenset(("v_num", "eta", "pid", "rank", "seed"))
 _SCALES = {"k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9}
-_PLACE = re.compile(r"\b[\w/]+\.(?:py|cpp|cc|cu):\d+|\b(?:cuda|npu|xpu|xla|mps):\d+|\(\w+ pid=\d+[^)]*\)")
+_PLACE = re.compile(
+    r"\b[\w/]+\.(?:py|cpp|cc|cu):\d+|\b(?:cuda|npu|xpu|xla|mps):\d+|\(\w+ pid=\d+[^)]*\)"
+    r"|\b[A-Za-z_][\w.]*:[\w<>]+:\d+(?= - )"  # Loguru's module, function and line
+)
 """Where in the code, on which device or in which process: numbers that measure nothing."""
 _CALLBACK = re.compile(r"Epoch 0*\d+: \w+ (?:did not improve|improved from|reached|reducing|early stopping).*", re.I)
 """Keras' callbacks speak into the bar's line, and count epochs from 0 in old versions."""
@@ -249,6 +256,8 @@ class _Log:
             text = _TWO_COUNTS.sub(r"\1epoch \2 ", text)
         if match := _LOSS_AT.match(text):
             text = f"iteration {match[2]} {match[1]} {text[match.end() :]}"
+        if "] " in text:
+            text = _TAGGED.sub(_untagged, text)
         if "atch [" in text:
             text = _BATCHES.sub(r"\1\2", text)
         if _GLUED.match(text):
@@ -352,6 +361,8 @@ class _Log:
         is_loss = any(_LOSS.search(name) and not _NOT_A_LOSS.search(name) for name in metrics)
         if not metrics or not (is_loss or steps or epoch is not None):
             return None  # "loading 3/7 ..." counts something else
+        if not is_loss and ("epochs" in pairs or [*steps] == ["episode"]):
+            return None  # what is planned ("batch_size: 32, epochs: 100"), or a word on an episode
         if inside is not None and not steps and self._is_evaluation(inside):
             rest, inside = f"{rest} evaluation", None
         of_validation = _VALIDATION.match(next(iter(metrics))) and not any(map(_TRAINS.search, metrics))
@@ -376,11 +387,14 @@ class _Log:
         """What of a line's numbers counts steps, what the epoch, and the rest."""
         steps: dict[str, int] = {}
         epoch: int | None = None
+        episode: int | None = None
         values: dict[str, float] = {}
         for name, pair in pairs.items():
             word = _word(name)
             whole = step_of(pair.value)
-            if word in _STEPS and whole is not None:
+            if word == "episode" and whole is not None and pair.counts:
+                episode = whole
+            elif word in _STEPS and whole is not None:
                 if word == "s" and not text.lstrip().startswith("s:"):
                     continue
                 if _batch_of(name, pair):
@@ -393,6 +407,12 @@ class _Log:
                 values["epoch"] = pair.value
             elif word.partition(" ")[0] not in _LEFT_OUT:
                 values[name] = pair.value / pair.total if pair.total and _SHARE.search(name) else pair.value
+        if episode is not None and epoch is None and steps:
+            values["epoch"] = float(episode)  # a count of steps may start again with each
+        elif episode is not None and epoch is None and inside is None and self._counter in (None, "episode"):
+            steps["episode"] = episode
+        elif episode is not None:
+            values["episode"] = float(episode)
         return steps, epoch, values
 
     def _moving(self, steps: dict[str, int]) -> int | None:
@@ -457,6 +477,12 @@ def _without_times(line: str) -> tuple[float | None, str]:
     if "poch 0" in line:
         line = _CALLBACK.sub("|", line)
     return moment, _DATE.sub("|", _PLACE.sub("|", line))
+
+
+def _untagged(tag: re.Match[str]) -> str:
+    """Without its brackets, if what they name is a loss or a count."""
+    word = _word(tag[1])
+    return f"| {tag[1]} " if word in _STEPS or word == "epoch" or _LOSS.search(word) else tag[0]
 
 
 def _batch_of(name: str, pair: _Pair) -> tuple[int, int] | None:
@@ -524,6 +550,8 @@ def _key(label: str) -> tuple[str, str]:
     if 2 < len(words) < 5 and words[-1] == "is" and _LOSS.search(name):  # "Loss is nan" is a warning's sentence
         said, words = True, words[:-1]
         name = " ".join(words)
+    if [word.lower() for word in words] == ["episode", "steps"]:
+        return name, before  # how long it was
     if words and words[-1].lower() in _STEPS and (len(words) <= 2 or not said):
         return words[-1], f"{before} {' '.join(words[:-1])}"
     if len(words) == 2 and "epoch" in (words[0].lower(), words[1].lower()) and not _OF_EPOCH.search(name):

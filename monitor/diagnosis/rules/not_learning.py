@@ -18,6 +18,9 @@ FEW_CLASSES = (2, 3, 4, 5, 6, 7, 8, 9, 10, 100, 1000)
 """Numbers of classes whose uniform guess is recognised where the number is not recorded."""
 GUESS_TOLERANCE = 0.005
 LEAST_GUESSES = 3
+CLOSE, LEAST_CLOSE = 0.001, 5
+"""Tolerance, and rows, of a log that shows too little to span epochs but tells of a time long after the start: batches
+that differ less than that have outputs that depend on no input. Our judgement."""
 LEAST_EPOCHS = 2.0
 LEAST_GUESS_STEPS = 100
 LEAST_EPOCHS_FLAT = 6
@@ -182,13 +185,20 @@ def _hardly(step: np.ndarray, value: np.ndarray) -> Finding | None:
 
 
 def _at_a_guess(signals: Signals, step: np.ndarray, value: np.ndarray) -> Finding | None:
-    """Every loss within half a percent of a uniform guess among a few classes, over epochs or a hundred steps."""
-    if len(value) < LEAST_GUESSES or (_epochs(signals) < LEAST_EPOCHS and step[-1] - step[0] < LEAST_GUESS_STEPS):
+    """Every loss within half a percent of a uniform guess among a few classes, over epochs or a hundred steps; within a
+    tenth of one in a shorter piece of a log, epochs or a hundred steps after the start."""
+    if len(value) < LEAST_GUESSES:
         return None
+    tolerance = GUESS_TOLERANCE
+    if _epochs(signals) < LEAST_EPOCHS and step[-1] - step[0] < LEAST_GUESS_STEPS:
+        late = step[0] >= LEAST_GUESS_STEPS or float(np.max(signals["epoch"].value, initial=0.0)) > LEAST_EPOCHS
+        if len(value) < LEAST_CLOSE or not late:
+            return None
+        tolerance = CLOSE
     tail = value[1:] if len(value) > LEAST_GUESSES else value  # the first mean may hold a bad start
     for classes in FEW_CLASSES:
         guess = float(np.log(classes))
-        if (np.abs(tail - guess) < GUESS_TOLERANCE * guess).all():
+        if (np.abs(tail - guess) < tolerance * guess).all():
             return Finding(
                 summary=f"Training loss stays at {number(guess)}, that of a uniform guess between {classes} classes, "
                 f"in all {count(len(value), 'row')}",

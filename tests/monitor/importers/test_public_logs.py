@@ -17,6 +17,45 @@ from monitor.runfile.reader import open_run
 from tests.monitor.importers.helpers import log, read, same, series
 
 PUBLISHED = {
+    "nv-tlabs/LION#9": (  # names in brackets, and Loguru's place in the code, which is no epoch
+        "2023-01-25 01:03:05.674 | INFO     | trainers.base_trainer:train_epochs:256 - [R0] | E104 iter[ 14/ 15] "
+        "| [Loss] nan | [step]  1574 | [url] none | [time] 0.4m (~4h) |[best] 0 -100.000x1e-2 \n"
+        "2023-01-25 01:03:31.050 | INFO     | trainers.base_trainer:train_epochs:256 - [R0] | E105 iter[ 14/ 15] "
+        "| [Loss] nan | [step]  1589 | [url] none | [time] 0.4m (~4h) |[best] 0 -100.000x1e-2 \n",
+        "train_loss",
+        {1574: math.nan, 1589: math.nan},
+    ),
+    "BenSecret/CartPole#1": (  # nothing but episodes
+        "Episode 0       Average reward: nan\nEpisode 10      Average reward: 42.10\nCompleted at episode:  109\n",
+        "Average reward",
+        {0: math.nan, 10: 42.1},
+    ),
+    "liampetti/DDPG#2": (
+        "| Reward: 09  | Episode 937 | Qmax: 38.8581\n| Reward: 10  | Episode 938 | Qmax: 39.1086\n",
+        "Reward",
+        {937: 9.0, 938: 10.0},
+    ),
+    "keras-rl/keras-rl#28": (  # the length of an episode counts nothing
+        "  8996/50000: episode: 63, duration: 4.336s, episode steps: 127, episode reward: -223.863, loss: 8734.289\n"
+        "  9140/50000: episode: 64, duration: 4.841s, episode steps: 144, episode reward: -225.739, loss: 16017920.0\n",
+        "train_loss",
+        {8996: 8734.289, 9140: 16017920.0},
+    ),
+    "icelandman2/helping_hands resnet18extended_numbers.md": (  # the settings say how many epochs are planned
+        "{'batch_size': 32, 'epochs': 100}<br> \n\n## Training\n\n#### Epoch 0/99\n"
+        "train loss: 1.93706483326, acc: tensor(0.3262, device='cuda:0', dtype=torch.float64)<br>\n"
+        "val loss: 1.12561304604, acc: tensor(0.6223, device='cuda:0', dtype=torch.float64)<br>\n\n#### Epoch 1/99\n"
+        "train loss: 1.36363145651, acc: tensor(0.5644, device='cuda:0', dtype=torch.float64)<br>\n"
+        "val loss: 1.17917729983, acc: tensor(0.6126, device='cuda:0', dtype=torch.float64)<br>\n",
+        "val_loss",
+        {0: 1.12561304604, 1: 1.17917729983},
+    ),
+    "soumith/imagenet-multiGPU.torch#70": (  # Torch7 calls the loss so
+        "Epoch: [11][1383/10000] Time 0.675 Err 6.9076 Top1-%: 0.00 LR 1e-02 DataLoadingTime 0.015\n"
+        "Epoch: [11][1384/10000] Time 0.675 Err 6.9091 Top1-%: 0.00 LR 1e-02 DataLoadingTime 0.014\n",
+        "train_loss",
+        {101383: 6.9076, 101384: 6.9091},
+    ),
     "dexmal/dexbotic#64": (  # what follows a printed dictionary counts something else
         "{'loss': 8.3281, 'grad_norm': 322.77, 'learning_rate': 0.0, 'epoch': 0.0} | 19/92 [00:03<00:11, 6.29it/s]\n"
         "{'loss': 8.5, 'grad_norm': 273.25, 'learning_rate': 5.0e-08, 'epoch': 0.0}\n"

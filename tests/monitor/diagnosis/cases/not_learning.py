@@ -21,6 +21,11 @@ def epochs(*losses: float) -> Signals:
     return Signals.from_arrays({"train_loss": (step, np.array(losses)), "epoch": (step, step / 500)})
 
 
+def piece(sd: float, first: int) -> Signals:
+    """Nine single steps from step ``first`` on, around ln 1000."""
+    return Signals.from_arrays({"train_loss": (np.arange(first, first + 9), flat(np.log(1000), sd, steps=9))})
+
+
 def still(gradient: float) -> Signals:
     """A loss that comes down and then stands still to all digits, at a gradient norm of so many times the first."""
     loss = np.r_[0.5 + np.exp(-np.arange(100) / 20), np.full(100, 0.503271)]
@@ -48,6 +53,13 @@ FIRES = (
     ),
     Case(
         "epochs at ln 2", lambda: epochs(0.71, 0.6934, 0.6931, 0.6932, 0.6929), "warning", onset=500, words="2 classes"
+    ),
+    Case(
+        "nine steps of a late hour, all of them a guess",  # soumith/imagenet-multiGPU.torch#70
+        lambda: piece(2e-4, first=1383),
+        "warning",
+        onset=1383,
+        words="1000 classes",
     ),
     Case("zero from the start", lambda: only(train_loss=np.zeros(40)), "warning", onset=1, words="exactly 0"),
     Case(
@@ -85,6 +97,8 @@ NEAR_MISSES = (
 )
 
 ABSTAINS = (
+    Case("nine steps of a late hour near a guess", lambda: piece(0.002, first=1383), words="9 losses"),
+    Case("the first nine steps, all of them a guess", lambda: piece(2e-4, first=1), words="9 losses"),
     Case(
         "zero from the start, with a reward",
         lambda: only(train_loss=np.zeros(400), reward=level(steps=400)),

@@ -87,6 +87,12 @@ FIRES = (
         onset=EPOCH,
         words="blind guess",
     ),
+    Case(
+        "six evaluations, each above the one before, by 5 % in all",  # FuTao0715/multimodal-movie-recommender
+        lambda: run(np.array([1.0736, 0.8281, 0.7494, 0.7357, 0.7358, 0.7396, 0.7448, 0.7500, 0.7595, 0.7695])),
+        "info",
+        onset=EPOCH * 4,
+    ),
     Case("rises by 8 %", lambda: run(valley(0.08)), "info", onset=EPOCH * (BEST + 1)),
     Case(
         "accuracy still improves",

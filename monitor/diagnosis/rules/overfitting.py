@@ -26,8 +26,8 @@ SHARPLY = 0.25
 """Relative rise at which two evaluations above the best are enough, each above the one before: a short fine-tuning has
 no third. Our judgement."""
 TREND_EVALUATIONS = 6
-"""Evaluations after the lowest from which on their trend is judged: the fewest of which Mann and Kendall's test can tell
-one at 1 %, where each is above all before it."""
+"""Evaluations after the lowest from which on their trend is judged: the fewest of which the test can tell one, each of
+them being above all before it."""
 TREND_MOST = 1000
 """Of more evaluations about as many at even distances are taken, since each is held against each."""
 TREND_Z = 2.33

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,8 @@ ENGINES_S = 10.0
 """How long a list waits for a cluster to say which of its runs are queued."""
 TABLE_ROWS = 50
 """Runs that a table shows unless told otherwise; each is diagnosed."""
+PROBLEMS_TOLD = 8
+"""Parts of a run that could not be read, on the terminal; the report names all."""
 
 cli = typer.Typer(
     name="gradiometer",
@@ -171,8 +173,7 @@ def doctor(
         raise typer.Exit(1 if any(one.report.at_least(fail_on.value) for one in found) else 0)
     run = or_exit(lambda: open_run(place))
     report = or_exit(lambda: diagnose(run))
-    for problem in run.problems:
-        print(f"not read: {plain(problem)}", file=sys.stderr)
+    _say_not_read(run.problems)
     if as_json:
         print(_as_json([report.to_dict()]), end="")
     else:
@@ -197,13 +198,21 @@ def _alert(alerts: Alerts, reports: list[tuple[str, Report]]) -> None:
         print(f"{alerts.host} was not told of {held_back} more: the first are enough to look here.", file=sys.stderr)
 
 
+def _say_not_read(problems: Sequence[str]) -> None:
+    """The first of what could not be read, each once; the report has them all."""
+    once = [plain(problem) for problem in dict.fromkeys(problems)]
+    for problem in once[:PROBLEMS_TOLD]:
+        print(f"not read: {problem}", file=sys.stderr)
+    if len(once) > PROBLEMS_TOLD:
+        print(f"not read: and {len(once) - PROBLEMS_TOLD} more; `gradiometer report PATH` names them", file=sys.stderr)
+
+
 def _print_foreign(found: list[Read], as_json: bool) -> None:
     """Each training's report; as JSON one object, or several under ``runs``."""
     from app.foreign import told
 
     for one in found:
-        for problem in one.problems:
-            print(f"not read: {plain(problem)}", file=sys.stderr)
+        _say_not_read(one.problems)
     if as_json:
         print(_as_json([one.to_dict() for one in found]), end="")
     else:
@@ -248,8 +257,7 @@ def report(
         "md": lambda: words.render(contents),
         "json": lambda: _as_json([one.json for one in contents]),
     }
-    for problem in dict.fromkeys(problem for one in contents for problem in one.problems):
-        print(f"not read: {plain(problem)}", file=sys.stderr)
+    _say_not_read([problem for one in contents for problem in one.problems])
     for kind, file in wanted.items():
         done = or_exit(partial(put, render[kind](), file, force))
         if done:

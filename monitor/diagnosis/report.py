@@ -187,7 +187,8 @@ def _moved(timeline: Sequence[Departure]) -> list[str]:
     if len(timeline) < 2:
         return []
     told = [
-        f"step {d.step} {d.signal}{f' of {d.layer}' if d.layer else ''} {number(d.before)} -> {number(d.value)}"
+        f"step {d.step} {d.signal}{f' of {d.layer}' if d.layer else ''}"
+        f" ({number(d.before)}, furthest {number(d.value)})"
         for d in timeline[:TIMELINE_TOLD]
     ]
     more = f"; and {len(timeline) - TIMELINE_TOLD} more" if len(timeline) > TIMELINE_TOLD else ""

@@ -77,6 +77,17 @@ def test_doctor_says_what_of_a_damaged_run_it_could_not_read(healthy):
     assert "when it was finished" in done.stderr
 
 
+def test_doctor_does_not_bury_its_answer_under_a_file_of_noise(healthy):
+    events = next(healthy.glob("attempts/0000/rank-00000/events-*.jsonl"), None) or (
+        healthy / "attempts/0000/rank-00000/events-000000.jsonl"
+    )
+    with events.open("ab") as file:
+        file.write(b"\xff no event\n" * 30)
+    told = gradiometer("doctor", healthy).stderr.splitlines()
+    assert len(told) < 12 and "more; `gradiometer report PATH` names them" in told[-1], told
+    assert gradiometer("report", healthy).stdout.count("events-000000.jsonl, byte") >= 30
+
+
 def test_doctor_speaks_to_people(broken):
     done = gradiometer("doctor", broken)
     assert done.returncode == 1

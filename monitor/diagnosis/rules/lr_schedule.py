@@ -1,4 +1,5 @@
-"""The learning rate is zero for long, jumps to a new height, collapses at once or begins to fall twice as fast."""
+"""The learning rate is zero or next to nothing for long, jumps to a new height, collapses at once or begins to fall
+twice as fast."""
 
 from __future__ import annotations
 
@@ -21,6 +22,10 @@ WHOLE = 0.03
 """Distance of the ratio of two slopes to a whole number. All three our judgement."""
 MOST_OFTEN = 8
 """Of a scheduler that is stepped several times."""
+NEXT_TO_NOTHING = 1e-4
+"""Of its highest. A cosine is below that in the last hundredth of its way; three step decays by ten end at 1e-3."""
+FADED_ROWS = 20
+"""Least number of rows there. Both our judgement."""
 
 
 def lr_schedule(
@@ -31,8 +36,8 @@ def lr_schedule(
     jump: float = 10.0,
     drop: float = 50.0,
 ) -> Verdict:
-    """The learning rate does what no schedule does: it stays at zero, leaps to a new height, collapses at once, or
-    falls a whole number of times as fast from one step on.
+    """The learning rate does what no schedule does: it stays at zero, or at next to nothing for longer than it was
+    higher, leaps to a new height, collapses at once, or falls a whole number of times as fast from one step on.
 
     Why it matters: at a rate of zero every step is lost, silently; a leap is the commonest cause of a divergence, and
     a collapse looks like convergence.
@@ -40,12 +45,14 @@ def lr_schedule(
     Every parameter group is looked at, as ``lr``, ``lr/1``, ...
 
     Stays silent: on warm-up and every smooth decay, however steep; on restarts to a height held before; on the usual
-    step decays; on zeros at the first rows of a warm-up and at the last of a decay; on slopes of any other ratio.
+    step decays; on zeros at the first rows of a warm-up and at the last of a decay, or next to nothing in the last
+    half; on slopes of any other ratio.
     Information where both slopes are straight, since a schedule of straight pieces may have such a bend.
 
     Thresholds: ``zero_rows`` at exactly zero in a row, and more than the share ``zero_share`` of all rows; ``jump``,
     factor of one row to a height never held before, after warm-up; ``drop``, factor of one row downward that the slope
     of the rows before does not explain (step decays take 2 to 10). Our judgement; a jump of ten as in trainpulse.
+    Next to nothing: below a ten-thousandth of the highest before, in more rows than all before, to the end.
     A change of pace: 2 to 8, to 3 %, on a smooth curve without a leap, as when ``scheduler.step()`` is called as often.
     Not seen: a scheduler that is stepped twice from the first step on, whose curve is that of a shorter schedule.
 
@@ -81,7 +88,7 @@ def _judged(lr: Signal, zero_share: float, zero_rows: int, jump: float, drop: fl
     rising = warmup_rows(lr.value)
     leaps = jumps_to_new_height(lr.value, factor=jump)
     found += [_leap(lr, int(row)) for row in leaps if row >= rising and not _smooth(lr.value, int(row))]
-    return found + [_collapse(lr, row) for row in _drops(lr.value, drop)] + _faster(lr)
+    return found + [_collapse(lr, row) for row in _drops(lr.value, drop)] + _faster(lr) + _faded(lr)
 
 
 def _zero_stretches(value: np.ndarray, share: float, rows: int) -> list[tuple[int, int]]:
@@ -99,6 +106,36 @@ def _smooth(value: np.ndarray, row: int) -> bool:
 def _drops(value: np.ndarray, factor: float) -> list[int]:
     positive = (value[1:] > 0) & (value[:-1] > factor * value[1:])
     return [int(row) + 1 for row in np.flatnonzero(positive) if not _smooth(value, int(row) + 1)]
+
+
+def _faded(lr: Signal) -> list[Finding]:
+    """A decay that went on and on: most of the run has been trained at next to nothing."""
+    highest = np.maximum.accumulate(lr.value)
+    higher = np.flatnonzero(lr.value >= NEXT_TO_NOTHING * highest)
+    first = int(higher[-1]) + 1 if len(higher) else 0
+    rows = len(lr) - first
+    if lr.value[-1] == 0 or rows < max(FADED_ROWS, first + 1):
+        return []
+    onset, peak = int(lr.step[first]), float(highest[first])
+    told = f"it is below {number(NEXT_TO_NOTHING * peak)} in {rows} of {len(lr)} rows"
+    return [
+        Finding(
+            summary=f"Learning rate is below a ten-thousandth of its highest, {number(peak)}, from step {onset} to the "
+            f"end, longer than it was above: {number(float(lr.value[-1]))} at last",
+            onset_step=onset,
+            first_step=int(lr.step[first + max(FADED_ROWS, first + 1) - 1]),
+            last_step=int(lr.step[-1]),
+            severity=Severity.WARNING,
+            evidence={"highest": peak, "last": float(lr.value[-1]), "rows": rows},
+            causes=(Cause("schedule-too-short", 0.7, (told, "as if its clock counted batches instead of epochs")),),
+            remedy=Remedy(
+                "Step a schedule that counts epochs once per epoch, outside the loop over batches, or give it the "
+                "number of optimizer steps that are really taken.",
+                {},
+                "for epoch in range(epochs):\n    train(loader)\n    scheduler.step()",
+            ),
+        )
+    ]
 
 
 def _faster(lr: Signal) -> list[Finding]:

@@ -15,7 +15,12 @@ def paced(factor: float, curve: str = "cosine", times: float = 1.0) -> np.ndarra
     return 1e-3 * (0.1 + 0.9 * shape[curve]) * np.where(np.arange(STEPS) < AT, 1.0, times)
 
 
+def a_tenth_every(rows: int) -> np.ndarray:
+    return 0.05 * 0.1 ** (np.arange(STEPS) // rows)
+
+
 FIRES = (
+    Case("a tenth every 20 batches", lambda: only(lr=a_tenth_every(20)), "warning", onset=101, words="ten-thousandth"),
     Case("cosine, stepped twice", lambda: only(lr=paced(2)), "warning", onset=AT + 2, words="2 times as fast"),
     Case("exponential, by four processes", lambda: only(lr=paced(4, "exponential")), "warning", onset=AT + 2),
     Case("a straight line, twice as steep", lambda: only(lr=paced(2, "linear")), "info", onset=AT + 2),
@@ -39,6 +44,8 @@ def one_cycle() -> np.ndarray:
 
 
 NEAR_MISSES = (
+    Case("so small in the last two fifths alone", lambda: only(lr=a_tenth_every(STEPS * 6 // 50))),
+    Case("so small for long, and high again", lambda: only(lr=put(a_tenth_every(20), slice(-5, None), 0.05))),
     Case("warm-up and cosine", lambda: only(lr=warmup_cosine(STEPS, floor=0.0))),
     Case("linear to exactly 0 at the last step", lambda: only(lr=np.linspace(1e-3, 0, STEPS))),
     Case("linear, logged every tenth of the run", lambda: only(lr=np.linspace(1e-3, 0, 11)[:-1])),

@@ -228,7 +228,15 @@ _SIGNAL_CHARTS: dict[str, dict[str, Any]] = {
     },
     "output_softmax_share": {
         "title": "Share of outputs that are probabilities already", "zero": True, "height": 110,
-        "section": "Weights and output", "signals": (("output_softmax_share", "share"),),
+        "section": "Weights and output",
+        "signals": (("output_softmax_share", "of a sample"), ("output_batch_softmax_share", "over the batch")),
+    },
+    "output_values": {
+        "title": "Values of the output", "height": 130, "section": "Weights and output",
+        "signals": (
+            ("output_mean", "mean"), ("output_spread", "spread over samples"), ("output_min", "smallest"),
+            ("output_max", "largest"),
+        ),
     },
     "input_values": {
         "title": "Values of the input", "height": 130, "section": "Input",

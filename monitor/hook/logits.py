@@ -27,7 +27,7 @@ _ON_SIMPLEX = 1e-3
 
 class OutputLogits(Probe):
     """Mean log Z of the output logits, the loss of a uniform guess and that of these outputs against unrelated targets,
-    and the share of rows that are probabilities."""
+    and the shares of rows, and of columns, that are probabilities."""
 
     name = "output logits"
     every = 10
@@ -38,6 +38,8 @@ class OutputLogits(Probe):
         self._model = model
         self._hooks = Hooks()
         self._seen: Tensor | None = None
+        self._all_rows = False
+        """Whether no row of the batch was left out, so that the sum of a column is one over the batch."""
 
     def begin(self) -> None:
         self._seen = None
@@ -50,7 +52,9 @@ class OutputLogits(Probe):
                 logits = logits_of(output)
                 if logits is not None:
                     with plainly(logits):
-                        self._seen = _summary(sampled(logits))
+                        rows = sampled(logits)
+                        self._seen = _summary(rows)
+                        self._all_rows = logits.dim() == 2 and 2 <= len(rows) == len(logits)
                         self._classes = logits.shape[-1]
 
     def end_step(self) -> Reading | None:
@@ -58,16 +62,19 @@ class OutputLogits(Probe):
         seen, self._seen = self._seen, None
         if seen is None:
             return None
-        classes = self._classes
+        classes, all_rows = self._classes, self._all_rows
 
         def decode(arrays: list[np.ndarray]) -> Decoded:
-            log_z, unrelated, on_simplex = arrays[0].tolist()
-            return Decoded({
+            log_z, unrelated, on_simplex, over_batch = arrays[0].tolist()
+            scalars = {
                 "log_z_mean": log_z,
                 "log_classes": math.log(classes),
                 "unrelated_loss": unrelated,
                 "output_softmax_share": on_simplex,
-            })  # fmt: skip
+            }
+            if all_rows:
+                scalars["output_batch_softmax_share"] = over_batch
+            return Decoded(scalars)
 
         return Reading([seen], decode)
 
@@ -101,9 +108,12 @@ def sampled(logits: Tensor) -> Tensor:
 
 
 def _summary(rows: Tensor) -> Tensor:
-    """float32[3]: mean of log Σ exp over the rows; the same less the mean logit, which is the cross-entropy against
-    targets that have nothing to do with the rows; share of rows that are probabilities already."""
+    """float32[4]: mean of log Σ exp over the rows; the same less the mean logit, which is the cross-entropy against
+    targets that have nothing to do with the rows; share of rows that are probabilities already; share of columns that
+    are, or the logarithms of such."""
     rows = rows.float()
     log_z = rows.logsumexp(-1).mean()
+    positive = rows.amin() >= 0
     probabilities = ((rows.sum(-1) - 1).abs() <= _ON_SIMPLEX) & (rows.amin(-1) >= 0)
-    return torch.stack([log_z, log_z - rows.mean(), probabilities.float().mean()])
+    over_batch = (rows.logsumexp(0).abs() <= _ON_SIMPLEX) | (((rows.sum(0) - 1).abs() <= _ON_SIMPLEX) & positive)
+    return torch.stack([log_z, log_z - rows.mean(), probabilities.float().mean(), over_batch.float().mean()])

@@ -10,6 +10,7 @@ from monitor.hook.inputs import Inputs, Modes
 from monitor.hook.layers import module_names
 from monitor.hook.logits import OutputLogits
 from monitor.hook.nonfinite import NonFinite
+from monitor.hook.output_values import OutputValues
 from monitor.hook.probe import Probe
 
 
@@ -19,6 +20,7 @@ def module_probes(model: nn.Module, world_size: int = 1) -> list[Probe]:
         Inputs(count_samples=world_size == 1),
         Modes(model),
         OutputLogits(model),
+        OutputValues(model),
         NonFinite(model),
     ]
     if module_names(model):  # a model that is one torch module alone has no table of modules

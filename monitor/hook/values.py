@@ -18,7 +18,8 @@ MEASURED = frozenset(
         "grad_norm_preclip", "grad_norm_postclip", "clip_coef", "clip_max_norm", "lr", "loss_scale", "skipped_steps",
         "tokens_per_s", "step_time_s", "grad_abs_max", "grad_cosine", "update_cosine", "weight_norm", "update_norm",
         "update_to_weight_ratio", "input_mean", "input_std", "input_absmax", "input_unique_share", "input_hash",
-        "log_z_mean", "log_classes", "output_softmax_share", "gradient_noise_scale", "parameter_checksum",
+        "log_z_mean", "log_classes", "output_softmax_share", "output_batch_softmax_share", "output_mean",
+        "output_spread", "output_min", "output_max", "gradient_noise_scale", "parameter_checksum",
         "forward_device_s", "backward_device_s", "optimizer_device_s", *TIME_PARTS,
     }
 )  # fmt: skip

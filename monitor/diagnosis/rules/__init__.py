@@ -13,8 +13,8 @@ Faults of the catalogue in the design notes, the rules that see them, and what n
     F09 loss spike                         loss-spike
     F10 unequal update ratios              update-imbalance
     F11 weight norm runs away              weight-norm, optimizer-change
-    F12 dead units                         dead-units
-    F13 saturated units                    saturated-units
+    F12 dead units                         dead-units, constant-output
+    F13 saturated units                    saturated-units, constant-output
     F14 attention collapses                attention-collapse
     F15 output logits drift                output-logits
     F16 poor initialisation                initialisation
@@ -53,6 +53,7 @@ from monitor.diagnosis.rule import Rule
 from monitor.diagnosis.rules import (
     attention_collapse,
     batch_size,
+    constant_output,
     data_order,
     dead_units,
     edge_of_stability,
@@ -117,6 +118,7 @@ RULES: tuple[Rule, ...] = (
     vanishing_gradient.RULE,
     dead_units.RULE,
     saturated_units.RULE,
+    constant_output.RULE,
     unmoved_parameters.RULE,
     missing_zero_grad.RULE,
     mode_mismatch.RULE,

@@ -303,5 +303,6 @@ BROKEN_THIRD: tuple[Loop, ...] = (
     Loop("average-left", average_left_in_place, ONSET, ids("weights-overwritten"), 20, ids("weights-overwritten")),
     _from_the_start("thousands", thousands_as_they_are, "non-finite gradient-explosion",
                     "lr-too-high gradient-explosion", 20),
-    _from_the_start("sigmoid-twice", sigmoid_twice, "loss-on-probabilities not-learning", "double-softmax"),
+    _from_the_start("sigmoid-twice", sigmoid_twice, "loss-on-probabilities not-learning",
+                    "double-softmax double-sigmoid"),
 )  # fmt: skip

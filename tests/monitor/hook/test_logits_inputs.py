@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from monitor.hook import logits as module
+from monitor.hook import output_values
 from monitor.hook.inputs import VALUES, Inputs, Modes, _spread
 from monitor.hook.logits import OutputLogits, logits_of, sampled
+from monitor.hook.output_values import OutputValues
 from monitor.runfile.reader import open_run
 from tests.monitor.hook import recorded
 from tests.monitor.hook.problems import CNN, GPT, MLP, MLP_DROPOUT, Problem
@@ -55,6 +57,66 @@ def test_probabilities_are_told_from_logits(tmp_path: Path) -> None:
     model = nn.Sequential(MLP.made(), nn.Softmax(-1))
     run = open_run(_run(tmp_path, model, MLP, OutputLogits(model)))
     assert run.series("output_softmax_share").value.tolist() == [1]
+
+
+@pytest.mark.parametrize("last", [nn.Softmax(0), nn.LogSoftmax(0)])
+def test_probabilities_over_the_batch_are_told_from_those_of_a_sample(tmp_path: Path, last: nn.Module) -> None:
+    model = nn.Sequential(MLP.made(), last)
+    run = open_run(_run(tmp_path, model, MLP, OutputLogits(model)))
+    assert run.series("output_batch_softmax_share").value.tolist() == [1]
+    assert run.series("output_softmax_share").value.tolist() == [0]
+
+
+def test_of_a_batch_that_is_not_looked_at_whole_no_column_is_judged(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(module, "POSITIONS", 16)
+    monkeypatch.setattr(module, "MOST", 1)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Softmax(0))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with watched(tmp_path, model, optimizer, [OutputLogits(model)]) as mon:
+        model(torch.randn(40, 4)).sum().backward()
+        optimizer.step()
+        mon.step()
+    run = open_run(mon.run_dir)
+    assert run.series("output_softmax_share").step.tolist() == [1]
+    assert len(run.series("output_batch_softmax_share")) == 0
+
+
+@pytest.mark.parametrize("problem", [MLP, CNN, GPT], ids=lambda problem: problem.name)
+def test_values_of_the_output_are_those_of_all_of_a_small_one(tmp_path: Path, problem: Problem) -> None:
+    model = problem.made()
+    with outputs(model) as seen:
+        run = open_run(_run(tmp_path, model, problem, OutputValues(model), range(1, 11)))
+    slow = [seen[""][step - 1] for step in (1, 10)]
+    for name, value in {
+        "output_mean": [each.mean() for each in slow],
+        "output_spread": [each.std(axis=0).mean() for each in slow],
+        "output_min": [each.min() for each in slow],
+        "output_max": [each.max() for each in slow],
+    }.items():
+        assert run.series(name).step.tolist() == [1, 10]
+        np.testing.assert_allclose(run.series(name).value, value, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(), (1, 5), (0, 5), (6, 5)])
+def test_an_output_of_other_than_several_samples_has_no_spread(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    class Constant(nn.Linear):
+        def forward(self, inputs: Tensor) -> Tensor:
+            return super().forward(inputs).sum() * torch.ones(shape)
+
+    model = Constant(2, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with watched(tmp_path, model, optimizer, [OutputValues(model)]) as mon:
+        model(torch.ones(3, 2)).sum().backward()
+        optimizer.step()
+        mon.step()
+    assert len(open_run(mon.run_dir).series("output_mean")) == 0
+
+
+def test_a_large_output_is_looked_at_in_part_and_evenly() -> None:
+    values = torch.arange(200 * 60 * 1000.0).view(200, 60, 1000)
+    some = output_values.sampled(values)
+    assert len(some) == 50 and 2000 < some.shape[1] <= output_values.VALUES
+    assert len(set((some[0] % 1000).tolist())) == 1000  # all of the last dimension
 
 
 def test_what_sums_to_one_and_is_negative_somewhere_is_no_probability() -> None:

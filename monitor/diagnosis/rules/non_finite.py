@@ -22,6 +22,10 @@ from monitor.diagnosis.view import Signals
 from monitor.diagnosis.wording import count, steps
 from monitor.signals import Signal
 
+FIRST_ROWS = 30
+OVERFLOWING = 1e6
+"""Multiple of the first gradient norm, reached in the first rows, that no healthy training shows. Our judgement."""
+
 
 def non_finite(
     signals: Signals,
@@ -289,7 +293,17 @@ def rose_before(signals: Signals, first: int, *, within: int = 30) -> tuple[int,
         if onset < first <= last + span(signals, within):
             where = first_moved(signals.layers("grad_norm_preclip"), onset, min(last, first - 1))
             return onset, where.layer if where else None
-    return None
+    return _grew_from_the_start(norm, first)
+
+
+def _grew_from_the_start(norm: Signal, first: int) -> tuple[int, None] | None:
+    """The same in the first rows of a run, where there is no baseline yet."""
+    early = norm.between(None, first - 1)
+    keep = np.isfinite(early.value) & (early.value > 0)
+    step, value = early.step[keep], early.value[keep]
+    if not 2 <= len(value) <= FIRST_ROWS or value.max() < OVERFLOWING * value[0]:
+        return None
+    return int(step[np.argmax(value > np.sqrt(OVERFLOWING) * value[0])]), None
 
 
 def _origin_evidence(origin: NonfiniteLayers) -> dict[str, object]:

@@ -25,7 +25,18 @@ def dead(before: float, after: float, start: int = AT) -> Signals:
     return run("dead_units_share", before, after, start)
 
 
+def while_it_learns(after: float, fall: float) -> Signals:
+    """Units that die from step AT on, of a loss that falls by the share ``fall`` from there to the end."""
+    matrix = dead(0.05, after).modules("dead_units_share")
+    assert matrix is not None
+    loss = level() * (1 - fall * np.clip((np.arange(STEPS) - AT) / (STEPS - AT), 0, 1))
+    return Signals.from_arrays({"train_loss": loss}, modules={"dead_units_share": matrix})
+
+
 FIRES = (
+    Case("to 60 %, and the loss falls", lambda: while_it_learns(0.6, 0.5), "info", onset=AT + EVERY),
+    Case("to 60 %, and the loss falls by 1 %", lambda: while_it_learns(0.6, 0.01), "warning", onset=AT + EVERY),
+    Case("to 90 %, and the loss falls", lambda: while_it_learns(0.9, 0.5), "warning", onset=AT + EVERY),
     Case("from 5 to 90 %", lambda: dead(0.05, 0.9), "warning", onset=AT + EVERY, words=MODULES[1]),
     Case("90 % from the start", lambda: dead(0.9, 0.9), "info", onset=EVERY, words="first steps"),
     Case("from 5 to 40 %, for three measurements", lambda: dead(0.05, 0.4, start=100), "info", onset=150),

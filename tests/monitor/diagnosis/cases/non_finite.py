@@ -22,6 +22,13 @@ from tests.monitor.diagnosis.cases.drawn import (
 )
 from tests.monitor.diagnosis.controls import LAYERS
 
+
+def overflowing(factor: float) -> Signals:
+    """A loss and a gradient that grow by ``factor`` a step from the first one on, and are not finite from the sixth."""
+    grown = put(factor ** np.arange(60.0), slice(5, None), np.inf)
+    return only(train_loss=grown, grad_norm_preclip=put(grown, slice(5, None), np.nan))
+
+
 FIRES = (
     Case(
         "a part of the loss to the end",
@@ -40,6 +47,20 @@ FIRES = (
         lambda: only(train_loss=put(level(), slice(AT, None), np.nan)),
         "critical",
         words="became NaN",
+    ),
+    Case(
+        "infinite after five steps, each a thousand times as far",
+        lambda: overflowing(1e3),
+        "critical",
+        onset=3,
+        words="had been rising since step 3",
+    ),
+    Case(
+        "NaN after five steps like each other",
+        lambda: overflowing(1.1),
+        "critical",
+        onset=6,
+        words="became +Inf at step 6 and",
     ),
     Case("one NaN loss", lambda: only(train_loss=put(level(), AT, np.nan)), "warning", words="recovered"),
     Case("infinite loss", lambda: only(train_loss=put(level(), slice(AT, None), -np.inf)), "critical", words="-Inf"),

@@ -158,6 +158,6 @@ def cells(row: Listed, seen: Seen, config: Iterable[tuple[str, dict[Path, str]]]
 
 
 def progress(row: Listed) -> str:
-    """``512 of 1 200``."""
+    """``512 of 1 200``; a dash where no step is known, which need not mean that there was none."""
     last, planned = row.summary.last_step, row.summary.planned_steps
-    return text.count(last) if not planned else f"{text.count(last or 0)} of {text.count(planned)}"
+    return text.count(last) + (f" of {text.count(planned)}" if planned else "")

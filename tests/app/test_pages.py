@@ -48,6 +48,17 @@ def test_the_list_has_a_row_for_each_run_also_for_those_it_cannot_read(runs: Run
     assert table["half written"]["step"] == "–"
 
 
+def test_a_run_whose_heartbeat_is_torn_has_no_known_step_in_the_list(tmp_path, monkeypatch, open_page: Open):
+    monkeypatch.setenv("GRADIOMETER_RUNS", str(tmp_path))
+    monkeypatch.setattr("app.data.SAMPLES", tmp_path / "none")
+    torn = made.healthy_run(tmp_path, steps=20)
+    heartbeat = next(torn.glob("attempts/*/rank-*/heartbeat.json"))
+    heartbeat.write_bytes(heartbeat.read_bytes()[:10])
+    next(torn.glob("attempts/*/exit.json")).unlink()  # which tells the last step too
+    (row,) = listed(open_page("runs"))
+    assert row["step"] == "– of 20"
+
+
 @pytest.mark.parametrize(
     ("search", "names"),
     [

@@ -14,7 +14,7 @@ _SIGNALS: tuple[tuple[str, float, tuple[str, ...]], ...] = (
     # signal, factor to its unit, patterns of normalised names (see _normal), the better witness first
     ("train_loss", 1.0, (
         rf"{_T}loss", rf"{_T}lm_loss", r"train(?:ing)?[/_]loss_?step", rf"{_T}total_loss",
-        r"loss[/_](?:train(?:ing)?|total)", r"trl", r"loss_metrics/global_avg_loss",
+        rf"loss[/_]train(?:ing)?|{_T}loss[/_]total", r"trl", r"loss_metrics/global_avg_loss",
         r"train/(?:ce_loss|crossentropyloss)",
         r"(?:train/)?epoch_loss", r"train(?:ing)?[/_](?:avg_|average_|mean_)?loss(?:_?epoch)?",
         r"(?:avg|average|mean)_(?:train(?:ing)?_)?loss", r"loss/train_epoch|losses?/(?:train_)?loss", rf"{_T}cost",
@@ -22,7 +22,7 @@ _SIGNALS: tuple[tuple[str, float, tuple[str, ...]], ...] = (
         r"train(?:ing)?[/_](?:binary_|multi_|m)?log_?loss", r"train(?:ing)?[/_](?:rmse|l[12]|mae|mse)",
         r"(?:train_)?loss/train/total|train/cross_entropy_loss", r"info/learner/.*/(?:total_)?loss", r"err")),
     ("val_loss", 1.0, (
-        rf"{_V}[/_](?:total_|lm_|avg_|average_|mean_)?loss(?:_value|_epoch)?", rf"loss[/_]{_V}", r"tel",
+        rf"{_V}[/_](?:total_|lm_|avg_|average_|mean_)?loss(?:_value|_epoch|[/_]total)?", rf"loss[/_]{_V}", r"tel",
         r"(?:validation|val)/epoch_loss", r"test[/_](?:avg_|average_)?loss|loss[/_]test",
         rf"(?:{_V}|test)(?:_\d)?[/_](?:xent|cross_entropy|nll(?:_loss)?|(?:binary_|multi_|m)?log_?loss)",
         rf"(?:{_V}|test)(?:_\d)?[/_](?:rmse|l[12]|mae|mse)")),

@@ -254,6 +254,17 @@ def test_overflows_between_rows_have_their_scales(overflows: dict[int, float], t
     assert [finding.id for finding in diagnose(one.runs[0]).at_least("warning")] == told
 
 
+def test_a_total_is_the_loss_and_not_one_of_its_parts(tmp_path: Path) -> None:
+    """GolfBravoSierra/Projeto-Nimbus: the column of a part is nearer to the usual name."""
+    text = (
+        "epoch,train_loss_total,train_loss_ce,val_loss,train_acc,val_acc\n1,2.434952,1.684376,1.342127,0.4174,0.5267\n"
+        "2,1.784480,1.036432,1.224463,0.6386,0.5829\n3,1.520076,0.774031,1.173076,0.7492,0.6364\n"
+    )
+    run = read(log(tmp_path, text, "training_history.csv"), tmp_path / "runs")
+    assert list(series(run, "train_loss").values()) == [2.434952, 1.78448, 1.520076]
+    assert list(series(run, "val_loss").values()) == [1.342127, 1.224463, 1.173076]
+
+
 def test_a_box_of_reinforcement_learning_needs_no_second(tmp_path: Path) -> None:
     """hill-a/stable-baselines#178."""
     text = (

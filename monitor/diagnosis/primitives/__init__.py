@@ -30,3 +30,5 @@ from monitor.diagnosis.primitives.spike import SpikeDetector as SpikeDetector
 from monitor.diagnosis.primitives.spike import SpikeSettings as SpikeSettings
 from monitor.diagnosis.primitives.spike import SpikeTrack as SpikeTrack
 from monitor.diagnosis.primitives.spike import robust_spikes as robust_spikes
+from monitor.diagnosis.primitives.trend import level_around as level_around
+from monitor.diagnosis.primitives.trend import rises as rises

@@ -9,6 +9,7 @@ import numpy as np
 from monitor.diagnosis.context import loss_is_signed
 from monitor.diagnosis.lasting import first_run
 from monitor.diagnosis.primitives.medians import MAD_TO_SD, running_median, window_medians
+from monitor.diagnosis.primitives.trend import level_around, rises
 from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
 from monitor.diagnosis.view import Signals
 from monitor.diagnosis.wording import count, number, percent
@@ -25,13 +26,8 @@ SCORE = re.compile(
 SHARPLY = 0.25
 """Relative rise at which two evaluations above the best are enough, each above the one before: a short fine-tuning has
 no third. Our judgement."""
-TREND_EVALUATIONS = 6
-"""Evaluations after the lowest from which on their trend is judged: the fewest of which the test can tell one, each of
-them being above all before it."""
 TREND_MOST = 1000
 """Of more evaluations about as many at even distances are taken, since each is held against each."""
-TREND_Z = 2.33
-"""Of Mann and Kendall's test, one-sided at 1 %."""
 GAP_EVALUATIONS = 4
 NO_USE_EVALUATIONS = 2
 GUESS_TOLERANCE = 0.02
@@ -144,20 +140,14 @@ def _by_heart(signals: Signals, levels: np.ndarray, val: Signal, rise: float) ->
 def _trend(
     signals: Signals, levels: np.ndarray, val: Signal, rise: float, worrying: float, train_fall: float
 ) -> list[Finding]:
-    """The evaluations after the lowest scatter too much for any one to prove it, but together they rise (Mann 1945,
-    https://doi.org/10.2307/1907187), away from the median of the five around the lowest."""
+    """The evaluations after the lowest scatter too much for any one to prove it, but together they rise, away from the
+    median of the five around the lowest."""
     best = int(np.argmin(val.value))
     after = val.value[best + 1 :]
-    rows = len(after)
-    if rows < TREND_EVALUATIONS:
+    after = after[:: max(1, -(-len(after) // TREND_MOST))]
+    if not rises(after):
         return []
-    after = after[:: -(-rows // TREND_MOST)]
-    rows = len(after)
-    score = sum(int(np.sign(after[row + 1 :] - after[row]).sum()) for row in range(rows))
-    if score - 1 < TREND_Z * np.sqrt(rows * (rows - 1) * (2 * rows + 5) / 18):
-        return []
-    base = float(np.median(val.value[max(0, best - 2) : best + 3]))
-    level = float(np.median(after[-(rows // 3) :]) / base - 1)
+    level = float(np.median(after[-(len(after) // 3) :]) / level_around(val.value, best) - 1)
     last = len(val) - 1
     if level < rise or not levels[last] < (1 - train_fall) * levels[best]:
         return []
@@ -183,10 +173,10 @@ def _beyond_chance(value: np.ndarray, noise: float) -> np.ndarray:
     The lowest of n lies about sqrt(2 ln n) standard deviations below the level, ``noise`` more are asked for. One
     standard deviation is taken from second differences, which a steady fall and a steady rise leave alone.
     """
-    rises = np.zeros(len(value))
+    bars = np.zeros(len(value))
     sd = MAD_TO_SD * running_median(np.abs(np.diff(np.log(value), n=2)))[2:] / np.sqrt(6)
-    rises[4:] = np.expm1((noise + np.sqrt(2 * np.log(np.arange(5, len(value) + 1)))) * sd)
-    return rises
+    bars[4:] = np.expm1((noise + np.sqrt(2 * np.log(np.arange(5, len(value) + 1)))) * sd)
+    return bars
 
 
 def _train_levels(loss: Signal, val: Signal) -> np.ndarray:

@@ -15,8 +15,9 @@ from monitor.diagnosis.context import (
     loss_is_signed,
     loss_may_rise,
     loss_spikes,
+    warmup_end,
 )
-from monitor.diagnosis.primitives import Drift, DriftSettings, turning_row
+from monitor.diagnosis.primitives import Drift, DriftSettings, level_around, rises, turning_row
 from monitor.diagnosis.rule import Abstained, Finding, Rule, Severity, Verdict
 from monitor.diagnosis.view import Signals
 from monitor.diagnosis.wording import count, number, percent
@@ -33,6 +34,9 @@ FAR_ABOVE_BEST = 2.0
 the lowest alone may be a lucky batch. Our judgement."""
 ABOVE_ONE = 3.0
 """Multiple of a single row before, in a log that begins in the middle of a training."""
+ALL_LOST = 0.25
+"""Rise of the last third over the level around the lowest from which on a scattered rise counts, if all of that third
+lies above the first row as well. Our judgement."""
 MIDDLE_STEP = 100
 """First step of such a log."""
 SPARSE_ROWS = 200
@@ -69,9 +73,10 @@ def slow_divergence(
     restarts of the learning rate and logged changes of data, after which the best level is looked for anew; on wander
     that the run has recently shown and recovered from; on a rise within the noise of a single step; on a loss that is
     nearly zero; on a jump that loss-spike reports. Abstains on a loss often <= 0. In a log of 6 to 20 rows the last
-    three or more, each above 1.5 times the highest before or all far above the best, show it; in an ended run of up to
-    200 rows, each of many steps, ten of them make a level. Information where the loss is a policy's, which grows
-    with the returns, or one of several that are minimised in turn, as a GAN's.
+    three or more, each above 1.5 times the highest before or all far above the best, show it, or in an ended run a
+    scattered rise to above the start; in an ended run of up to 200 rows, each of many steps, ten of them make a level.
+    Information where the loss is a policy's, which grows with the returns, or one of several that are minimised in
+    turn, as a GAN's.
 
     Thresholds: ``k`` and ``h`` of the CUSUM in standard deviations; ``effect``, ``worrying``, ``lost`` and
     ``early_effect`` are relative rises of the median of ten losses over the best rolling median of 50: smallest that
@@ -112,7 +117,7 @@ def _of_few(signals: Signals, loss: Signal) -> Finding | None:
     if step[0] >= MIDDLE_STEP and len(value) > MANY_LAST_ROWS and lowest_ahead[1] > ABOVE_ONE * value[0] > 0:
         first = 1
     if first is None:
-        return None
+        return _scattered(signals, step, value)
     best = float(np.min(value[:first]))
     peak = first + int(np.argmax(value[first:]))
     rise = float(value[peak] / best - 1)
@@ -125,6 +130,30 @@ def _of_few(signals: Signals, loss: Signal) -> Finding | None:
         last_step=int(step[-1]),
         severity=Severity.INFO if loss_may_rise(signals) else Severity.CRITICAL,
         evidence={"best_level": best, "highest_level": float(value[peak]), "rise": rise, "rows": len(value)},
+    )
+
+
+def _scattered(signals: Signals, step: np.ndarray, value: np.ndarray) -> Finding | None:
+    """In an ended run, past its warm-up, the rows after the lowest rise as a whole until what was learnt is gone."""
+    if signals.facts.state == "running" or step[-1] < 2 * (warmup_end(signals) or 0):
+        return None
+    turn = int(np.argmin(value)) + 1
+    after = value[turn:]
+    if not rises(after):
+        return None
+    third = after[-(len(after) // 3) :]
+    best, last = level_around(value, turn - 1), float(np.median(third))
+    if not (best > 0 and last > (1 + ALL_LOST) * best and float(third.min()) > value[0]):
+        return None
+    rise = last / best - 1
+    return Finding(
+        summary=f"Training loss climbed from {number(best)} to {number(last)} ({percent(rise)}) from step "
+        f"{int(step[turn])} to {int(step[-1])}, above where it began",
+        onset_step=int(step[turn]),
+        first_step=int(step[-1]),
+        last_step=int(step[-1]),
+        severity=Severity.INFO if loss_may_rise(signals) else Severity.WARNING,
+        evidence={"best_level": best, "last_level": last, "rise": rise, "rows": len(value)},
     )
 
 

@@ -47,6 +47,9 @@ LOST_FOR_EPOCHS = np.r_[
 ]  # fmt: skip
 """AmanPriyanshu/XA1-CNN progress.csv: an epoch a row, the first 83 drawn as a line."""
 
+SCATTERED = np.r_[0.696, 0.598, 0.520, 0.626, 0.638, 0.605, 0.813, 0.758, 0.833, 0.850, 0.884]
+"""Ej-zhou/climate_ training_history.csv: an epoch a row."""
+
 
 def sparse(loss: np.ndarray, every: int = 25, **more: np.ndarray) -> Signals:
     """A run whose log has a row every so many steps."""
@@ -125,6 +128,13 @@ FIRES = (
         onset=8,
         words="above all before",
     ),
+    Case(
+        "few rows that scatter, and at the end all is lost",
+        lambda: only(train_loss=SCATTERED),
+        "warning",
+        onset=4,
+        words="above where it began",
+    ),
 )
 
 NEAR_MISSES = (
@@ -143,6 +153,10 @@ NEAR_MISSES = (
         lambda: only(train_loss=climbing(0.004), **{"rollout/ep_rew_mean": np.arange(STEPS, dtype=float)}),
     ),
     Case("few rows, two high ones at the end", lambda: only(train_loss=np.r_[2.3, 2.0, 1.8, 1.7, 1.6, 7.4, 7.3])),
+    Case("few rows that scatter upward, not to the start", lambda: only(train_loss=np.r_[1.4, SCATTERED])),
+    Case(
+        "few rows that scatter upward in a warm-up", lambda: only(train_loss=SCATTERED, lr=1e-5 * np.arange(1.0, 12.0))
+    ),
     Case("few rows, noisy", lambda: only(train_loss=np.random.default_rng(0).gamma(3.0, 0.5, 18))),
     Case("+0.02 % a step", lambda: only(train_loss=climbing(0.0002), lr=constant_lr())),
     Case(

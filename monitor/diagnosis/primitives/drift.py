@@ -16,6 +16,10 @@ from monitor.diagnosis.primitives.medians import MAD_TO_SD, median_of_sorted
 
 REFRESH = 8
 """The scale is taken again after this many calm rows."""
+LEVEL_SHARE = 0.4
+"""Scatter of the median of ten independent rows, in standard deviations of one: 1.25 / sqrt(10)."""
+ALIKE = 1.5
+"""Multiple of it from which on rows are not independent, but alike for some steps: chance gives less. Our judgement."""
 WANDER_ROWS = 500
 """Rows per bucket of the memory of recovered rises; the largest of the last one to two buckets counts."""
 
@@ -115,7 +119,10 @@ class DriftDetector:
         self._residuals: deque[float] = deque(maxlen=2 * self.settings.window)
         self._since_scale = 0
         self._reference = math.inf
+        self._levels: deque[float] = deque(maxlen=2 * self.settings.window)
         self._scale = math.nan
+        self._alike = 1.0
+        """How much more the short-term medians scatter than those of independent rows would; 1 where they do not."""
         self._evidence = 0.0
         self._onset = -1
         self._excursion = 0.0
@@ -145,8 +152,10 @@ class DriftDetector:
         settings = self.settings
         z = min((u - self._reference) / self._scale, settings.cap)
         before = self._evidence
+        # Rows that are alike say together what one says alone.
+        add = (z - settings.k) / self._alike**2
         # Bounded, so that a drift that has ended is seen to have ended.
-        self._evidence = min(max(0.0, before + z - settings.k), 4 * settings.h)
+        self._evidence = min(max(0.0, before + add), 4 * settings.h)
         if before == 0.0 and self._evidence > 0.0:
             self._onset = self._row
         level = median_of_sorted(sorted([*self._short, u][-settings.short :]))
@@ -165,7 +174,7 @@ class DriftDetector:
 
     def _bar(self, effect: float) -> float:
         settings = self.settings
-        by_noise = settings.noise_factor * self._scale
+        by_noise = settings.noise_factor * self._scale * self._alike
         return max(math.log1p(effect), settings.wander_factor * max(self._wander), by_noise)
 
     def _follow(self, level: float, rise: float) -> None:
@@ -206,6 +215,8 @@ class DriftDetector:
         if len(self._window) > settings.window:
             del self._sorted[bisect_left(self._sorted, self._window.popleft())]
         middle = self._sorted[len(self._sorted) // 2]
+        if self._open is None and len(self._short) == settings.short:
+            self._levels.append(median_of_sorted(sorted(self._short)))
         if calm:
             self._residuals.append(abs(u - middle))
         if len(self._window) < settings.least:
@@ -218,10 +229,20 @@ class DriftDetector:
             by_difference = median_of_sorted(sorted(self._differences)) / math.sqrt(2)
             by_residual = median_of_sorted(sorted(self._residuals))
             self._scale = max(MAD_TO_SD * max(by_difference, by_residual), settings.scale_floor)
+            if len(self._levels) >= 3 * settings.short:
+                ratio = _scatter(list(self._levels), settings.short) / (LEVEL_SHARE * self._scale)
+                self._alike = ratio if ratio > ALIKE else 1.0
 
     def finish(self) -> tuple[Drift, ...]:
         """Every drift so far, the one still going on last."""
         return (*self.drifts, self._open) if self._open is not None else tuple(self.drifts)
+
+
+def _scatter(levels: list[float], apart: int) -> float:
+    """Standard deviation, robust, of the levels, from their changes over ``apart`` rows about the usual change."""
+    changes = sorted(after - before for before, after in zip(levels, levels[apart:], strict=False))
+    usual = median_of_sorted(changes)
+    return MAD_TO_SD * median_of_sorted(sorted(abs(change - usual) for change in changes)) / math.sqrt(2)
 
 
 def anchored_cusum(

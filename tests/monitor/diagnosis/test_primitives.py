@@ -26,6 +26,8 @@ from monitor.diagnosis.primitives import (
     warmup_rows,
     word_for,
 )
+from monitor.diagnosis.primitives import drift as drift_module
+from monitor.diagnosis.primitives.drift import Drift
 
 seeds = st.integers(0, 2**32 - 1)
 few = settings(max_examples=25, deadline=None, derandomize=True)
@@ -293,3 +295,21 @@ def test_context_marks_look_only_backwards(seed: int, at: int):
         assert mark(lr[:at]).tolist() == [row for row in mark(lr).tolist() if row < at]
     assert warmup_rows(lr[:at]) == min(at, warmup_rows(lr)) or at < 2 or warmup_rows(lr) == 0
     assert math.isfinite(expanding_median(lr)[-1])
+
+
+def in_fives(seed: int, rise: float = 0.0, rows: int = 1500) -> np.ndarray:
+    """Five rows on each task, whose losses are a third to three times the usual one; ``rise`` a row from row 700 on."""
+    rng = np.random.default_rng(seed)
+    task = np.repeat(rng.uniform(-1.1, 1.1, rows // 5), 5)
+    return np.exp(task + rng.normal(0, 0.1, rows) + rise * np.clip(np.arange(rows) - 700, 0, None))
+
+
+def test_rows_that_are_alike_count_for_less_and_a_climb_is_still_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def drifts(rise: float) -> list[list[Drift]]:
+        found = [anchored_cusum(in_fives(seed, rise)).drifts for seed in range(12)]
+        return [[one for one in each if one.fired > 100] for each in found]
+
+    false, climbs = sum(map(len, drifts(0.0))), drifts(0.004)
+    monkeypatch.setattr(drift_module, "ALIKE", math.inf)
+    assert false < 0.6 * sum(map(len, drifts(0.0)))
+    assert all(each and each[-1].last == 1499 and not each[-1].over for each in climbs)

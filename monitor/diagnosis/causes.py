@@ -26,7 +26,7 @@ from monitor.diagnosis.context import (
     span,
     warmup_end,
 )
-from monitor.diagnosis.inputs import oddity_at
+from monitor.diagnosis.inputs import change_at, oddity_at
 from monitor.diagnosis.lasting import measured
 from monitor.diagnosis.primitives import Spike
 from monitor.diagnosis.rule import Cause, Finding
@@ -82,6 +82,8 @@ class Scene:
     """Largest update-to-weight ratio around the onset."""
     odd_input: str | None
     """As ``oddity_at`` says of the onset's batch."""
+    other_input: str | None
+    """As ``change_at`` says of the batches from the onset on."""
     concentration: float | None
     moved_share: float | None
     layer: str | None
@@ -172,6 +174,7 @@ def scene(finding: Finding, signals: Signals) -> Scene:
         rms=_largest_rms(signals, onset),
         update_ratio=_largest_update(signals, onset),
         odd_input=oddity_at(signals, onset),
+        other_input=change_at(signals, onset),
         concentration=evidence.get("layer_concentration"),
         moved_share=moved / judged if moved is not None and judged else None,
         layer=finding.layer,
@@ -404,6 +407,7 @@ def _data_change(s: Scene) -> Weigher:
     stays = s.course in ("level shift", "divergent") or s.finding.id == "slow-divergence"
     first = s.has_gradient and (s.gradient_onset is None or (s.lead or 0) <= 0)
     w.count(3.0, f"a change of data was logged at step {s.data_changed}", s.data_changed is not None)
+    w.count(3.0, str(s.other_input), s.other_input is not None)
     w.count(1.0, "the loss went to a new level and stays there", stays and s.gradient_ratio < 10)
     w.count(0.8, "the loss moved first or alone", stays and first)
     w.count(-1.5, "the gradient exploded", s.gradient_ratio >= 30)

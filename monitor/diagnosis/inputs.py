@@ -64,6 +64,19 @@ def oddity_at(signals: Signals, step: int) -> str | None:
     return "" if judged else None
 
 
+def change_at(signals: Signals, step: int, *, near: int = 15, lasting: int = 10) -> str | None:
+    """What is another in the inputs from ``near`` steps about ``step`` on, in ``lasting`` rows of a block; None for
+    nothing. The first step of a climb is known to some steps only."""
+    for name in WATCHED:
+        series = signals[name]
+        rows = np.flatnonzero(odd_rows(signals, name))
+        rows = rows[(series.step[rows] >= step - near) & (series.step[rows] < step + near + BLOCK)]
+        if len(rows) >= lasting and series.step[rows[0]] <= step + near:
+            value, before = float(np.median(series.value[rows])), usual(series.value, int(rows[0]))
+            return f"{name} is {number(value)} from step {int(series.step[rows[0]])} on, {number(before)} was usual"
+    return None
+
+
 def usual(value: np.ndarray, row: int) -> float:
     """Median of the 96 rows before ``row``."""
     return float(np.median(value[max(0, row - 96) : row]))

@@ -18,6 +18,7 @@ from monitor.diagnosis.context import (
     loss_is_signed,
     loss_spikes,
 )
+from monitor.diagnosis.inputs import change_at
 from monitor.diagnosis.primitives import Drift, DriftSettings, anchored_cusum, rows_at
 from monitor.diagnosis.rule import Abstained, Cause, Finding, Rule, Severity, Verdict
 from monitor.diagnosis.view import Signals
@@ -46,8 +47,9 @@ def gradient_growth(
     hundreds of steps comes before a divergence that is cheaper to stop now.
 
     Stays silent: in warm-up; after restarts of the learning rate and logged changes of data, from which the lowest
-    level is looked for anew; on a jump, which gradient-explosion tells of. Information unless the loss climbs after it:
-    gradients also grow in healthy trainings, as a classifier becomes sure or as a schedule decays.
+    level is looked for anew; on a jump, which gradient-explosion tells of. Information unless the loss climbs while it
+    grows, and for no reason in the inputs: gradients also grow in healthy trainings, as a classifier becomes sure or as
+    a schedule decays.
 
     In a log of few rows a norm that grows by a fifth or more in each of its last eight is told.
 
@@ -120,7 +122,7 @@ def _findings(signals: Signals, norm: Signal, drift: Drift, rows: int, follows: 
         evidence={"lowest_level": drift.reference, "highest_level": drift.peak_level},
         causes=tuple(causes),
     )
-    rise = _loss_follows(signals, onset, onset + follows)
+    rise = _loss_follows(signals, onset, min(onset + follows, peak))
     if rise is None:
         return [growth]
     began, told = rise
@@ -144,6 +146,7 @@ def _loss_follows(signals: Signals, onset: int, until: int) -> tuple[int, int] |
     for drift in loss_drifts(signals, DRIFT_SETTINGS, early_effect=EARLY_LOSS).drifts:
         # A loss that jumps has a cause of that step, which loss-spike tells of; it did not climb after the gradient.
         jumped = any(drift.onset - 10 <= jump <= drift.fired for jump in jumps)
+        jumped |= change_at(signals, int(step[drift.onset])) is not None
         if onset < int(step[drift.onset]) <= until and drift.rise > WORRYING_RISE and not jumped:
             return int(step[drift.onset]), int(step[drift.fired])
     return None

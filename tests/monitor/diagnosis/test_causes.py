@@ -54,6 +54,15 @@ def test_a_large_update_speaks_for_the_learning_rate():
     assert any("0.09 of their norm" in reason for reason in large["lr-too-high"].supports)
 
 
+@pytest.mark.parametrize(("factor", "cause"), [(2.0, "data-change"), (1.0, "lr-too-high")])
+def test_a_climb_from_where_the_inputs_are_others_is_a_change_of_the_data(factor: float, cause: str):
+    row = np.arange(3 * STEPS) - 2 * STEPS
+    spread = np.random.default_rng(0).normal(1, 0.01, 3 * STEPS) * np.where(row < 0, 1.0, factor)
+    loss = level(steps=3 * STEPS) * np.exp(0.004 * np.clip(row, 0, None))
+    series = {"train_loss": loss, "lr": constant_lr(3 * STEPS), "input_std": spread}
+    assert finding_of("slow-divergence", Signals.from_arrays(series)).causes[0].id == cause
+
+
 @pytest.mark.parametrize(("factor", "words"), [(50.0, "is usual"), (1.0, "")])
 def test_the_batch_is_blamed_with_its_fingerprint(factor: float, words: str):
     std = changed(np.random.default_rng(0).normal(1, 0.05, STEPS), AT, factor)

@@ -35,6 +35,22 @@ def growing_then_jump() -> Signals:
     )
 
 
+def over_before() -> Signals:
+    """A norm that is six times as high after 150 rows and falls back to four times; then the loss rises by a half."""
+    row = np.arange(LONG) - FROM
+    norm = norms(steps=LONG) * np.interp(row, [0, 150, 250], [1.0, 6.0, 4.0])
+    loss = level(steps=LONG) * 1.5 ** np.clip((row - 200) / 80, 0, 1)
+    return Signals.from_arrays({"train_loss": loss, "grad_norm_preclip": norm, "lr": constant_lr(LONG)})
+
+
+def with_other_inputs() -> Signals:
+    """The loss by a half, from where the inputs have twice the spread."""
+    spread = np.random.default_rng(2).normal(1, 0.01, LONG) * np.where(np.arange(LONG) < FROM + 150, 1.0, 2.0)
+    with_loss = growing(6, loss=1.5)
+    names = ("train_loss", "grad_norm_preclip", "lr")
+    return Signals.from_arrays({name: with_loss[name].value for name in names} | {"input_std": spread})
+
+
 FIRES = (
     Case(
         "ten rows, each half as high again",  # ironjr/grokfast#9
@@ -46,6 +62,8 @@ FIRES = (
     Case("x6 over 250 steps", lambda: growing(6), "info", onset=None, words="climbed from"),
     Case("and the loss by 5 %", lambda: growing(6, loss=1.05), "info", onset=None, words="climbed from"),
     Case("and a jump of the loss later", lambda: growing_then_jump(), "info", onset=None, words="climbed from"),
+    Case("over before the loss rises", over_before, "info", onset=None, words="climbed from"),
+    Case("and the loss by a half, on other inputs", with_other_inputs, "info", onset=None, words="climbed from"),
     Case("and the loss by a half", lambda: growing(6, loss=1.5), "warning", onset=None, words="the loss rises"),
 )
 

@@ -1,8 +1,8 @@
 """Logs made for people: any line of ``key value``, ``key=value`` or ``key: value``, whoever printed it.
 
 Known by their own lines: nanoGPT, llm.c, Megatron-LM, torchtitan, fairseq, DeepSpeed, Hugging Face's printed dicts,
-Keras, timm, mmengine, darknet, tqdm's bars, Stable-Baselines3's boxes. Numbers are found first; what stands before each
-is its name.
+Keras, timm, mmengine, darknet, Marian, VITS, MindSpore, tqdm's bars, Stable-Baselines3's boxes. Numbers are found
+first; what stands before each is its name.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from monitor.importers.aligned import Aligned
 from monitor.importers.blocks import MOST_NAMES, Box, Columns, joined
 from monitor.importers.lines import plain, read_lines
 from monitor.importers.names import Naming, english
+from monitor.importers.own_lines import own_line
 from monitor.importers.paragraphs import one_line_each
 from monitor.importers.rows import Account, Row, number_of, step_of
 
@@ -133,7 +134,9 @@ _CALLBACK = re.compile(r"Epoch 0*\d+: \w+ (?:did not improve|improved from|reach
 """Keras' callbacks speak into the bar's line, and count epochs from 0 in old versions."""
 LAST_OVERFLOWS = 3
 """Overflows after the last row that are more than the ordinary search for a scale."""
-_DARKNET = re.compile(r"\s*(\d{1,12}): ([-\d.einfa]+), ([-\d.einfa]+) avg loss, ([\d.e-]+) rate,")
+_MINDSPORE = re.compile(r"^(\W{0,4}epoch: ?\d{1,9},? step: ?\d{1,12}, loss) is ")
+_LOGGER = re.compile(r"^[^\t]{0,40}\t[^\t]{1,80}\t(?:INFO|DEBUG|WARNING)\t")
+"""Moment, logger and level before a line of VITS and its kin; the logger has the name of the experiment."""
 _ERROR = re.compile(r"^(?:[\w.]*(?:Error|Exception|Interrupt)\b.*)")
 
 
@@ -229,15 +232,14 @@ class _Log:
             return row
         if match := _INDEXED.match(line):
             return self._nameless(int(match[1]), float(match[2]))
+        if (own := own_line(line)) is not None:
+            return self._row(own[0], _without_times(line)[0], own[1])
         if not _HINT.search(line):
             return None
         if match := sentences.EXPLODED.search(line):
             step, last = int(match["step"]), self._step
             near = last is None or last < step < 10 * last  # digits of the line that it was written over may follow
             return self._row(step if near or last is None else last + 1, None, {"loss": float(match["loss"])})
-        if match := _DARKNET.match(line):
-            values = {"loss": match[2], "avg loss": match[3], "lr": match[4]}
-            return self._row(int(match[1]), None, {name: float(value) for name, value in values.items()})
         if len(line) > LONGEST_METRICS:
             self._account.say("printed", f"{self._path}: a line of {len(line):,} characters is not taken for metrics.")
             return None
@@ -250,6 +252,10 @@ class _Log:
         if match := _RECORD.match(line):
             line = match[1]
         time, text = _without_times(line)
+        if "\t" in text:
+            text = _LOGGER.sub("", text)
+        if ", loss is " in text:
+            text = _MINDSPORE.sub(r"\1 = ", text)
         if match := _ROUND.match(text):
             text = f"round {match[1]} {text[match.end() :]}"
         if "][" in text or "] [" in text:

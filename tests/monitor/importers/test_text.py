@@ -366,6 +366,59 @@ def test_darknets_line_is_loss_average_and_rate(tmp_path: Path) -> None:
     assert set(series(run, "lr").values()) == {1e-3}
 
 
+def test_a_rate_that_darknet_cannot_write_is_no_zero(tmp_path: Path) -> None:
+    """Its burn-in grows with the fourth power of the step; older versions write no ``loss``, classifiers an epoch."""
+    lines = [
+        f"{n}, 0.0{n}: {100 / n:.6f}, {200 / n:.6f} avg, 0.00000{n > 2:d} rate, 0.9 seconds, 64 images"
+        for n in (1, 2, 3)
+    ]
+    run = read(log(tmp_path, "\n".join(lines)), tmp_path / "runs")
+    assert same(series(run, "train_loss"), {1: 100.0, 2: 50.0, 3: 33.333333})
+    assert series(run, "lr") == {3: 1e-6}
+
+
+def test_marians_updates_are_its_steps(tmp_path: Path) -> None:
+    text = (
+        "[2021-05-26 23:22:42] Ep. 1 : Up. 500 : Sen. 15,203 : Cost 6.01253986 * 414,436 @ 2,380 after 414,436 : "
+        "Time 609.91s : 679.50 words/s : gNorm 0.6358 : L.r. 1.5000e-04\n"
+        "[2021-05-26 23:32:41] Ep. 1 : Up. 1000 : Sen. 31,050 : Cost nan * 412,771 after 827,207 : Time 599.31s\n"
+        "[2021-05-26 23:33:33] [valid] Ep. 1 : Up. 1000 : ce-mean-words : 5.21277 : new best\n"
+        "[2021-05-26 23:33:34] [valid] Ep. 1 : Up. 1000 : bleu : 4.1 : stalled 2 times (last best: 4.2)\n"
+    )
+    run = read(log(tmp_path, text), tmp_path / "runs")
+    assert same(series(run, "train_loss"), {500: 6.01253986, 1000: math.nan})
+    assert series(run, "grad_norm_preclip") == {500: 0.6358}
+    assert series(run, "lr") == {500: 1.5e-4}
+    assert series(run, "val_loss") == {1000: 5.21277}
+
+
+def test_vits_lists_its_losses_the_step_and_the_rate(tmp_path: Path) -> None:
+    text = "".join(
+        f"2021-07-01 10:00:0{n},123\tmi-test\tINFO\tTrain Epoch: 1 [{n}%]\n"
+        f"2021-07-01 10:00:0{n},124\tmi-test\tINFO\t[2.5, 2.9, 3.3, {mel}, 1.9, 2.5, {n * 200}, 0.0002]\n"
+        for n, mel in enumerate(("50.1", "40.2", "nan"))
+    )
+    run = read(log(tmp_path, text), tmp_path / "runs")
+    assert same(series(run, "loss/mel"), {0: 50.1, 200: 40.2, 400: math.nan})
+    assert series(run, "lr") == {0: 2e-4, 200: 2e-4, 400: 2e-4}
+
+
+def test_a_loggers_name_says_nothing_of_validation(tmp_path: Path) -> None:
+    text = "".join(
+        f"2023-06-01 10:00:0{n},124\tmi-test\tINFO\tTrain Epoch: {n} loss_gen={3 / n:.3f}, loss_kl=1.5\n"
+        for n in (1, 2, 3)
+    )
+    assert series(read(log(tmp_path, text), tmp_path / "runs"), "loss_gen") == {1: 3.0, 2: 1.5, 3: 1.0}
+
+
+def test_mindspore_says_what_its_loss_is(tmp_path: Path) -> None:
+    text = "".join(f"epoch: {epoch} step: {step}, loss is {loss}\n" for epoch, step, loss in (
+        (1, 125, 2.3), (1, 250, 2.1), (2, 125, 1.4), (2, 250, "nan"),
+    ))  # fmt: skip
+    run = read(log(tmp_path, text), tmp_path / "runs")
+    assert same(series(run, "train_loss"), {125: 2.3, 250: 2.1, 375: 1.4, 500: math.nan})
+
+
 @pytest.mark.parametrize(("after", "scales"), [(4, [64.0, 32.0, 16.0, 8.0, 4.0]), (1, [64.0])])
 def test_overflows_that_end_a_log_are_steps_with_their_loss_scales(
     tmp_path: Path, after: int, scales: list[float]

@@ -20,6 +20,8 @@ GROWN = 1.5
 """Multiple of its usual norm from which on a gradient has grown."""
 BEFORE_STEPS = 60
 """Steps that say what is usual."""
+FEWER_ZEROS = 0.1
+"""Of the entries: so many less without a gradient are others than those that Adam remembers. Our judgement."""
 LEADING_STEPS = 4
 """Between two measurements of an embedding: its second moment may have fallen behind that much before it is seen."""
 
@@ -35,8 +37,9 @@ def stale_second_moment(
     Stays silent: in the first 20 steps and before three measurements; on values up to ``rms``; on tensors that are
     often like that. Information below ``worrying``, since the spike may not come and a training that comes to a new
     phase looks alike, unless the tensor's gradient has hardly grown, and ``own`` times less than RMS_t: the moment
-    falls by 1 - beta2 a step at most, so that it was not the gradient that moved then, but what Adam remembers. Where
-    the gradient was not measured, updates that have become longer while the learning rate did not rise stand in.
+    falls by 1 - beta2 a step at most, so that it was not the gradient that moved then, but what Adam remembers; not so
+    where entries have a gradient that had none before, as in a codebook whose other signs come to be used. Where the
+    gradient was not measured, updates that have become longer while the learning rate did not rise stand in.
 
     Thresholds: ``rms``, dimensionless, that of the source, and ``own``, multiple of the tensor's own median before, in
     ``rows`` measurements running (in healthy small models, values above 2.3 stay below 1.7 times their own median); or
@@ -102,7 +105,7 @@ def _finding(
         (supports if acts else against).append(told)
     rise = _gradient_rise(signals, strongest)
     usual = float(np.nanmedian(value[matrix.step < strongest.onset, strongest.column]))
-    overwritten = rise is not None and rise <= GROWN and peak >= own * usual * rise
+    overwritten = rise is not None and rise <= GROWN and peak >= own * usual * rise and not _others(signals, strongest)
     if overwritten:
         supports.append(f"its gradient is {times(rise or 0.0)} what it was: the moment itself is another")
     if isinstance(beta2, float) and 0 < beta2 < 1:
@@ -161,6 +164,18 @@ def _gradient_rise(signals: Signals, stretch: Stretch) -> float | None:
     if len(before) < SETTLING_STEPS or len(during) == 0 or not np.median(before) > 0:
         return None
     return float(np.median(during) / np.median(before))
+
+
+def _others(signals: Signals, stretch: Stretch) -> bool:
+    """Whether fewer entries of the tensor's gradient are exactly 0 than before."""
+    matrix = signals.layers("grad_zero_share")
+    if matrix is None or stretch.layer not in matrix.names:
+        return False
+    value = measured(matrix)[:, matrix.names.index(stretch.layer)]
+    before = value[(matrix.step >= stretch.onset - BEFORE_STEPS) & (matrix.step < stretch.onset)]
+    during = value[(matrix.step >= stretch.onset) & (matrix.step <= stretch.told + SETTLING_STEPS)]
+    before, during = before[np.isfinite(before)], during[np.isfinite(during)]
+    return len(before) > 0 and len(during) > 0 and bool(during.min() < np.median(before) - FEWER_ZEROS)
 
 
 def _within(matrix: LayerMatrix, value: np.ndarray, stretch: Stretch) -> np.ndarray:

@@ -16,9 +16,11 @@ def rms(
     usual: float = 1.0,
     longer: float = 1.0,
     grown: float | None = None,
+    zeros: float | None = None,
 ) -> Signals:
     """RMS_t about ``usual`` in every layer, and ``factor`` times that in one from some row on, its updates ``longer``
-    times as long and its gradient, where it is measured, ``grown`` times as large."""
+    times as long and its gradient, where it is measured, ``grown`` times as large, with the share ``zeros`` of its
+    entries at 0, four fifths before."""
     value = usual * np.exp(np.random.default_rng(0).normal(0, 0.2, (STEPS, len(LAYERS))))
     value[row, layer] *= factor
     update = np.full(value.shape, 1e-3)
@@ -28,6 +30,10 @@ def rms(
         gradients = layer_norms()
         gradients[row, layer] *= grown
         layers["grad_norm_preclip"] = (LAYERS, gradients)
+    if zeros is not None:
+        share = np.full(value.shape, 0.8)
+        share[row, layer] = zeros
+        layers["grad_zero_share"] = (LAYERS, share)
     return Signals.from_arrays({"train_loss": level(), "lr": constant_lr()}, layers=layers)
 
 
@@ -43,6 +49,8 @@ FIRES = (
     Case("x30 for one step", lambda: rms(factor=30), "warning", words=LAYERS[2]),
     Case("x9 for three steps", lambda: rms(slice(AT, AT + 3), factor=9), "info", words=LAYERS[2]),
     Case("x9 at the same gradient", lambda: rms(slice(AT, AT + 3), factor=9, grown=1.1), "warning", words=LAYERS[2]),
+    Case("x9, at other entries", lambda: rms(slice(AT, AT + 3), factor=9, grown=1.1, zeros=0.5), "info"),
+    Case("x9, at the same entries", lambda: rms(slice(AT, AT + 3), factor=9, grown=1.1, zeros=0.75), "warning"),
     Case("x9 at four times the gradient", lambda: rms(slice(AT, AT + 3), factor=9, grown=4), "info", words=LAYERS[2]),
     Case("x6, and longer updates", lambda: rms(slice(AT, AT + 3), factor=6, usual=0.6, longer=8), "warning"),
 )

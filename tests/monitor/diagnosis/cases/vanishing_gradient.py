@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from monitor.diagnosis.view import Signals
+from monitor.diagnosis.view import Mark, Signals
 from monitor.signals import LayerMatrix
 from tests.monitor.diagnosis.cases.drawn import AT, STEPS, Case, layer_norms, level, only, with_layers
 from tests.monitor.diagnosis.controls import LAYERS
@@ -43,13 +43,27 @@ def gone(rows: slice | np.ndarray = slice(AT, None), *, frozen: bool = False, mo
     return Signals.from_arrays({"train_loss": level()}, layers=layers)
 
 
+def in_turn(low: float, rows: slice = slice(150, None), *, kind: str = "objectives", reward: bool = False) -> Signals:
+    """Gradients of the first six tensors at the share ``low`` of what they were, in ``rows``."""
+    layers = layer_norms()
+    layers[rows, :6] *= low
+    names = tuple(f"{'generator' if column < 6 else 'critic'}.{name}" for column, name in enumerate(LAYERS))
+    series = {"train_loss": level()} | ({"reward": level()} if reward else {})
+    return Signals.from_arrays(series, events=[Mark(kind, 1)], layers={"grad_norm_preclip": (names, layers)})
+
+
 FIRES = (
+    Case("a generator has lost", lambda: in_turn(5e-4), "warning", onset=151, words="next to no gradient"),
     Case("one tensor cut off", lambda: zeroed(slice(AT, None)), "warning", words=LAYERS[4]),
     Case("detached from the rest", gone, "warning", words="is not there any more"),
     Case("a sixth from layer to layer", lambda: fading(1 / 6), "warning", onset=21, words="fade"),
 )
 
 NEAR_MISSES = (
+    Case("a generator at a hundredth", lambda: in_turn(1e-2)),
+    Case("a generator that comes back", lambda: in_turn(5e-4, slice(150, -25))),
+    Case("a part at a minimum, of one loss", lambda: in_turn(5e-4, kind="note")),
+    Case("an actor at its best", lambda: in_turn(5e-4, reward=True)),
     Case("zero from the start", lambda: zeroed(slice(0, None))),
     Case("zero for fifteen steps", lambda: zeroed(slice(AT, AT + 15))),
     Case("zero every third step", lambda: zeroed(slice(0, None, 3))),

@@ -18,7 +18,7 @@ _SIGNALS: tuple[tuple[str, float, tuple[str, ...]], ...] = (
         r"train/(?:ce_loss|crossentropyloss)",
         r"(?:train/)?epoch_loss", r"train(?:ing)?[/_](?:avg_|average_|mean_)?loss(?:_?epoch)?",
         r"(?:avg|average|mean)_(?:train(?:ing)?_)?loss", r"loss/train_epoch|losses?/(?:train_)?loss", rf"{_T}cost",
-        r"losses/total_loss|total_losses|total", rf"{_T}(?:xent|cross_entropy|nll(?:_loss)?)",
+        r"loss(?:es)?/total_loss|total_losses|total", rf"{_T}(?:xent|cross_entropy|nll(?:_loss)?)",
         r"train(?:ing)?[/_](?:binary_|multi_|m)?log_?loss", r"train(?:ing)?[/_](?:rmse|l[12]|mae|mse)",
         r"(?:train_)?loss/train/total|train/cross_entropy_loss", r"info/learner/.*/(?:total_)?loss", r"err")),
     ("val_loss", 1.0, (

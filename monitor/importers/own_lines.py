@@ -42,8 +42,8 @@ def own_line(line: str) -> tuple[int, dict[str, float]] | None:
 
 
 def rate(written: str) -> str | None:
-    """A learning rate, unless it is too small for the decimals it was written with: ``0.000000`` is no zero, but, in
-    darknet's burn-in that grows with the fourth power of the step, the first hundred rows or more."""
+    """A learning rate, unless it is too small for the decimals it was written with: ``0.000000`` is no zero. In a long
+    warm-up it is many rows; in darknet's, which grows with the fourth power of the step, a hundred and more."""
     return None if _ROUNDED.fullmatch(written) else written
 
 

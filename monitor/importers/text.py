@@ -22,7 +22,7 @@ from monitor.importers.aligned import Aligned
 from monitor.importers.blocks import MOST_NAMES, Box, Columns, joined
 from monitor.importers.lines import plain, read_lines
 from monitor.importers.names import Naming, english
-from monitor.importers.own_lines import own_line
+from monitor.importers.own_lines import own_line, rate
 from monitor.importers.paragraphs import one_line_each
 from monitor.importers.rows import Account, Row, number_of, step_of
 
@@ -57,6 +57,7 @@ _ROUND = re.compile(r"^\[(\d{1,9})\]\s+(?=[A-Za-z])")
 """How XGBoost and LightGBM count their rounds, and Flax its steps."""
 _RATE = re.compile(r"^ \w+/s(?:ec)?(?= )")
 """What was counted each second is the unit of the number before it, no name of the next."""
+_RATED = re.compile(r"(?:current )?(?:lr|learning[ _]rate)", re.I)
 _OWNED = re.compile(r"(?<=\w)'s (?=\w)")
 _RANK = re.compile(r"\[(?:default|rank|Rank ?|RANK ?|GPU ?)(\d+)\]|\brank[ =:]{1,2}(\d+)\b|^(\d{1,4}): (?=\D)")
 _NUMBER = re.compile(
@@ -372,7 +373,10 @@ class _Log:
         if inside is not None and not steps and self._is_evaluation(inside):
             rest, inside = f"{rest} evaluation", None
         of_validation = _VALIDATION.match(next(iter(metrics))) and not any(map(_TRAINS.search, metrics))
-        if of_validation or _VALIDATION.search(rest):
+        of_training = any(
+            _LOSS.search(name) and _TRAINS.search(name) for name in metrics
+        )  # "loss train: 2.3, val: n/a"
+        if of_validation or (_VALIDATION.search(rest) and not of_training):
             metrics = {name if _VALIDATION.search(name) else f"val/{name}": value for name, value in metrics.items()}
         step = self._moving(steps)
         if step is None and inside is not None:
@@ -527,6 +531,8 @@ def _pairs(text: str) -> tuple[dict[str, _Pair], tuple[int, int] | None, str]:
             elif "|" in label and (after := _AFTER.match(text, match.end("number"))):
                 name = after["name"].strip() + (" (%)" if after["percent"] else "")
                 pairs.setdefault(name, _Pair(value, None, False))
+            continue
+        if value == 0 and _RATED.fullmatch(key) and rate(match["number"]) is None:
             continue
         if unit and unit not in _SCALES:
             key = f"{key} ({unit})"

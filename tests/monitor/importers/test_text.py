@@ -377,6 +377,34 @@ def test_a_rate_that_darknet_cannot_write_is_no_zero(tmp_path: Path) -> None:
     assert series(run, "lr") == {3: 1e-6}
 
 
+def test_a_rate_below_its_decimals_is_left_out_and_a_zero_is_not(tmp_path: Path) -> None:
+    """MLPerf's single-stage detector warms up over an epoch of 36571 batches."""
+    lines = [
+        f"Epoch: [0]  [{n:5d}/36571]  eta: 6:17:02  lr: {rate}  loss: 2.1944 (2.2521)  time: 0.4317  max mem: 51676"
+        for n, rate in ((20, "0.000000"), (40, "0.000001"), (60, "0.0"))
+    ]
+    assert series(read(log(tmp_path, "\n".join(lines)), tmp_path / "runs"), "lr") == {40: 1e-6, 60: 0.0}
+
+
+def test_a_loss_of_training_beside_an_evaluation_that_was_not_made(tmp_path: Path) -> None:
+    """LitGPT."""
+    lines = [
+        f"Epoch 1 | iter {n} step {n} | loss train: {3 / n:.3f}, val: n/a | iter time: 177.84 ms" for n in (1, 2, 3)
+    ]
+    assert series(read(log(tmp_path, "\n".join(lines)), tmp_path / "runs"), "train_loss") == {1: 3.0, 2: 1.5, 3: 1.0}
+
+
+def test_the_total_of_tensorflows_object_detection(tmp_path: Path) -> None:
+    text = "".join(
+        f"INFO:tensorflow:Step {n * 100} per-step time 1.375s\n"
+        f"INFO:tensorflow:{{'Loss/RPNLoss/objectness_loss': 0.66165924,\n 'Loss/regularization_loss': 0.0,\n"
+        f" 'Loss/total_loss': {0.75 / n},\n 'learning_rate': 0.00016000001}}\n"
+        for n in (1, 2, 3)
+    )
+    run = read(log(tmp_path, text), tmp_path / "runs")
+    assert series(run, "train_loss") == {100: 0.75, 200: 0.375, 300: 0.25}
+
+
 def test_marians_updates_are_its_steps(tmp_path: Path) -> None:
     text = (
         "[2021-05-26 23:22:42] Ep. 1 : Up. 500 : Sen. 15,203 : Cost 6.01253986 * 414,436 @ 2,380 after 414,436 : "

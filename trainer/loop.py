@@ -336,7 +336,7 @@ def evaluate(session: Session, mon: Any, display: Display) -> float:
             sample = None if size is None else task.sample(session.together, size)
     val_loss = measured["val_loss"]
     others = "".join(f"  {name.removeprefix('val_')} {value:.4g}" for name, value in list(measured.items())[1:])
-    display.say(f"step {state.step}  held-out loss {val_loss:.4f} {task.loss_unit} per token{others}")
+    display.say(f"step {state.step}  held-out loss {val_loss:.4f} {task.loss_unit} per {_counted(task)}{others}")
     if sample is not None and session.parallel.is_first:
         prompt, text = sample
         mon.event("sample", prompt=prompt, text=text)
@@ -606,13 +606,18 @@ def _display(session: Session) -> Display:
     return build_display(session.config.steps, session.state.step, session.config.log_every_s)
 
 
+def _counted(task: Task) -> str:
+    """What the loss is the mean of."""
+    return "token" if task.tokens_per_example > 1 else "example"
+
+
 def _announce(session: Session, place: Place, parts: list[checkpoint.Part], display: Display, mon: Any) -> None:
     parameters, frozen = session.sizes
     processes = f", {session.parallel.layout}" if session.parallel.world_size > 1 else ""
     display.say(f"  {session.task.data_summary}")
     display.say(
         f"  {parameters:,} parameters{f', {frozen:,} of them frozen' if frozen else ''}, "
-        f"{session.config.batch_size * session.task.tokens_per_example:,} tokens per step, "
+        f"{session.config.batch_size * session.task.tokens_per_example:,} {_counted(session.task)}s per step, "
         f"{session.parallel.device}{processes}"
     )
     if place.checkpoint:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,30 +62,41 @@ def tables(path: Path) -> None:
         st.info("These ranks have recorded no step yet.")
         return
     st.markdown(f"**The last {WINDOW} steps** (attempt {whole.attempt}, {len(whole.ranks)} ranks)")
-    st.dataframe(pd.DataFrame(rows(of_window(recent), recent.ranks)), hide_index=True, key="ranks_recent")
+    st.dataframe(pd.DataFrame(rows(measured_in(recent), recent.ranks)), hide_index=True, key="ranks_recent")
     worst = worst_window(whole)
     if worst is not None:
         first, final = int(whole.first_step[worst]), int(whole.last_step[worst])
         where = f"step {text.count(first)}" if first == final else f"steps {text.count(first)} to {text.count(final)}"
         st.markdown(f"**The worst window**: {where}, where one rank is farthest from the others")
-        st.dataframe(pd.DataFrame(rows(of_row(whole, worst), whole.ranks)), hide_index=True, key="ranks_worst")
+        st.dataframe(
+            pd.DataFrame(rows(measured_in(whole, slice(worst, worst + 1)), whole.ranks)),
+            hide_index=True,
+            key="ranks_worst",
+        )
     weights(whole)
 
 
-def of_window(table: RankTable) -> dict[str, np.ndarray]:
-    """Signal to float64[R]: medians over all rows of ``table``; NaN where one of them is, and where there is none."""
-    found = {}
-    for name, values in table.median.items():
-        there = table.count[name] > 0
-        found[name] = np.array(
-            [float(np.median(values[own, at])) if own.any() else np.nan for at, own in enumerate(there.T)]
-        )
-    return found
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the ranks had in some steps: by signal, of those that any rank had."""
+
+    values: dict[str, np.ndarray]
+    """float64[R]: medians; NaN where one of the steps was, and where there is none."""
+    there: dict[str, np.ndarray]
+    """bool[R]: whether that rank had a value at all."""
 
 
-def of_row(table: RankTable, row: int) -> dict[str, np.ndarray]:
-    """The same of one row."""
-    return {name: values[row] for name, values in table.median.items()}
+def measured_in(table: RankTable, rows: slice = slice(None)) -> Measured:
+    """The medians over ``rows`` of ``table``."""
+    values: dict[str, np.ndarray] = {}
+    there: dict[str, np.ndarray] = {}
+    for name, medians in table.median.items():
+        held = table.count[name][rows] > 0
+        if held.any():
+            own = zip(medians[rows].T, held.T, strict=True)
+            values[name] = np.array([float(np.median(of[has])) if has.any() else np.nan for of, has in own])
+            there[name] = np.logical_or.reduce(held, axis=0)
+    return Measured(values, there)
 
 
 def slowness(measured: dict[str, np.ndarray]) -> tuple[str, np.ndarray] | None:
@@ -118,50 +130,55 @@ def worst_window(table: RankTable) -> int | None:
     """
     worst, most = None, 0.0
     for row in range(len(table.first_step)):
-        far = distance(of_row(table, row))
+        far = distance(measured_in(table, slice(row, row + 1)))
         if far > most:
             worst, most = row, far
     return worst
 
 
-def distance(measured: dict[str, np.ndarray]) -> float:
+def distance(measured: Measured) -> float:
     """How far the oddest rank is from the others, in units of what is marked; 0 when nothing can be told."""
     ratios = [np.zeros(1)]
-    slow = slowness(measured)
+    slow = slowness(measured.values)
     if slow is not None:
         ratios.append(np.log(np.fmax(slow[1], 1e-12)) / np.log(ODD_FACTOR))
-    if "grad_norm_local" in measured:
-        norm = measured["grad_norm_local"]
+    norm = measured.values.get("grad_norm_local")
+    if norm is not None:
         finite = np.isfinite(norm)
-        if finite.any() and not finite.all():
+        if finite.any() and not finite[measured.there["grad_norm_local"]].all():
             return np.inf
         ratios.append(np.abs(np.log(np.fmax(by_middle(norm), 1e-12))) / np.log(ODD_NORM_FACTOR))
     return float(np.nanmax(np.concatenate(ratios)))
 
 
-def rows(measured: dict[str, np.ndarray], ranks: tuple[int, ...]) -> list[dict[str, Any]]:
-    """A row a rank with what is remarkable about it in words."""
+def rows(measured: Measured, ranks: tuple[int, ...]) -> list[dict[str, Any]]:
+    """A row a rank with what is remarkable about it in words; a dash where it has no value."""
     remarks = remarked(measured, len(ranks))
     return [
         {
             "rank": str(rank),
-            **{title: text.number(float(measured[name][at])) for name, title in MEASURES if name in measured},
+            **{
+                title: text.number(float(measured.values[name][at]) if measured.there[name][at] else None)
+                for name, title in MEASURES
+                if name in measured.values
+            },
             "remark": remarks[at],
         }
         for at, rank in enumerate(ranks)
     ]
 
 
-def remarked(measured: dict[str, np.ndarray], count: int) -> list[str]:
+def remarked(measured: Measured, count: int) -> list[str]:
     """What is remarkable about each rank; an empty text for most."""
     words: list[list[str]] = [[] for _ in range(count)]
-    slow = slowness(measured)
-    norm = measured.get("grad_norm_local", np.full(count, np.nan))
+    slow = slowness(measured.values)
+    norm = measured.values.get("grad_norm_local", np.full(count, np.nan))
+    there = measured.there.get("grad_norm_local", np.zeros(count, bool))
     ratio, finite = by_middle(norm), np.isfinite(norm)
     for at, own in enumerate(words):
         if slow is not None and slow[1][at] >= ODD_FACTOR:
             own.append(f"▲ slow: {text.number(float(slow[1][at]), 3)} times the middle of all")
-        if "grad_norm_local" in measured and finite.any() and not finite[at]:
+        if finite.any() and there[at] and not finite[at]:
             own.append("▲ gradient norm not finite")
         elif ratio[at] >= ODD_NORM_FACTOR or ratio[at] <= 1 / ODD_NORM_FACTOR:
             own.append(f"▲ gradient norm {text.number(float(ratio[at]), 3)} times the middle of all")

@@ -10,8 +10,8 @@ import pytest
 
 from app import frame
 from app.charts.ranks import MOST_CURVES, most_apart
-from app.views.ranks import by_middle, remarked, worst_window
-from monitor.runfile.ranks import rank_table
+from app.views.ranks import Measured, by_middle, measured_in, remarked, rows, worst_window
+from monitor.runfile.ranks import RankTable, rank_table
 from monitor.runfile.reader import open_run
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run, write_exit
 from monitor.signals import Signal
@@ -91,11 +91,31 @@ def test_what_is_odd_is_held_against_the_middle():
     np.testing.assert_allclose(by_middle(np.array([1.0, 2.0, 1.0])), [1.0, 2.0, 1.0])
     np.testing.assert_allclose(by_middle(np.array([1.0, np.nan, 4.0])), [0.25, np.nan, 4.0])
     assert np.isnan(by_middle(np.array([5.0]))).all() and np.isnan(by_middle(np.zeros(2))).all()
-    norms = {"grad_norm_local": np.array([1.0, np.inf, 1.1, 9.0])}
+    norms = measured(grad_norm_local=np.array([1.0, np.inf, 1.1, 9.0]))
     assert remarked(norms, 4) == ["", "▲ gradient norm not finite", "", "▲ gradient norm 8.18 times the middle of all"]
-    waiting = {"step_time_s": np.full(2, 0.1), "comm_exposed_s": np.array([0.05, 0.0])}
+    waiting = measured(step_time_s=np.full(2, 0.1), comm_exposed_s=np.array([0.05, 0.0]))
     assert remarked(waiting, 2) == ["", "▲ slow: 2.00 times the middle of all"]
-    assert remarked({"grad_norm_local": np.full(2, np.nan)}, 2) == ["", ""]
+    assert remarked(measured(grad_norm_local=np.full(2, np.nan)), 2) == ["", ""]
+
+
+def test_a_value_that_a_rank_does_not_have_is_a_dash_and_nothing_odd():
+    norms = np.array([1.0, np.nan, np.nan])
+    some = Measured({"grad_norm_local": norms}, {"grad_norm_local": np.array([True, True, False])})
+    assert [row["local gradient norm"] for row in rows(some, (0, 1, 2))] == ["1.000", "NaN", "–"]
+    assert remarked(some, 3) == ["", "▲ gradient norm not finite", ""]
+    step = np.arange(4)
+    table = RankTable(
+        0, (0, 1), step, step,
+        {"step_time_s": np.ones((4, 2)), "first_gradient_s": np.array([[0.1, 0.2]] + 3 * [[np.nan, np.nan]])},
+        {"step_time_s": np.ones((4, 2), int), "first_gradient_s": np.array([[1, 1]] + 3 * [[0, 0]])},
+        np.empty(0, int), np.empty(0, int), (),
+    )  # fmt: skip
+    assert set(measured_in(table, slice(2, 3)).values) == {"step_time_s"}, "measured in other steps alone"
+    np.testing.assert_allclose(measured_in(table).values["first_gradient_s"], [0.1, 0.2])
+
+
+def measured(**values: np.ndarray) -> Measured:
+    return Measured(values, {name: np.ones(len(one), bool) for name, one in values.items()})
 
 
 def test_of_very_many_ranks_the_odd_ones_are_drawn():

@@ -20,7 +20,8 @@ def input_bound(
 
     Why it matters: the device is idle meanwhile; it is the cheapest speed there is to gain.
 
-    Stays silent: on single slow batches; on steps so short that taking any batch is a good part of them.
+    Stays silent: on single slow batches; on steps so short that taking any batch is a good part of them; as far as other
+    processes had the processor meanwhile, which of the step's parts ever it was that they held up.
 
     Thresholds: ``share`` and ``worrying``, median share of the step over blocks of 20 steps: information and warning,
     in ``blocks`` blocks running; ``least_s``, median wait in seconds. TraceML tells of 10 and 20 %, pytscope of 25 and
@@ -29,10 +30,10 @@ def input_bound(
     Source: design notes F38; PyTorch performance tuning guide (DataLoader workers).
     """
     times = step_times(signals)
-    wait = times.part(signals, "data_wait_s")
+    wait = np.maximum(times.part(signals, "data_wait_s") - np.nan_to_num(times.waited), 0.0)
     if len(times.step) < BLOCK_ROWS * blocks:
         return Abstained(f"{count(len(times.step), 'training step')} timed, at least {BLOCK_ROWS * blocks} are needed")
-    shares, seconds = block_medians(wait / times.seconds, BLOCK_ROWS), block_medians(wait, BLOCK_ROWS)
+    shares, seconds = block_medians(wait / times.own, BLOCK_ROWS), block_medians(wait, BLOCK_ROWS)
     for bar, severity in ((worrying, Severity.WARNING), (share, Severity.INFO)):
         first = first_run((shares > bar) & (seconds > least_s), blocks)
         if first is not None:

@@ -14,14 +14,22 @@ def waiting(share: float, start: int = 0, usual: float = 0.1):
     return timed(time, wait)
 
 
+def crowded(share: float, others: float):
+    """Others have the processor for their share of each step."""
+    time = seconds()
+    return timed(time, share * time, cpu_wait_s=others * time)
+
+
 FIRES = (
     Case("two fifths of the step from the middle on", lambda: waiting(0.4, AT), "warning", onset=None, words="40 %"),
+    Case("and others have the processor for a tenth of it", lambda: crowded(0.44, 0.04), "warning", onset=11),
     Case("15 % of the step", lambda: waiting(0.15), "info", onset=11),
 )
 
 NEAR_MISSES = (
     Case("5 % of the step", lambda: waiting(0.05)),
     Case("half of a step of a millisecond", lambda: waiting(0.5, usual=0.001)),
+    Case("a third of the step, in which others had the processor", lambda: crowded(0.33, 0.33)),
     Case("one slow batch", lambda: timed(seconds(), changed(np.full(STEPS, 0.001), AT, 90))),
 )
 

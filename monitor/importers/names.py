@@ -18,11 +18,11 @@ _SIGNALS: tuple[tuple[str, float, tuple[str, ...]], ...] = (
         r"train/(?:ce_loss|crossentropyloss)",
         r"(?:train/)?epoch_loss", r"train(?:ing)?[/_](?:avg_|average_|mean_)?loss(?:_?epoch)?",
         r"(?:avg|average|mean)_(?:train(?:ing)?_)?loss", r"loss/train_epoch|losses?/(?:train_)?loss", rf"{_T}cost",
-        r"loss(?:es)?/total_loss|total_losses|total", rf"{_T}(?:xent|cross_entropy|nll(?:_loss)?)",
+        r"loss(?:es)?/total_loss|total_losses|total|train(?:ing)?_losses", rf"{_T}(?:xent|cross_entropy|nll(?:_loss)?)",
         r"train(?:ing)?[/_](?:binary_|multi_|m)?log_?loss", r"train(?:ing)?[/_](?:rmse|l[12]|mae|mse)",
         r"(?:train_)?loss/train/total|train/cross_entropy_loss", r"info/learner/.*/(?:total_)?loss", r"err")),
     ("val_loss", 1.0, (
-        rf"{_V}[/_](?:total_|lm_|avg_|average_|mean_)?loss(?:_value|_epoch|[/_]total)?", rf"loss[/_]{_V}", r"tel",
+        rf"{_V}[/_](?:total_|lm_|avg_|average_|mean_)?loss(?:es|_value|_epoch|[/_]total)?", rf"loss[/_]{_V}", r"tel",
         r"(?:validation|val)/epoch_loss", r"test[/_](?:avg_|average_)?loss|loss[/_]test",
         rf"(?:{_V}|test)(?:_\d)?[/_](?:xent|cross_entropy|nll(?:_loss)?|(?:binary_|multi_|m)?log_?loss)",
         rf"(?:{_V}|test)(?:_\d)?[/_](?:rmse|l[12]|mae|mse)")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,10 @@ LONGEST_LINE = 1 << 24
 _TENSOR = re.compile(r"\s*(?:tensor|\[)\(?([-+\d.e]+|-?nan|-?inf)[,)\]]")
 """A number that was written with its tensor around it."""
 _TIMES = ("wall time", "wall_time", "timestamp", "_timestamp")
+_MEASURED = re.compile(r"acc|precision|recall|f1|auc|iou|dice|(^|[/_ -])lr($|[/_ -])|learning.?rate", re.I)
+LEAST_NOTHING = 2
+"""Rows without a loss; a single one may be that of a test."""
+MOST_HELD = 10_000
 RUN_MARK = " - "
 """Between the run and the metric in W&B's export."""
 YOLO_LOSSES = re.compile(r"(train|val)/(?:box|cls|dfl|obj|seg|sem|pose|kobj|rle|angle|giou|l1)_loss")
@@ -75,7 +80,44 @@ def _is_of(name: str, start: str) -> bool:
 
 
 def read_table(path: Path, delimiter: str, account: Account) -> Iterator[Row]:
-    """A row per line of numbers. A header that comes again begins a further file in the same one."""
+    """A row per line of numbers; a loss that ends as nothing beside other measurements is NaN, since pandas writes it
+    so. A header that comes again begins a further file in the same one."""
+    whole: frozenset[str] = frozenset()
+    """What every row so far had."""
+    held: list[Row] = []
+    """The rows without a loss since the last with one."""
+    for rows, row in enumerate(_rows(path, delimiter, account)):
+        names = frozenset(row.values)
+        if rows == 0 or row.fresh:
+            whole = names
+        if whole and not row.fresh and len(held) < MOST_HELD and _lacks_losses(names, whole):
+            held.append(row)
+            continue
+        if held:  # a table with gaps
+            yield from held
+            held, whole = [], frozenset()
+        whole &= names
+        yield row
+    if len(held) >= LEAST_NOTHING:
+        account.say("nothing", f"{path}: a loss that is empty to the end, beside other numbers, is NaN.")
+        for row in held:
+            row.values.update(dict.fromkeys(whole - row.values.keys(), math.nan))
+    yield from held
+
+
+def _lacks_losses(names: frozenset[str], whole: frozenset[str]) -> bool:
+    """Whether a row has all that those before had, a measurement among it, but the losses."""
+    gone = whole - names
+    kept = whole - gone
+    return (
+        bool(gone)
+        and all("loss" in name.lower() for name in gone)
+        and not any("loss" in name.lower() for name in names)
+        and any(_MEASURED.search(name) for name in kept)
+    )
+
+
+def _rows(path: Path, delimiter: str, account: Account) -> Iterator[Row]:
     lines = (line for line in read_lines(path, account, LONGEST_LINE) if line.strip())
     names: dict[int, str] = {}
     header: list[str] = []

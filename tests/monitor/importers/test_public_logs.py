@@ -265,6 +265,32 @@ def test_a_total_is_the_loss_and_not_one_of_its_parts(tmp_path: Path) -> None:
     assert list(series(run, "val_loss").values()) == [1.342127, 1.224463, 1.173076]
 
 
+@pytest.mark.parametrize(
+    ("rows", "wanted"),
+    [
+        ("0,2.3,0.1,2.4\n1,2.1,0.2,2.2\n2,,0.098,\n3,,0.098,\n", {1: 2.3, 2: 2.1, 3: math.nan, 4: math.nan}),
+        ("0,2.3,0.1,2.4\n1,2.1,0.2,2.2\n2,,0.098,\n3,,0.098,\n4,2.0,0.3,2.1\n", {1: 2.3, 2: 2.1, 5: 2.0}),
+        ("0,2.3,0.1,2.4\n1,2.1,0.2,2.2\n2,,,2.2\n3,,,2.2\n", {1: 2.3, 2: 2.1}),
+        ("0,2.3,0.1,2.4\n1,2.1,0.2,2.2\n2,,0.098,\n", {1: 2.3, 2: 2.1}),
+    ],
+    ids=["pandas' NaN", "a table with gaps", "lists of unlike lengths", "a test at the end"],
+)
+def test_a_loss_that_ends_as_nothing_beside_an_accuracy(rows: str, wanted: dict[int, float], tmp_path: Path) -> None:
+    text = f",loss,accuracy,val_loss\n{rows}"
+    assert same(series(read(log(tmp_path, text, "history.csv"), tmp_path / "runs"), "train_loss"), wanted)
+
+
+def test_yolov7s_results_have_no_header(tmp_path: Path) -> None:
+    row = (
+        "     {}/299     2.59G   0.02872  0.007841  0.009021   {}    8   640   0.884    0.5205    0.6525     0.519{}\n"
+    )
+    text = row.format(0, "0.04558", "   0   0   0") + row.format(1, "0.0402", "   0.25   0.5   0.125")
+    text += row.format(2, "nan", "   nan   0.02   0.01")
+    run = read(log(tmp_path, text, "results.txt"), tmp_path / "runs")
+    assert same(series(run, "train_loss"), {0: 0.04558, 1: 0.0402, 2: math.nan})
+    assert same(series(run, "val_loss"), {1: 0.875, 2: math.nan})
+
+
 def test_a_box_of_reinforcement_learning_needs_no_second(tmp_path: Path) -> None:
     """hill-a/stable-baselines#178."""
     text = (

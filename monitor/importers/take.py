@@ -143,6 +143,8 @@ class _Steps:
         self.name: str | None = None
         """The column that counts."""
         self._count = 0
+        self._epochs = False
+        """Each row has an epoch for its step."""
         self._batches = _are_batches(first)
         """The source counts nothing but epochs, of which each row is a part."""
         if self._batches:
@@ -159,6 +161,7 @@ class _Steps:
             if self.name is None:
                 account.say("counted", "the source has no steps; its rows are counted, from 1.")
             elif "epoch" in self.name.lower():
+                self._epochs = True
                 account.say("epochs", "the source has no steps; a step here is an epoch.")
 
     def _counts(self, first: list[Row]) -> bool:
@@ -191,6 +194,8 @@ class _Steps:
                 self._account.say("no step", "rows without a step, or with one below 0 or above 2**53, are left out.")
             return False
         self._within_epoch(row)
+        if self._epochs:
+            row.values.setdefault("epoch", float(row.step))
         return True
 
     def _within_epoch(self, row: Row) -> None:

@@ -291,6 +291,15 @@ def test_yolov7s_results_have_no_header(tmp_path: Path) -> None:
     assert same(series(run, "val_loss"), {1: 0.875, 2: math.nan})
 
 
+def test_a_guess_over_epochs_that_are_the_steps_of_a_table(tmp_path: Path) -> None:
+    """Keras' CSVLogger, as many a notebook's history."""
+    rows = "".join(f"{epoch},0.5,0.693{epoch % 5},0.5,0.693{epoch % 3}\n" for epoch in range(8))
+    (one,) = import_path(
+        log(tmp_path, f"epoch,accuracy,loss,val_accuracy,val_loss\n{rows}", "h.csv"), tmp_path / "runs"
+    )
+    assert [finding.id for finding in diagnose(one.runs[0]).at_least("warning")] == ["not-learning"]
+
+
 def test_a_box_of_reinforcement_learning_needs_no_second(tmp_path: Path) -> None:
     """hill-a/stable-baselines#178."""
     text = (

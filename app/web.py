@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-import plotly
 import streamlit as st
 from starlette.datastructures import MutableHeaders
 from starlette.middleware import Middleware
@@ -46,7 +45,7 @@ from app.tidy import TIDY
 from monitor.errors import RunError
 from monitor.runfile.reader import Run
 
-PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
+PLOTLY_JS = Path(__file__).parent / "vendor" / "plotly-cartesian.min.js"
 MOST_BUCKETS = 2_000
 """A window of more pixel columns than this is refused down to it; no screen has more."""
 VIEWS = ("story", "layers", "landscape", "speed", "system", "ranks", "checkpoints", "recorder", "compare")
@@ -273,13 +272,12 @@ def _want(text: str | None) -> set[str] | None:
 
 @cache
 def plotly_version() -> str:
-    """A word that changes with the installed plotly.min.js, so that the browser may keep it for good."""
-    stat = PLOTLY_JS.stat()
-    return hashlib.blake2b(f"{plotly.__version__}-{stat.st_size}".encode(), digest_size=6).hexdigest()
+    """A word that changes with the script, so that the browser may keep it for good."""
+    return hashlib.blake2b(PLOTLY_JS.read_bytes(), digest_size=6).hexdigest()
 
 
 def get_plotly(request: Request) -> Response:
-    """plotly.min.js of the installed plotly package: nothing is fetched from another machine."""
+    """plotly.js as it lies beside the app: nothing is fetched from another machine."""
     headers = {"Cache-Control": "public, max-age=31536000, immutable", "Vary": "Accept-Encoding"}
     if "gzip" not in request.headers.get("accept-encoding", ""):
         return FileResponse(PLOTLY_JS, media_type="text/javascript", headers=headers)

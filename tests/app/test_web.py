@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -70,9 +72,12 @@ def test_every_state_of_a_run_has_an_answer(runs: Runs, http: Ask, view):
     assert newer.status == 404 and "99" in json.loads(newer.body)["error"]
 
 
-def test_plotly_comes_from_the_installed_package(http: Ask):
+def test_plotly_is_the_published_script(http: Ask):
     answer = http("/assets/plotly.min.js")
-    assert answer.body == web.PLOTLY_JS.read_bytes()
+    about = (web.PLOTLY_JS.parent / "README.md").read_text()
+    assert f"`{hashlib.sha256(answer.body).hexdigest()}`" in about
+    (version,) = re.findall(rb"plotly\.js \(cartesian - minified\) v([\d.]+)", answer.body[:300])
+    assert f"plotly.js {version.decode()} " in about
     assert (
         answer.headers["content-type"].startswith("text/javascript") and "immutable" in answer.headers["cache-control"]
     )

@@ -63,8 +63,9 @@ def loss_spike(
     that the run has recently shown (heavy-tailed small batches), unless the gradient norm is raised in the same step.
     What came back within two standard errors of the scatter has come back; the fourth single batch of up to twice the
     size of three before is information.
-    In a log of up to 24 rows one above three times the highest before shows it, from the second row on one above 10^4
-    times. A loss that is often <= 0 has no ratios: one row must rise by thirty times the span of all before.
+    In a log of up to 24 rows one above three times the highest before shows it; in these, and in the first 24 of any
+    log, from the second row on one above 10^4 times. A loss that is often <= 0 has no ratios: one row must rise by
+    thirty times the span of all before.
 
     Thresholds: ``effect``, smallest relative rise (+50 % in warm-up); ``z_single`` and ``z_sustained`` in robust
     standard deviations of log loss, the second for 3 of 5 rows; ``linger``, relative rise 300 steps later that is
@@ -90,6 +91,8 @@ def loss_spike(
     groups = joined(loss_spikes(signals, settings).spikes)
     course = Course(linger=linger, diverged=diverged, effect=effect, z_single=z_single)
     found = habits((_finding(signals, loss, group, course, small) for group in groups), _is_one_batch)
+    first = _of_few(loss, settings.least)
+    found = found if first is None else [first, *found]
     return [told for finding in found if (told := _of_policy(signals, loss, finding)) is not None]
 
 
@@ -108,12 +111,15 @@ def _of_policy(signals: Signals, loss: Signal, finding: Finding | None) -> Findi
     return finding if lost else replace(finding, severity=Severity.INFO)
 
 
-def _of_few(loss: Signal) -> Finding | None:
-    """A log of up to 24 rows, often means over hundreds of steps: one of them is many times as high as any before."""
+def _of_few(loss: Signal, first_rows: int | None = None) -> Finding | None:
+    """A log of up to 24 rows, often means over hundreds of steps: one of them is many times as high as any before. Of a
+    longer one the ``first_rows`` alone, for which there is no baseline yet, and what is enormous."""
     keep = np.isfinite(loss.value) & (loss.value > 0)
     step, value = loss.step[keep], loss.value[keep]
     ratios = value[1:] / np.maximum.accumulate(value)[:-1]
     known = np.arange(1, len(value)) >= LEVEL_OF_FEW if len(value) >= LEAST_OF_FEW else False
+    if first_rows is not None:
+        ratios, known = ratios[: first_rows - 1], False
     rows = np.flatnonzero((ratios > ENORMOUS) | (known & (ratios > FAR_OF_FEW))) + 1
     if len(rows) == 0:
         return None

@@ -17,10 +17,11 @@ from monitor.signals import Signal
 LEAST_ROWS = 6
 LEAST_STEPS = 50
 """Steps that growth must last."""
-FROM_THE_START = 2.0
+FROM_THE_START = 3.0
 """Multiple of the first norm that growth from the first step on must reach: what learns in one direction d beside
 random first weights w has the norm sqrt(|w|^2 + |d|^2), whose relative growth gains pace up to 1.4 times the first norm
-and has lost a tenth of that by twice."""
+and has lost a third of that by three times; where d itself comes up to its pace, as Adam's steps agree more and more,
+to twice or more."""
 FIRST_STEPS = 20
 """Growth that begins within so many steps is one from the first step on: that norm's pace begins at nought, and is a
 fifth of its highest after 12 steps at the latest where growth is fast enough to be told."""
@@ -40,7 +41,7 @@ def weight_norm(
 
     Stays silent: on the growth of a training under way, which slows down (healthy small models double their norm in
     some 500 steps, and one that learns its whole data in each step in 100); in a warm-up, which speeds it up; on
-    growth from the first step on up to twice the first norm; on a norm that settles a little lower. Frozen
+    growth from the first step on up to three times the first norm; on a norm that settles a little lower. Frozen
     weights are not counted, and one that is thawed begins a new first norm.
 
     Thresholds: ``shrunk``, share of the highest norm so far below which it has shrunk, while still falling; ``growth``,

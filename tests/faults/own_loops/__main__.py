@@ -32,7 +32,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if unknown := [name for name in names if name not in LOOPS]:
         parser.error(f"no such loop: {', '.join(unknown)}; there are {', '.join(LOOPS)}")
     with tempfile.TemporaryDirectory(prefix="gradiometer-own-loops-") as scratch:
-        false = steps = told = broken = 0
+        false = steps = told = explained = broken = 0
         for name in names:
             loop, folder = LOOPS[name], (arguments.runs or Path(scratch)) / f"{name}-{arguments.seed}"
             kept = list_runs(folder) if folder.is_dir() else []
@@ -42,9 +42,9 @@ def main(words: Sequence[str] | None = None) -> None:
                 false, steps = false + len(alarms), steps + report.steps
                 answer = "FALSE ALARM" if alarms else "ok"
             else:
-                seen = loop.told(report)
-                broken, told = broken + 1, told + seen
-                answer = f"broken at {loop.onset}, {'told' if seen else 'NOT TOLD'}"
+                seen, why = loop.told(report), loop.explained(report)
+                broken, told, explained = broken + 1, told + seen, explained + why
+                answer = f"broken at {loop.onset}, {'told' if seen else 'NOT TOLD'}{', and why' if why else ''}"
             print(f"{name}: {report.steps} steps, {answer}")
             for finding in report.findings:
                 print(f"    {finding.severity} {finding.id}@{finding.onset_step}: {finding.summary}", flush=True)

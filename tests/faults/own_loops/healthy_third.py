@@ -301,7 +301,7 @@ def reversed_gradient(attach: Attach) -> None:
         target = torch.cat([torch.zeros(64), torch.ones(64)])
         return F.cross_entropy(model["label"](hidden[:64]), labels) + F.binary_cross_entropy_with_logits(where, target)
 
-    fit(attach, model, torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9), 700, loss_of)
+    fit(attach, model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9), 700, loss_of)
 
 
 def reptile(attach: Attach) -> None:

@@ -46,6 +46,13 @@ def scattered(level_after: float) -> Signals:
 
 FIRES = (
     Case(
+        "the second of many rows 10^8 times as high, and not back",
+        lambda: only(train_loss=level() * np.r_[1.0, 1e8, np.full(STEPS - 2, 1e6)]),
+        "critical",
+        onset=2,
+        words="is not back",
+    ),
+    Case(
         "one outlier, and then 15 % more, within the scatter", lambda: scattered(1.15), "warning", words="back after 1"
     ),
     Case("one outlier, and then twice as much", lambda: scattered(2.0), "critical", words="does not come back"),
@@ -113,6 +120,7 @@ FIRES = (
 )
 
 NEAR_MISSES = (
+    Case("the second of many rows 5,000 times as high", lambda: only(train_loss=put(level(), 1, 5e3 * level()[0]))),
     Case("few rows, the last twice as high", lambda: only(train_loss=np.r_[1.3, 1.2, 1.25, 1.1, 1.15, 1.2, 2.4])),
     Case("few rows, a late fall", lambda: only(train_loss=np.r_[9.0, 4.0, 2.0, 1.0, 3.5, 1.0, 0.9])),
     Case("+6 % for five steps", lambda: only(train_loss=changed(level(sd=0.001), slice(AT, AT + 5), 1.06))),

@@ -47,9 +47,9 @@ def measured_each_20(norm: np.ndarray, **more: np.ndarray) -> Signals:
     return Signals.from_arrays({"train_loss": level(), "weight_norm": (step, norm[step - 1]), **more})
 
 
-def in_one_direction(steps: int) -> np.ndarray:
-    """Random first weights of norm 1, and beside them a straight line as long after so many steps."""
-    return np.sqrt(1 + (np.arange(1, STEPS + 1) / steps) ** 2)
+def in_one_direction(steps: int, power: float = 1.0) -> np.ndarray:
+    """Random first weights of norm 1, and beside them a straight line, or this power of one, as long after so many."""
+    return np.sqrt(1 + (np.arange(1, STEPS + 1) / steps) ** (2 * power))
 
 
 def measured_densely_at_first(norm: np.ndarray) -> Signals:
@@ -92,6 +92,7 @@ NEAR_MISSES = (
     Case("grows by two thirds in a hundred steps and settles", lambda: in_a_burst(0.0058, 95, 60)),
     Case("grows faster and faster in a warm-up", in_warmup),
     Case("learns in one direction beside its first weights", lambda: measured_each_20(in_one_direction(60))),
+    Case("learns so, and ever faster at first", lambda: measured_densely_at_first(in_one_direction(60, 1.3))),
     Case("learns so, seen from its first step on", lambda: measured_densely_at_first(in_one_direction(60))),
     Case("doubles in 300 steps, more and more slowly", lambda: only(weight_norm=growing(40))),
     Case("settles a fifth lower", lambda: only(weight_norm=20 - 4 * (1 - np.exp(-np.arange(STEPS) / 50)))),

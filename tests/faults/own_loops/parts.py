@@ -63,11 +63,11 @@ class Loop:
         ]
 
 
-def run(loop: Loop, folder: Path, seed: int) -> Path:
+def run(loop: Loop, folder: Path, seed: int, budget: float = BUDGET) -> Path:
     """Train it in this process and return its run directory, the only run of ``folder``."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        loop.train(partial(monitor.attach, run=folder, name=loop.name, budget=BUDGET))
+        loop.train(partial(monitor.attach, run=folder, name=loop.name, budget=budget))
     (summary,) = list_runs(folder)
     return summary.path
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 
-from monitor.diagnosis.context import first_level, is_reinforcement, loss_is_signed
+from monitor.diagnosis.context import first_level, is_reinforcement, loss_follows_policy, loss_is_signed, returns_change
 from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
 from monitor.diagnosis.view import Signals
 from monitor.diagnosis.wording import count, number, percent
 from monitor.signals import Signal
 
+_GROUP_SPREAD = re.compile(r"(?:[\w.-]+/)?reward_std")
+"""As trl and what is built on it name the standard deviation of rewards within a group of answers."""
 LEVEL_ROWS = 20
 """Rows of one short-term level."""
 LEAST_ZEROS = 3
@@ -21,6 +25,12 @@ LEAST_GUESSES = 3
 CLOSE, LEAST_CLOSE = 0.001, 5
 """Tolerance, and rows, of a log that shows too little to span epochs but tells of a time long after the start: batches
 that differ less than that have outputs that depend on no input. Our judgement."""
+LEAST_SAME_REWARDS = 10
+"""Rows, and all there are, in which no reward differs from its group's: a few prompts in a row may be too easy or too
+hard. Our judgement."""
+TRAIN_BELOW = 0.02
+"""Relative distance below the guess of the best level of the training loss, from which on something is learnt, if only
+by heart. Our judgement."""
 LEAST_EPOCHS = 2.0
 LEAST_GUESS_STEPS = 100
 LEAST_EPOCHS_FLAT = 6
@@ -55,7 +65,9 @@ def not_learning(
     Information only, because fine-tuning a good model, adversarial pairs and denoising look alike, except in cases
     that no healthy run shows: the loss is exactly 0 from the start, without a gradient; it is the same number at
     every step, to all digits logged, though batches differ; it has stayed within ``chance`` of a uniform guess, log of
-    the number of classes, for ``chance_steps`` steps.
+    the number of classes, for ``chance_steps`` steps; every validation loss is such a guess to a thousandth, and the
+    training loss never was below it; the rewards of every group are the same from the first row to the last, so that
+    no advantage differs from 0.
 
     Thresholds: ``rows``, losses; ``planned``, share of the planned steps; ``improvement``, relative fall of the best
     median of 20 losses below the median of the first ten; ``frozen_rows``, equal losses in a row; ``chance``, relative
@@ -68,9 +80,11 @@ def not_learning(
     loss = signals["train_loss"]
     keep = np.isfinite(loss.value)
     step, value = loss.step[keep], loss.value[keep]
+    if (same := _no_advantage(signals)) is not None:
+        return same
     if len(value) >= LEAST_ZEROS and not value.any() and not is_reinforcement(signals):
         return _nothing_to_learn(signals, step)
-    guessing = _at_a_guess(signals, step, value)
+    guessing = _at_a_guess(signals, step, value) or _validation_at_a_guess(signals, value)
     if guessing is not None:
         return guessing
     if len(value) < min(rows, frozen_rows):
@@ -116,6 +130,43 @@ def _nothing_to_learn(signals: Signals, step: np.ndarray) -> Finding | None:
             "length has cut the answers off. If the loss itself is NaN, train in bf16 or fp32 instead of fp16.",
             {},
             "print((labels != -100).sum(dim=1), loss)  # targets left in each sequence",
+        ),
+    )
+
+
+def _no_advantage(signals: Signals) -> Finding | None:
+    """Reinforcement learning on groups of answers whose rewards never differ, or without any gradient at all. A loss
+    of 0 alone is that of a healthy first step: the advantages of a group add up to 0."""
+    spread = next((signals[name] for name in signals.names if _GROUP_SPREAD.fullmatch(name)), None)
+    norm = signals["grad_norm_preclip"]
+    if spread is not None and len(spread) >= LEAST_SAME_REWARDS and not spread.value.any():
+        rows, told = spread, f"{spread.name} is exactly 0 in all {count(len(spread), 'row')}"
+    elif loss_follows_policy(signals) and len(norm) >= LEAST_SAME_REWARDS and not norm.value.any():
+        half = int(norm.step[len(norm) // 2])
+        if signals["train_loss"].value.any() or returns_change(signals, half) > 0:  # a norm that is not measured
+            return None
+        rows, told = norm, f"loss and gradient norm are exactly 0 in all {count(len(norm), 'row')}"
+    else:
+        return None
+    return Finding(
+        summary=f"Nothing is learnt from the rewards: {told}",
+        onset_step=int(rows.step[0]),
+        first_step=int(rows.step[LEAST_SAME_REWARDS - 1]),
+        last_step=int(rows.step[-1]),
+        severity=Severity.WARNING,
+        evidence={"signal": rows.name, "zero_rows": len(rows)},
+        causes=(
+            Cause(
+                "no-gradient",
+                0.8,
+                supports=("answers that are all worth the same have advantages of 0, and those no gradient",),
+            ),
+        ),
+        remedy=Remedy(
+            "Print the reward of each answer in a group: a pattern that never matches gives all of them 0. Begin with "
+            "prompts that the model answers sometimes, reward parts of an answer, sample more of them, hotter.",
+            {},
+            "print(rewards.view(-1, num_generations))  # each row must hold different numbers",
         ),
     )
 
@@ -190,26 +241,53 @@ def _at_a_guess(signals: Signals, step: np.ndarray, value: np.ndarray) -> Findin
     if len(value) < LEAST_GUESSES:
         return None
     tolerance = GUESS_TOLERANCE
-    if _epochs(signals) < LEAST_EPOCHS and step[-1] - step[0] < LEAST_GUESS_STEPS:
+    if not _spans_epochs(signals, step):
         late = step[0] >= LEAST_GUESS_STEPS or float(np.max(signals["epoch"].value, initial=0.0)) > LEAST_EPOCHS
         if len(value) < LEAST_CLOSE or not late:
             return None
         tolerance = CLOSE
     tail = value[1:] if len(value) > LEAST_GUESSES else value  # the first mean may hold a bad start
+    classes = _guessed(tail, tolerance)
+    return None if classes is None else _guess(signals, "Training loss", step, classes, LEAST_GUESSES)
+
+
+def _validation_at_a_guess(signals: Signals, train: np.ndarray) -> Finding | None:
+    """Every validation loss within a tenth of a percent of a uniform guess, over epochs or a hundred steps, while the
+    training loss, whose batches or dropout may scatter more, was at no time clearly below that guess."""
+    val = signals["val_loss"]
+    if len(val) < LEAST_CLOSE or not _spans_epochs(signals, val.step):
+        return None
+    classes = _guessed(val.value, CLOSE)
+    if classes is None or (len(train) and _best_level(train) < (1 - TRAIN_BELOW) * np.log(classes)):
+        return None
+    return _guess(signals, "Validation loss", val.step, classes, LEAST_CLOSE)
+
+
+def _spans_epochs(signals: Signals, step: np.ndarray) -> bool:
+    return _epochs(signals) >= LEAST_EPOCHS or bool(step[-1] - step[0] >= LEAST_GUESS_STEPS)
+
+
+def _guessed(value: np.ndarray, tolerance: float) -> int | None:
+    """The number of classes a uniform guess among which all losses are, to a relative ``tolerance``."""
     for classes in FEW_CLASSES:
         guess = float(np.log(classes))
-        if (np.abs(tail - guess) < tolerance * guess).all():
-            return Finding(
-                summary=f"Training loss stays at {number(guess)}, that of a uniform guess between {classes} classes, "
-                f"in all {count(len(value), 'row')}",
-                onset_step=int(step[0]),
-                first_step=int(step[LEAST_GUESSES - 1]),
-                last_step=int(step[-1]),
-                severity=Severity.WARNING,
-                evidence={"uniform_guess": guess, "classes": classes, "rows": len(value)},
-                causes=_causes(signals, True),
-            )
+        if (np.abs(value - guess) < tolerance * guess).all():
+            return classes
     return None
+
+
+def _guess(signals: Signals, what: str, step: np.ndarray, classes: int, least: int) -> Finding:
+    guess = float(np.log(classes))
+    return Finding(
+        summary=f"{what} stays at {number(guess)}, that of a uniform guess between {classes} classes, "
+        f"in all {count(len(step), 'row')}",
+        onset_step=int(step[0]),
+        first_step=int(step[least - 1]),
+        last_step=int(step[-1]),
+        severity=Severity.WARNING,
+        evidence={"uniform_guess": guess, "classes": classes, "rows": len(step)},
+        causes=_causes(signals, True),
+    )
 
 
 def _digits(value: np.ndarray) -> int:

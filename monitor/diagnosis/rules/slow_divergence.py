@@ -171,7 +171,8 @@ def _left_the_best(value: np.ndarray) -> int | None:
     if best < LAST_ROWS or len(value) - best - 1 < LAST_ROWS:
         return None
     before, after = value[: best + 1], value[best + 1 :]
-    usual = float((before / np.minimum.accumulate(before)).max())
+    lowest = np.minimum.accumulate(before)
+    usual = float(np.divide(before, lowest, out=np.ones_like(before), where=lowest > 0).max())
     bar = max(FAR_ABOVE_BEST, usual**2) * float(np.partition(before, 1)[1])
     return best + 1 if float(after.min()) > bar > 0 else None
 

@@ -26,6 +26,23 @@ def piece(sd: float, first: int) -> Signals:
     return Signals.from_arrays({"train_loss": (np.arange(first, first + 9), flat(np.log(1000), sd, steps=9))})
 
 
+def evaluated(*val: float, train: float = np.log(4)) -> Signals:
+    """Evaluations every hundred steps beside a training loss that scatters by 2 %."""
+    step, row = 100 * np.arange(1, len(val) + 1), 10 * np.arange(1, 10 * len(val) + 1)
+    return Signals.from_arrays(
+        {"train_loss": (row, flat(train, sd=0.02, steps=len(row))), "val_loss": (step, np.array(val))}
+    )
+
+
+GUESSES = (1.38630, 1.38628, 1.38619, 1.38641, 1.38629, 1.38630)
+
+
+def grouped(spread: float, gradient: float, rows: int = 40) -> Signals:
+    """GRPO: a loss of 0, rewards of a group that differ by ``spread``, a gradient norm."""
+    std = put(np.zeros(rows), rows // 2, spread)
+    return only(train_loss=np.zeros(rows), reward=std / 2, reward_std=std, grad_norm_preclip=np.full(rows, gradient))
+
+
 def still(gradient: float) -> Signals:
     """A loss that comes down and then stands still to all digits, at a gradient norm of so many times the first."""
     loss = np.r_[0.5 + np.exp(-np.arange(100) / 20), np.full(100, 0.503271)]
@@ -61,6 +78,27 @@ FIRES = (
         onset=1383,
         words="1000 classes",
     ),
+    Case(
+        "every evaluation a guess, the training loss around it",
+        lambda: evaluated(*GUESSES),
+        "warning",
+        onset=100,
+        words="Validation loss stays at 1.39, that of a uniform guess between 4 classes, in all 6 rows",
+    ),
+    Case(
+        "rewards of a group never differ, only the KL has a gradient",
+        lambda: grouped(0.0, gradient=0.1),
+        "warning",
+        onset=1,
+        words="reward_std is exactly 0 in all 40 rows",
+    ),
+    Case(
+        "a reward, no loss and no gradient",
+        lambda: only(train_loss=np.zeros(40), reward=np.full(40, 0.1), grad_norm_preclip=np.zeros(40)),
+        "warning",
+        onset=1,
+        words="loss and gradient norm are exactly 0",
+    ),
     Case("zero from the start", lambda: only(train_loss=np.zeros(40)), "warning", onset=1, words="exactly 0"),
     Case(
         "4 % better in ten epochs", lambda: epochs(*np.linspace(1.84, 1.77, 10)), "info", onset=500, words="10 epochs"
@@ -82,6 +120,10 @@ FIRES = (
 )
 
 NEAR_MISSES = (
+    Case("evaluations that leave the guess", lambda: evaluated(*GUESSES, 1.38, 1.37)),
+    Case("evaluations at a guess, learnt by heart", lambda: evaluated(*GUESSES, train=1.3)),
+    Case("evaluations near ln 4", lambda: evaluated(1.384, 1.385, 1.386, 1.387, 1.388, 1.389)),
+    Case("four evaluations, all of them a guess", lambda: evaluated(*GUESSES[:4])),
     Case("stands still at its minimum", lambda: still(1e-4)),
     Case(
         "sixty steps near ln 2, as preference tuning begins", lambda: only(train_loss=flat(0.6931, sd=0.002, steps=60))
@@ -97,6 +139,13 @@ NEAR_MISSES = (
 )
 
 ABSTAINS = (
+    Case(
+        "a norm that was logged as 0, the reward rises",
+        lambda: only(train_loss=np.zeros(400), reward=np.linspace(0.1, 0.9, 400), grad_norm_preclip=np.zeros(400)),
+        words="zero or negative",
+    ),
+    Case("one group whose rewards differ", lambda: grouped(0.5, gradient=0.1), words="zero or negative"),
+    Case("nine rows of rewards alike", lambda: grouped(0.0, gradient=0.1, rows=9), words="9 losses"),
     Case("nine steps of a late hour near a guess", lambda: piece(0.002, first=1383), words="9 losses"),
     Case("the first nine steps, all of them a guess", lambda: piece(2e-4, first=1), words="9 losses"),
     Case(

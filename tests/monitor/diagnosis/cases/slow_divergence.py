@@ -140,6 +140,7 @@ FIRES = (
 NEAR_MISSES = (
     Case("climbs while another loss is minimised in turn, as a generator's", lambda: in_turn(Mark("objectives", 1))),
     Case("the first row of all is low", lambda: only(train_loss=np.r_[0.2, 2.4, 2.3, 2.2, 2.2, 2.1, 2.1, 2.0])),
+    Case("one loss is exactly 0", lambda: only(train_loss=np.r_[1.0, 0.9, 0.95, 0.8, 0.0, 0.9, 0.8, 0.85, 0.7])),
     Case(
         "a lucky batch is the lowest",
         lambda: only(train_loss=np.r_[0.53, 0.73, 0.57, 0.67, 0.2, 0.67, 0.5, 0.59, 0.64]),

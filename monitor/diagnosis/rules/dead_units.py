@@ -12,6 +12,7 @@ from monitor.diagnosis.wording import percent
 from monitor.signals import LayerMatrix
 
 LOSSES = 20
+FEW_SAMPLES = 4
 FELL = 0.1
 """Relative fall of the median of as many losses, from before units died to when it was told. Our judgement."""
 
@@ -25,7 +26,8 @@ def dead_units(
 
     Stays silent: on a share that is stable below ``dead``: a third is common in healthy networks. Information where it
     is above ``dead`` from the first steps and the loss may be learning all the same, or has risen above ``rising``, or
-    above ``dead`` while the loss fell and not to ``most``: the layer does its work with the units that it has left.
+    above ``dead`` while the loss fell and not to ``most``: the layer does its work with the units that it has left. So
+    too in batches of up to four samples, for all of which a unit may well be zero and fire for the next.
 
     Thresholds: ``dead``, share of units within 1e-6 of zero for all samples of a step, in ``rows`` measurements
     running, after it was lower; ``rising``, share that is told when it has grown by as much; ``most``, share that is
@@ -58,7 +60,9 @@ def _finding(
     # Units are counted seldom, and what kills them at once shows in the loss at once.
     seen = matrix.step[(matrix.step < first.onset) & np.isfinite(value[:, first.column])]
     onset = (when_between(signals, int(seen[-1]), first.onset) if sudden else None) or first.onset
-    harmless = share < most and _loss_fell(signals, int(seen[-1]) if len(seen) else first.onset, first.told)
+    samples = signals["samples"].value
+    few = len(samples) > 0 and float(np.median(samples)) <= FEW_SAMPLES
+    harmless = few or (share < most and _loss_fell(signals, int(seen[-1]) if len(seen) else first.onset, first.told))
     how = f", after {100 * usual:.0f} %" if became else " from the first steps on"
     return Finding(
         summary=f"{100 * share:.0f} % of the units of {named([s.layer for s in together])} are dead: zero for every "

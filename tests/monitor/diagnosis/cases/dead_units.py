@@ -25,6 +25,13 @@ def dead(before: float, after: float, start: int = AT) -> Signals:
     return run("dead_units_share", before, after, start)
 
 
+def of_samples(count: int) -> Signals:
+    matrix = dead(0.05, 0.9).modules("dead_units_share")
+    assert matrix is not None
+    series = {"train_loss": level(), "samples": np.full(STEPS, count)}
+    return Signals.from_arrays(series, modules={"dead_units_share": matrix})
+
+
 def while_it_learns(after: float, fall: float) -> Signals:
     """Units that die from step AT on, of a loss that falls by the share ``fall`` from there to the end."""
     matrix = dead(0.05, after).modules("dead_units_share")
@@ -34,6 +41,8 @@ def while_it_learns(after: float, fall: float) -> Signals:
 
 
 FIRES = (
+    Case("to 90 %, of one sample at a time", lambda: of_samples(1), "info", onset=AT + EVERY),
+    Case("to 90 %, of eight samples", lambda: of_samples(8), "warning", onset=AT + EVERY),
     Case("to 60 %, and the loss falls", lambda: while_it_learns(0.6, 0.5), "info", onset=AT + EVERY),
     Case("to 60 %, and the loss falls by 1 %", lambda: while_it_learns(0.6, 0.01), "warning", onset=AT + EVERY),
     Case("to 90 %, and the loss falls", lambda: while_it_learns(0.9, 0.5), "warning", onset=AT + EVERY),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,11 +21,19 @@ _MEASURED = re.compile(r"loss|error|accuracy|(^|[/_])(acc|auc|rmse|mae|mse)($|[/
 LEAST_VALUES = 2
 _BARE_NAN = re.compile(r"\bnan\b")
 _OF_TOTAL = re.compile(r"(\d{1,15})\s*/\s*\d{1,15}")
+_MAY_BE_LOST = re.compile(r"loss|grad(?:ient)?_?norm|perplexity", re.I)
+LEAST_NULLS = 2
+"""Rows that end without it; a single one may be that of a test."""
+MOST_HELD = 10_000
 _TIMES = ("_timestamp", "timestamp", "time", "wall_time", "ts")
 
 
 def read_json_lines(path: Path, account: Account) -> Iterator[Row]:
     """A row per line that is a JSON object with numbers; bare NaN and Infinity are taken as Python writes them."""
+    yield from _nan_for_null(_lines(path, account), path, account)
+
+
+def _lines(path: Path, account: Account) -> Iterator[tuple[Row, set[str]]]:
     for line in read_lines(path, account, LARGEST_RECORD):
         text = line.strip()
         if not text:
@@ -35,7 +44,43 @@ def read_json_lines(path: Path, account: Account) -> Iterator[Row]:
             continue
         row = _record(record)
         if row is not None:
+            yield row, _nulls(record)
+
+
+def _nulls(record: Mapping[str, Any]) -> set[str]:
+    return {name for name, value in record.items() if value is None}
+
+
+def _nan_for_null(rows: Iterator[tuple[Row, set[str]]], path: Path, account: Account) -> Iterator[Row]:
+    """The rows, each with the names that are null in it; a loss or norm that was a number wherever it was named, and is
+    null to the end while nothing else is new, is NaN, which many writers of JSON may not write."""
+    seen: set[str] = set()
+    gaps: set[str] = set()
+    """Names that are null in rows that do not log them."""
+    held: list[tuple[Row, set[str]]] = []
+    """The rows from the first on that may lack a number, and which."""
+    lacking: set[str] = set()
+    for row, nulls in rows:
+        names = row.values.keys()
+        lost = {name for name in (nulls & seen) - gaps if _MAY_BE_LOST.search(name)} if names <= seen else set()
+        gaps |= nulls - lost
+        if lacking & names or len(held) == MOST_HELD:
+            gaps |= lacking & names
+            yield from (one for one, _ in held)
+            held, lacking = [], set()
+        if lost or held:
+            held.append((row, lost))
+            lacking |= lost
+        else:
             yield row
+        seen |= names
+    for name in lacking - gaps:
+        without = [row for row, lost in held if name in lost]
+        if len(without) >= LEAST_NULLS:
+            account.say("nothing", f"{path}: a loss or norm that is null to the end, beside other numbers, is NaN.")
+            for row in without:
+                row.values[name] = math.nan
+    yield from (row for row, _ in held)
 
 
 def _loads(text: str) -> Any:
@@ -78,17 +123,21 @@ def read_records(path: Path, account: Account) -> Iterator[Row]:
     document = document if document is not None else python_object(text) or None
     if isinstance(document, dict):
         columns = _columns(document)
-        yield from _rows(columns) if _is_course(columns) else map_records(_longest(document))
+        yield from (
+            _nan_for_null(_rows(columns), path, account)
+            if _is_course(columns)
+            else _mapped(_longest(document), path, account)
+        )
     elif isinstance(document, list):
-        yield from map_records(document)
+        yield from _mapped(document, path, account)
     elif document is None:
         account.say("json", f"{path}: not a JSON document, or one cut off.")
 
 
-def map_records(records: list[Any]) -> Iterator[Row]:
+def _mapped(records: list[Any], path: Path, account: Account) -> Iterator[Row]:
     """A row per object with numbers."""
-    rows = (_record(record) for record in records if isinstance(record, dict))
-    return (row for row in rows if row is not None)
+    rows = ((_record(record), _nulls(record)) for record in records if isinstance(record, dict))
+    return _nan_for_null(((row, nulls) for row, nulls in rows if row is not None), path, account)
 
 
 def holds_columns(document: dict[str, Any]) -> bool:
@@ -121,10 +170,11 @@ def _columns(document: Mapping[str, Any], prefix: str = "", depth: int = 0) -> d
     return found
 
 
-def _rows(columns: Mapping[str, list[float | None]]) -> Iterator[Row]:
+def _rows(columns: Mapping[str, list[float | None]]) -> Iterator[tuple[Row, set[str]]]:
     for index in range(max(map(len, columns.values()), default=0)):
         values = {name: column[index] for name, column in columns.items() if index < len(column)}
-        yield Row(None, None, {name: value for name, value in values.items() if value is not None})
+        row = Row(None, None, {name: value for name, value in values.items() if value is not None})
+        yield row, _nulls(values) if row.values else set()
 
 
 def _longest(document: Any, depth: int = 0) -> list[Any]:
@@ -138,6 +188,10 @@ def _longest(document: Any, depth: int = 0) -> list[Any]:
 
 def read_trainer_state(path: Path, account: Account) -> Iterator[Row]:
     """The ``log_history`` of a Hugging Face Trainer; of a file that is cut off, what is whole."""
+    yield from _nan_for_null(_log_history(path, account), path, account)
+
+
+def _log_history(path: Path, account: Account) -> Iterator[tuple[Row, set[str]]]:
     decoder = json.JSONDecoder()
     pieces = read_text(path)
     text, around = "", ""
@@ -168,7 +222,7 @@ def read_trainer_state(path: Path, account: Account) -> Iterator[Row]:
         at, records = after, records + 1
         row = _trainer_row(record)
         if row is not None:
-            yield row
+            yield row, _nulls(record)
     if not records:
         account.say("history", f"{path}: its log_history is empty.")
     around += text[at:][:LARGEST_RECORD]

@@ -6,6 +6,7 @@ that are the only trace of a step that was not taken.
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -278,6 +279,45 @@ def test_a_total_is_the_loss_and_not_one_of_its_parts(tmp_path: Path) -> None:
 def test_a_loss_that_ends_as_nothing_beside_an_accuracy(rows: str, wanted: dict[int, float], tmp_path: Path) -> None:
     text = f",loss,accuracy,val_loss\n{rows}"
     assert same(series(read(log(tmp_path, text, "history.csv"), tmp_path / "runs"), "train_loss"), wanted)
+
+
+NULLS = {
+    "to the end": (((2.0, 1.0), (1.5, 1.1), (None, None), (None, None)), {1: 2.0, 2: 1.5, 3: math.nan, 4: math.nan}),
+    "the norm alone": (((2.0, 1.0), (1.5, 1.1), (1.25, None), (1.0, None)), {1: 2.0, 2: 1.5, 3: 1.25, 4: 1.0}),
+    "every other row": (((2.0, 1.0), (None, 1.1), (1.5, 1.0), (None, 0.9), (None, 0.8)), {1: 2.0, 3: 1.5}),
+    "a last row without": (((2.0, 1.0), (1.5, 1.1), (None, 1.0)), {1: 2.0, 2: 1.5}),
+    "never a number": (((None, 1.0), (None, 1.1), (None, 1.2)), {}),
+}
+
+
+@pytest.mark.parametrize("kind", ["lines", "list", "columns", "trainer_state"])
+@pytest.mark.parametrize("case", NULLS)
+def test_a_loss_that_json_ends_as_null(case: str, kind: str, tmp_path: Path) -> None:
+    given, wanted = NULLS[case]
+    rows = [
+        {"step": n, "loss": loss, "grad_norm": norm, "learning_rate": 0.5} for n, (loss, norm) in enumerate(given, 1)
+    ]
+    text = {
+        "lines": "".join(json.dumps(row) + "\n" for row in rows),
+        "list": json.dumps(rows),
+        "columns": json.dumps({name: [row[name] for row in rows] for name in rows[0]}),
+        "trainer_state": json.dumps({"log_history": rows, "global_step": len(rows)}),
+    }[kind]
+    name = {"lines": "log.jsonl", "trainer_state": "trainer_state.json"}.get(kind, "history.json")
+    run = read(log(tmp_path, text, name), tmp_path / "runs")
+    assert same(series(run, "train_loss") if wanted else {}, wanted)
+    norms = {n: norm for n, (_, norm) in enumerate(given, 1) if norm is not None}
+    if case in ("to the end", "the norm alone"):
+        norms |= {3: math.nan, 4: math.nan}
+    assert same(series(run, "grad_norm_preclip"), norms)
+
+
+def test_evaluations_after_a_training_name_a_loss_that_they_do_not_have(tmp_path: Path) -> None:
+    rows = [{"step": n, "loss": 3.0 - n, "eval_loss": None} for n in (1, 2)]
+    rows += [{"step": 3 + n, "loss": None, "eval_loss": 2.5} for n in (0, 1)]
+    run = read(log(tmp_path, "".join(json.dumps(row) + "\n" for row in rows), "log.jsonl"), tmp_path / "runs")
+    assert series(run, "train_loss") == {1: 2.0, 2: 1.0}
+    assert series(run, "val_loss") == {3: 2.5, 4: 2.5}
 
 
 def test_yolov7s_results_have_no_header(tmp_path: Path) -> None:

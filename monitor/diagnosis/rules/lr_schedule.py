@@ -181,21 +181,25 @@ def _other_pace(lr: Signal, row: int, factor: int, severity: Severity) -> Findin
 def _zero(lr: Signal, first: int, last: int) -> Finding:
     to_the_end = last == len(lr) - 1
     from_the_start = first == 0
-    if from_the_start:
+    told: tuple[str, ...] = ()
+    if from_the_start and to_the_end:
         when, cause = "from the start on", "scheduler-never-stepped"
+    elif from_the_start:
+        when, cause = f"from the start until step {int(lr.step[last])}", "scheduler-never-stepped"
+        told = ("a scheduler stands still while every step is skipped, as when half precision overflows",)
     elif to_the_end:
         when, cause = "to the end", "schedule-too-short"
     else:
         when, cause = f"until step {int(lr.step[last])}", "schedule-too-short"
+    since = "" if from_the_start else f"from step {int(lr.step[first])} "
     return Finding(
-        summary=f"Learning rate is exactly 0 from step {int(lr.step[first])} {when}: {count(last - first + 1, 'row')} "
-        "without learning",
+        summary=f"Learning rate is exactly 0 {since}{when}: {count(last - first + 1, 'row')} without learning",
         onset_step=int(lr.step[first]),
         first_step=int(lr.step[min(last, first + 10)]),
         last_step=int(lr.step[last]),
         severity=Severity.WARNING,
         evidence={"zero_rows": last - first + 1, "rows": len(lr)},
-        causes=(Cause(cause, 0.8, supports=(f"the learning rate is 0 {when}",)),),
+        causes=(Cause(cause, 0.8, supports=(f"the learning rate is 0 {when}", *told)),),
         remedy=Remedy(
             "Give the schedule the number of optimizer steps that are really taken (batches per epoch / accumulation x "
             "epochs), and check that scheduler.step() is called once for each of them.",

@@ -55,6 +55,9 @@ def non_finite(
     ``zero_fall``, share of the first losses above which the loss must have been before, and ten times the last digit
     logged. Our judgement.
 
+    A perplexity that was finite and is infinite to the end, or that is so late in a run whose loss does not fall,
+    stands for a loss of some hundred nats a token, beyond the range of exp: no guess is as bad.
+
     Source: Micikevicius et al. 2018, https://arxiv.org/abs/1710.03740 (loss scaling); torch.amp.GradScaler.
     """
     if "train_loss" not in signals and "grad_norm_preclip" not in signals:
@@ -66,7 +69,7 @@ def non_finite(
     isolated = [finding for finding in findings if finding.severity is Severity.INFO]
     if len(isolated) > 3:
         findings = [f for f in findings if f.severity is not Severity.INFO] + [_together(isolated)]
-    return findings + _validation(signals) + ([] if findings else _parts(signals))
+    return findings + _validation(signals) + ([] if findings else _parts(signals) or _perplexity(signals))
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +338,10 @@ def _together(isolated: list[Finding]) -> Finding:
     )
 
 
+_PERPLEXITY = re.compile(r"(^|[/_ ])(ppl|perplexity)($|[/_ ])", re.I)
+LATE, LEAST_HALF, NO_BETTER = 100, 4, 0.95
+"""First step, and rows of half a log, of one that begins long after the start; the share of the first half's level that
+the second's is above where the loss does not fall. Our judgement."""
 COLUMN_ROWS = 2
 """Rows in which half of the columns are not finite."""
 LEAST_COLUMNS = 2
@@ -377,6 +384,39 @@ def _parts(signals: Signals) -> list[Finding]:
             )
         )
     return found[:3]
+
+
+def _perplexity(signals: Signals) -> list[Finding]:
+    """An infinite perplexity to the end. One that was so from the start is that of a summed loss, unless the loss is as
+    high long after the start as it was before."""
+    for name in signals.names:
+        if not _PERPLEXITY.search(name):
+            continue
+        value, step = signals[name].value, signals[name].step
+        finite = np.flatnonzero(np.isfinite(value))
+        first = int(finite[-1]) + 1 if len(finite) else 0
+        if first == len(value) or (first == 0 and not _late_and_no_better(signals)):
+            continue
+        return [
+            Finding(
+                summary=f"{name} became {word_for(float(value[first]))} at step {int(step[first])} and stayed so to "
+                "the last step recorded: the loss is beyond the range of exp",
+                onset_step=int(step[first]),
+                first_step=int(step[first]),
+                last_step=int(step[-1]),
+                severity=Severity.WARNING,
+                evidence={"began_in": "perplexity", "part": name, "nonfinite_rows": len(value) - first},
+            )
+        ]
+    return []
+
+
+def _late_and_no_better(signals: Signals) -> bool:
+    loss = signals["train_loss"]
+    half = len(loss) // 2
+    if half < LEAST_HALF or loss.step[0] < LATE:
+        return False
+    return float(np.median(loss.value[half:])) > NO_BETTER * float(np.median(loss.value[:half]))
 
 
 def _columns(signals: Signals) -> list[Finding]:

@@ -25,7 +25,16 @@ FIRES = (
     Case("exponential, by four processes", lambda: only(lr=paced(4, "exponential")), "warning", onset=AT + 2),
     Case("a straight line, twice as steep", lambda: only(lr=paced(2, "linear")), "info", onset=AT + 2),
     Case("zero to the end", lambda: only(lr=put(constant_lr(), slice(AT, None), 0.0)), "warning", words="exactly 0"),
-    Case("zero from the start", lambda: only(lr=np.zeros(STEPS)), "warning", onset=1, words="from the start"),
+    Case(
+        "zero from the start", lambda: only(lr=np.zeros(STEPS)), "warning", onset=1, words="exactly 0 from the start on"
+    ),
+    Case(
+        "zero while every step is skipped",  # tloen/alpaca-lora#418
+        lambda: only(lr=np.r_[np.zeros(14), 3e-6, 3e-6, 1.2e-5, 4.2e-5, 7.2e-5, 1.02e-4]),
+        "warning",
+        onset=1,
+        words="exactly 0 from the start until step 14: 14 rows",
+    ),
     Case(
         "x30 in one step", lambda: only(lr=changed(constant_lr(), slice(AT, None), 30)), "warning", words="jumped x30"
     ),

@@ -29,7 +29,31 @@ def overflowing(factor: float) -> Signals:
     return only(train_loss=grown, grad_norm_preclip=put(grown, slice(5, None), np.nan))
 
 
+def doubtful(*perplexity: float, first: int = 1, loss: float = 1.5e5, last: float = 1.5e5) -> Signals:
+    """Perplexities every hundred steps beside a loss that goes from ``loss`` to ``last``."""
+    step = first + 100 * np.arange(len(perplexity))
+    return Signals.from_arrays(
+        {
+            "train_loss": (first + 20 * np.arange(10), np.linspace(loss, last, 10)),
+            "val/perplexity": (step, np.array(perplexity)),
+        }
+    )
+
+
 FIRES = (
+    Case(
+        "a perplexity beyond exp, finite before",
+        lambda: doubtful(40.0, 30.0, np.inf, np.inf, loss=3.0, last=3.0),
+        "warning",
+        onset=201,
+        words="val/perplexity became +Inf at step 201",
+    ),
+    Case(
+        "a perplexity beyond exp, long after the start",  # OpenNMT/OpenNMT-tf#744
+        lambda: doubtful(np.inf, first=435000),
+        "warning",
+        onset=435000,
+    ),
     Case(
         "a part of the loss to the end",
         lambda: only(train_loss=level(), **{"train/box_loss": put(level(), slice(AT, None), np.nan)}),
@@ -118,6 +142,9 @@ FIRES = (
 )
 
 NEAR_MISSES = (
+    Case("a perplexity that comes down from beyond exp", lambda: doubtful(np.inf, np.inf, 90.0)),
+    Case("a perplexity of a sum", lambda: doubtful(np.inf, np.inf, first=5000, last=1e5)),
+    Case("a perplexity of a sum, from the start", lambda: doubtful(np.inf, np.inf)),
     Case(
         "a part of an evaluation's loss, as of one without targets",
         lambda: only(train_loss=level(), **{"eval/box_loss": put(level(), slice(AT, None), np.nan)}),

@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT / "sample_runs"
+SAMPLE_SWEEP = "sweep"  # in it: a folder of runs that are a sweep's trials, and not in the list of runs
 
 
 # ---- folders ------------------------------------------------------------------------------------------------------
@@ -60,9 +61,9 @@ def find_run(run_id: str) -> Path:
         RunError: the id has other characters than ``[A-Za-z0-9._-]``, or no folder has such a run.
     """
     name = check_run_id(run_id)
-    for folder in folders():
-        candidate = folder.path / name
-        if candidate.is_dir() and candidate.resolve().parent == folder.path.resolve():
+    for folder in (*(folder.path for folder in folders()), SAMPLES / SAMPLE_SWEEP):
+        candidate = folder / name
+        if candidate.is_dir() and candidate.resolve().parent == folder.resolve():
             return candidate
     looked = ", ".join(str(folder.path) for folder in folders())
     raise RunError(f"No run with the id {name!r}. Looked in {looked}. List the runs there with: gradiometer runs")
@@ -70,7 +71,12 @@ def find_run(run_id: str) -> Path:
 
 def is_sample(path: Path) -> bool:
     """Whether the run at ``path`` came with the repository."""
-    return path.parent == SAMPLES
+    return path.parent in (SAMPLES, SAMPLES / SAMPLE_SWEEP)
+
+
+def sweep_folders() -> tuple[Path, ...]:
+    """Where sweeps are looked for: where runs are started from the page, and the sample."""
+    return launch_folder(), SAMPLES / SAMPLE_SWEEP
 
 
 @dataclass(frozen=True, slots=True)

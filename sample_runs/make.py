@@ -22,7 +22,12 @@ sys.path.insert(0, str(ROOT))  # works uninstalled, from any directory
 from monitor.runfile.format import attempt_dir, rank_dir  # noqa: E402
 from monitor.runfile.writer import create_run  # noqa: E402
 from trainer.config import TrainConfig  # noqa: E402
-from trainer.launch.local import child_environment  # noqa: E402
+from trainer.launch.engine import JobSpec  # noqa: E402
+from trainer.launch.local import LOG_FILE, child_environment, trainer_command  # noqa: E402
+from trainer.sweep.record import PLAN_FILE, SWEEPS_DIR, TRIALS_FILE, list_sweeps  # noqa: E402
+
+ANONYMOUS = {"GRADIOMETER_ANONYMOUS": "1"}
+"""Nothing in a published run names this machine."""
 
 SMALL: dict[str, Any] = {
     "steps": 500,
@@ -77,7 +82,28 @@ SAMPLES = (
             "monitor": {"landscape_every": 10, "landscape_share": 1.0, "landscape_tokens": 1500},
         },
     ),
+    Sample(
+        "gpt-replicas-apart",
+        "DDP on two processes; from step 150 on each steps with its own gradient, so that the replicas drift apart.",
+        {
+            "steps": 300,
+            "model": {"n_layer": 2},
+            "parallel": {"processes": 2},
+        },
+        ({"kind": "unreduced", "step": 150, "steps": None},),
+    ),
 )
+
+SWEEP, SWEEP_FOLDER = "mlp-learning-rate", "sweep"
+RECORDS = ("run.json", "meta.json", "attempt.json", "exit.json")
+SWEEP_ARGUMENTS = (
+    "--vary", "optimizer.lr=1e-3..30:log", "--vary", "optimizer.momentum=0,0.9", "--trials", "12", "--sampler", "qmc",
+    "--set", "task.kind=mlp", "--set", "steps=120", "--set", "batch_size=256", "--set", "threads=1",
+    "--set", "model.n_layer=2", "--set", "model.d_model=128", "--set", "optimizer.kind=sgd",
+    "--set", "optimizer.weight_decay=0", "--set", "schedule.kind=constant", "--set", "clip.max_norm=none",
+    "--set", "evaluation.every_steps=20", "--set", "checkpoint.every_steps=none", "--set", "monitor.landscape_every=none",
+)  # fmt: skip
+"""Twelve short trainings that differ in two fields: the page of sweeps has something to show from the first start."""
 
 
 def config_of(sample: Sample) -> TrainConfig:
@@ -112,17 +138,50 @@ def _train(sample: Sample, folder: Path) -> Path:
     environment = child_environment(
         {
             "GRADIOMETER_TRAIN_CONFIG": config.model_dump_json(),  # not a file: a fault must not lie in the run
-            "GRADIOMETER_ANONYMOUS": "1",  # nothing in a published run names this machine
+            "OMP_NUM_THREADS": "1",  # torchrun says so in the log otherwise
+            **ANONYMOUS,
         }
     )
     # Relative paths only: what the trainer prints then names no folder of this machine.
-    words = [sys.executable, "-P", "-m", "trainer", "--run-dir", sample.name, "--attempt", "0"]
+    arguments = ("--run-dir", sample.name, "--attempt", "0")
+    words = trainer_command(JobSpec(run_dir, 0, arguments, world_size=config.parallel.processes))
     with (rank_dir(run_dir, 0) / "log.txt").open("ab") as log:
         done = subprocess.run(words, cwd=folder, env=environment, stdout=log, stderr=log, check=False)
     if done.returncode != 0:
         text = (rank_dir(run_dir, 0) / "log.txt").read_text(errors="replace")
         raise RuntimeError(f"{sample.name}: the training ended with {done.returncode}:\n{text[-3000:]}")
     return run_dir
+
+
+def make_sweep(folder: Path) -> Path:
+    """Train the sweep and put it, plan and trials, in place of ``folder``.
+
+    Raises:
+        RuntimeError: a trial failed; the old sweep is left as it was.
+    """
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as place:
+        scratch = Path(place) / "runs"
+        words = [sys.executable, "-P", "-m", "app.cli", "sweep", "start", "--wait", "--name", SWEEP, "--runs", scratch]
+        subprocess.run([*words, *SWEEP_ARGUMENTS], env=child_environment(ANONYMOUS), check=True)
+        (sweep,) = list_sweeps(scratch)
+        if sweep.state != "finished" or any(trial.value is None for trial in sweep.trials):
+            raise RuntimeError(f"{SWEEP}: {sweep.state}, {[(trial.number, trial.reason) for trial in sweep.trials]}")
+        for file in [file for file in scratch.rglob("*") if file.is_file()]:
+            if not _says_what_was_trained(file.relative_to(scratch)):
+                file.unlink()
+            elif file.name == LOG_FILE:
+                file.write_text(file.read_text().replace(str(scratch), "."))
+        _remove_empty_folders(scratch)
+        if folder.exists():
+            shutil.rmtree(folder)
+        return scratch.rename(folder)
+
+
+def _says_what_was_trained(file: Path) -> bool:
+    """Whether a file of a runs folder belongs to a sample: no weights, nothing of the processes that made it."""
+    if file.parts[0] == SWEEPS_DIR:
+        return file.name in (PLAN_FILE, TRIALS_FILE)
+    return file.parts[1] != "checkpoints" and (file.parent.name.startswith("rank-") or file.name in RECORDS)
 
 
 def _remove_empty_folders(folder: Path) -> None:
@@ -141,7 +200,7 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=[sample.name for sample in SAMPLES], help="make this one only")
+    parser.add_argument("--only", choices=[*(sample.name for sample in SAMPLES), SWEEP], help="make this one only")
     parser.add_argument("--to", type=Path, default=HERE, help="folder to put the runs in (default: beside this file)")
     options = parser.parse_args()
     options.to.mkdir(parents=True, exist_ok=True)
@@ -149,8 +208,14 @@ def main() -> None:
         if options.only in (None, sample.name):
             print(f"{sample.name}: {sample.about}", flush=True)
             path = make(sample, options.to)
-            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            print(f"  {path}: {size / 1e6:.2f} MB", flush=True)
+            print(f"  {path}: {_megabytes(path):.2f} MB", flush=True)
+    if options.only in (None, SWEEP):
+        path = make_sweep(options.to / SWEEP_FOLDER)
+        print(f"  {path}: {_megabytes(path):.2f} MB", flush=True)
+
+
+def _megabytes(folder: Path) -> float:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
 
 
 if __name__ == "__main__":

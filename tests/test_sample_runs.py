@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.data import SAMPLE_SWEEP
 from monitor.diagnosis.engine import diagnose
 from monitor.diagnosis.view import Signals
 from monitor.runfile.reader import open_run
 from monitor.runfile.store import list_runs
+from trainer.sweep import list_sweeps
 
 SAMPLES = Path(__file__).resolve().parents[1] / "sample_runs"
 RUNS = sorted(path.parent for path in SAMPLES.glob("*/expected.json"))
@@ -37,8 +39,8 @@ def _answers(finding: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def test_there_is_a_healthy_run_an_explosion_and_a_spike() -> None:
-    names = {"gpt-healthy", "gpt-gradient-explosion", "gpt-one-batch-spike", "mlp-edge-of-stability"}
-    assert {path.name for path in RUNS} == names
+    names = {"gpt-healthy", "gpt-gradient-explosion", "gpt-one-batch-spike", "gpt-replicas-apart"}
+    assert {path.name for path in RUNS} == names | {"mlp-edge-of-stability"}
     verdicts = {path.name: _expected(path)["verdict"] for path in RUNS}
     assert verdicts["gpt-healthy"] == "healthy"
     assert {verdicts["gpt-gradient-explosion"], verdicts["gpt-one-batch-spike"]} == {"incident"}
@@ -78,14 +80,31 @@ def test_run_is_whole_and_says_nothing_about_this_machine(run_dir: Path) -> None
     loss = run.series("train_loss")
     assert len(loss) == run.planned_steps == run.last_step
     assert run.layers("grad_norm_preclip").names
-    assert run.landscape() and len(run.system()) > 0 and run.log_tail()
+    assert len(run.system()) > 0 and run.log_tail()
+    assert run.landscape() or len(run.ranks(0)) > 1, "it is sampled where one process holds the model and the batch"
     assert np.isfinite(run.series("val_loss").value[0])
     (attempt,) = run.attempts
     assert attempt.host is None
     assert run.config is not None and "fault" not in run.config
+    assert not naming_this_machine(run_dir)
+
+
+def naming_this_machine(folder: Path) -> list[Path]:
     names = (b"/work/", b"/home/", b"/root", b"/tmp", b"/Users/")
-    files = [file for file in run_dir.rglob("*") if file.is_file()]
-    assert not [file for file in files for name in names if name in file.read_bytes()]
+    files = [file for file in folder.rglob("*") if file.is_file()]
+    return [file for file in files for name in names if name in file.read_bytes()]
+
+
+def test_the_sweep_is_whole_and_its_trials_stay_out_of_the_list() -> None:
+    (sweep,) = list_sweeps(SAMPLES / SAMPLE_SWEEP)
+    assert sweep.state == "finished" and len(sweep.trials) == sweep.planned and sweep.problem is None
+    assert not naming_this_machine(SAMPLES / SAMPLE_SWEEP)
+    for trial in sweep.trials:
+        run = open_run(SAMPLES / SAMPLE_SWEEP / trial.run_id)
+        assert run.problems == () and run.state.word == "finished"
+        measured = run.series("val_loss").value
+        assert trial.value == pytest.approx(float(measured[-1]), rel=1e-6, nan_ok=True)
+    assert not {trial.run_id for trial in sweep.trials} & {row.path.name for row in list_runs(SAMPLES)}
 
 
 def test_full_batch_descent_sharpens_up_to_two_over_the_learning_rate_and_hovers_there() -> None:

@@ -40,7 +40,7 @@ def page() -> None:
     if named:
         st.button("All sweeps", on_click=close, key="all_sweeps")
         try:
-            sweep = open_sweep(data.launch_folder(), named)
+            sweep = find(named)
         except RunError as error:
             refused(error, "gradiometer sweep list")
             return
@@ -53,6 +53,16 @@ def page() -> None:
         form()
 
 
+def find(sweep_id: str) -> Sweep:
+    """The sweep of that id, one's own or the sample.
+
+    Raises:
+        RunError: there is none, or its plan cannot be read.
+    """
+    own, sample = data.sweep_folders()
+    return open_sweep(sample if sweep_id in {one.id for one in list_sweeps(sample)} else own, sweep_id)
+
+
 def close() -> None:
     """Back to the list."""
     st.query_params.pop("sweep", None)
@@ -63,25 +73,27 @@ def close() -> None:
 
 def listing() -> None:
     """A row for each sweep, the newest first; a click opens it."""
-    sweeps = list_sweeps(data.launch_folder())
-    if not sweeps:
+    own, sample = (list_sweeps(folder) for folder in data.sweep_folders())
+    if not own:
         st.info(
-            "There are no sweeps yet. A sweep trains a configuration several times with other values in a few fields."
+            "There are no sweeps of your own yet. A sweep trains a configuration several times with other values in "
+            "a few fields."
         )
         st.caption("Begin one below, or in a terminal:")
         st.code("gradiometer sweep start --vary optimizer.lr=1e-4..1e-2:log --trials 10", language=None)
-        return
     rows = [
         {
             "State": f"{STATES[sweep.state][0]} {sweep.state}",
-            "Sweep": text.plain(sweep.record.get("name"), 80),
+            "Sweep": text.plain(sweep.record.get("name"), 80) + (" (sample)" if sweep in sample else ""),
             "Trials": f"{sum(trial.ended for trial in sweep.trials)} of {sweep.planned}",
             "Best": text.number(sweep.best.value) if sweep.best else "–",
             "Metric": text.plain(sweep.record.get("metric"), 40),
             "Id": sweep.id,
         }
-        for sweep in sweeps
+        for sweep in (*own, *sample)
     ]
+    if not rows:
+        return
     chosen = st.dataframe(
         pd.DataFrame(rows), hide_index=True, on_select="rerun", selection_mode="single-row", key="sweeps"
     )
@@ -96,7 +108,7 @@ def listing() -> None:
 def one_sweep(sweep_id: str) -> None:
     """Everything about a sweep."""
     try:
-        sweep = open_sweep(data.launch_folder(), sweep_id)
+        sweep = find(sweep_id)
         space = read_space(sweep.record.get("space"))
     except GradiometerError as error:
         refused(error, "gradiometer sweep list")

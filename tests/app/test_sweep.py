@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from app import control
+from app import control, data
 from app.charts.sweep import best_so_far, parallel_figure, progress_figure
 from tests.app.conftest import Open, words
 from tests.app.test_cli import gradiometer
 from trainer.config import TrainConfig
-from trainer.sweep import Sweep, make_plan, open_sweep
+from trainer.sweep import Sweep, list_sweeps, make_plan, open_sweep
 from trainer.sweep.plan import Plan
 from trainer.sweep.space import read_space
 
@@ -44,6 +44,21 @@ def test_without_sweeps_the_page_says_what_one_is_and_the_command(no_runs: Path,
     assert not page.exception
     assert "gradiometer sweep start" in words(page)
     assert not page.button(key="begin_sweep").disabled
+
+
+def test_the_sample_is_there_from_the_first_start_and_its_trials_have_pages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_page: Open
+) -> None:
+    monkeypatch.setenv("GRADIOMETER_RUNS", str(tmp_path / "runs"))
+    (sweep,) = list_sweeps(data.SAMPLES / data.SAMPLE_SWEEP)
+    assert sweep.best is not None
+    listed = open_page("sweep")
+    assert not listed.exception and "no sweeps of your own" in words(listed)
+    assert listed.dataframe[0].value["Sweep"].tolist() == [f"{sweep.record['name']} (sample)"]
+    page = open_page("sweep", sweep=sweep.id)
+    assert not page.exception and "finished" in words(page) and f"in trial {sweep.best.number}" in words(page)
+    trial = open_page("run", run=sweep.best.run_id)
+    assert not trial.exception and {metric.label for metric in trial.metric} >= {"Train loss", "Validation loss"}
 
 
 def test_a_sweep_shows_its_trials_best_first_and_what_decides(no_runs: Path, open_page: Open) -> None:

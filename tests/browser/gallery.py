@@ -1,6 +1,6 @@
 """The pictures in the README, made from the sample runs: ``python -m tests.browser.gallery``.
 
-Each page in light and in dark, in a real Chromium; the sweep is trained for it.
+Each page in light and in dark, in a real Chromium.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
-from app.data import SAMPLES
+from app.data import SAMPLE_SWEEP, SAMPLES
 from app.report import page as report
 from app.report.content import content_of_run
 from tests.browser import chromium
 from tests.browser.conftest import READY, started
-from tests.waiting import until
-from trainer.config import load_config
-from trainer.sweep import begin, make_plan, open_sweep
+from trainer.sweep import list_sweeps
 
 FOLDER = Path(__file__).resolve().parents[2] / "app" / "gallery"
 SIZE = {"width": 1280, "height": 860}
@@ -35,8 +33,6 @@ class View:
     address: str
     there: str
     height: int = SIZE["height"]
-    swept: bool = False
-    """Whether it is of the app that has the sweep."""
 
 
 CHARTS = "document.querySelectorAll('.gm-chart .js-plotly-plot .main-svg').length >= 4"
@@ -57,30 +53,16 @@ VIEWS = {
     ),
     "launch": View("/launch", "document.body.innerText.includes('tokens per step')"),
     "sweep": View(
-        "/sweeps?sweep=learning-rate",
+        f"/sweeps?sweep={list_sweeps(SAMPLES / SAMPLE_SWEEP)[0].id}",
         "document.querySelectorAll('[data-testid=stPlotlyChart] .main-svg').length >= 3",
         1250,
-        swept=True,
     ),
 }
-SWEEP = {
-    "base": ("steps=60", "evaluation.every_steps=30", "threads=1", "monitor.landscape_every=none"),
-    "vary": ("optimizer.lr=1e-4..1e-1:log", "optimizer.weight_decay=0..0.2", "model.n_layer=1,2,3"),
-}
-"""Real trainings of the small model of ``--preset charmlp``, so that the picture of a sweep is one."""
 
 
 def save(page: Page, name: str) -> None:
     """A picture of what is on the screen, to the bit: a palette turned pale grey boxes pink."""
     Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(FOLDER / f"{name}.webp", lossless=True, method=6)
-
-
-def sweep(runs: Path) -> None:
-    """Train the trials of the sweep in the picture."""
-    base = load_config(None, list(SWEEP["base"]), preset="charmlp")
-    plan = make_plan(base, list(SWEEP["vary"]), name="learning rate", trials=14, parallel=2)
-    begin(plan, runs, sweep_id="learning-rate")
-    until(lambda: open_sweep(runs, "learning-rate").state == "finished", "the sweep", every_s=1, patience_s=1800)
 
 
 def main() -> int:
@@ -93,16 +75,15 @@ def main() -> int:
         scratch = Path(temporary)
         written = scratch / "report.html"
         written.write_text(report.render([content_of_run(SAMPLES / "gpt-gradient-explosion")]), encoding="utf-8")
-        sweep(scratch / "swept" / "runs")
         browser = playwright.chromium.launch(executable_path=path, args=list(chromium.ARGUMENTS))
         (scratch / "bare").mkdir()
-        with started(scratch / "bare" / "runs") as bare, started(scratch / "swept" / "runs") as swept:
+        with started(scratch / "bare" / "runs") as bare:
             for scheme in SCHEMES:
                 page = browser.new_page(color_scheme=scheme, viewport=SIZE, reduced_motion="reduce")
                 page.set_default_timeout(120_000)
                 for name, view in VIEWS.items():
                     page.set_viewport_size({"width": SIZE["width"], "height": view.height})
-                    page.goto((swept if view.swept else bare).address + view.address)
+                    page.goto(bare.address + view.address)
                     page.wait_for_selector(READY)
                     page.wait_for_function(f"() => {view.there}")
                     page.wait_for_function(

@@ -35,7 +35,7 @@ def alone(tmp_path: Path) -> Iterator[App]:
 def test_a_sweep_is_begun_in_the_page_and_watched_to_its_end(new_tab: NewTab, alone: App):
     tab = new_tab(of=alone)
     tab.open("/sweeps")
-    tab.says("There are no sweeps yet")
+    tab.says("There are no sweeps of your own yet")
     fill(tab, "Vary, one field a line", "optimizer.lr=1e-6,1e-2\noptimizer.weight_decay=0,0.1")
     fill(tab, "Change for all trials, one field a line", SMALL)
     fill(tab, "Trials", "2")

@@ -18,6 +18,10 @@ LEAST_STEPS = 20
 STARVED_ROWS = 100
 LEVEL_ROWS = 20
 """Rows that make a level. Both our judgement."""
+DEAD_SHARE = 0.9
+"""Of a module's units: a gradient that is exactly 0 for a whole tensor needs nearly all."""
+LARGE_STEP = 0.1
+"""Of the weights' norm, a hundred times the usual 1e-3; the rule on the size of updates has the same bar."""
 BLOCK_ROWS = 4096
 """Rows that are looked at together: all of 100 000 x 200 as float64 are 160 MB, several times over."""
 
@@ -60,9 +64,9 @@ def vanishing_gradient(
         )
     zero = (matrix.value == 0) & matrix.present
     cut = [s for s in stretches(matrix, zero, zero_rows) if _had_one(matrix, s) and s.to_the_end]
-    found = [_cut_off(cut)] if cut else []
+    found = [_cut_off(cut, _causes_of_zero(signals, cut))] if cut else []
     if gone := _gone(signals, matrix, zero_rows):
-        found.append(_cut_off(gone, "is not there any more"))
+        found.append(_cut_off(gone, (_detached(_together(gone)),), "is not there any more"))
     if len(matrix.names) >= LEAST_LAYERS:
         fading = _fading(matrix, ratio, order, rows)
         found += [fading] if fading else []
@@ -142,9 +146,39 @@ def _gone(signals: Signals, matrix: LayerMatrix, rows: int) -> list[Stretch]:
     return sorted(found, key=lambda s: (s.onset, s.column))
 
 
-def _cut_off(cut: list[Stretch], what: str = "is exactly 0") -> Finding:
-    first = cut[0]
-    together = [s for s in cut if s.onset <= first.onset + 5]
+def _together(cut: list[Stretch]) -> list[Stretch]:
+    return [s for s in cut if s.onset <= cut[0].onset + 5]
+
+
+def _detached(together: list[Stretch], confidence: float = 0.7, against: str = "") -> Cause:
+    told = f"{count(len(together), 'tensor')} had gradients until step {together[0].onset - 1} and none since"
+    return Cause("gradient-cut-off", confidence, (told,), (against,) if against else ())
+
+
+def _causes_of_zero(signals: Signals, cut: list[Stretch]) -> tuple[Cause, ...]:
+    """Units that are off for every sample let no gradient through, and steps that are too large put them there."""
+    together, onset = _together(cut), cut[0].onset
+    dead = signals.modules("dead_units_share")
+    before = dead is not None and dead.step < onset
+    if dead is None or not np.any(before) or np.all(before):
+        return (_detached(together, against="not recorded: whether units in front of it are dead"),)
+    usual = np.nanmedian(dead.value[before], axis=0)
+    since = dead.value[~before][-1]
+    worst = int(np.argmax(np.nan_to_num(since - usual)))
+    if not (since[worst] >= DEAD_SHARE and usual[worst] <= 1 - DEAD_SHARE):
+        return (_detached(together),)
+    units = f"{100 * since[worst]:.0f} % of the units of {dead.names[worst]} are dead, {100 * usual[worst]:.0f} % were"
+    steps = signals["update_to_weight_ratio"].between(onset - LEVEL_ROWS, onset).value
+    size = float(np.max(steps[np.isfinite(steps)], initial=0.0))
+    if size > LARGE_STEP:
+        cause = Cause("lr-too-high", 0.8, (f"steps just before were up to {number(size)} of the weights' norm", units))
+    else:
+        cause = Cause("dying-relu", 0.7, (units,))
+    return cause, _detached(together, 0.2, "units in front of it are dead")
+
+
+def _cut_off(cut: list[Stretch], causes: tuple[Cause, ...], what: str = "is exactly 0") -> Finding:
+    first, together = cut[0], _together(cut)
     return Finding(
         summary=f"The gradient of {named([s.layer for s in together])} {what} from step {first.onset} on",
         onset_step=first.onset,
@@ -156,23 +190,23 @@ def _cut_off(cut: list[Stretch], what: str = "is exactly 0") -> Finding:
             "layers": [s.layer for s in together][:20],
             "layer_reason": "of the tensors without a gradient it is the nearest to the output",
         },
-        causes=(
-            Cause(
-                "gradient-cut-off",
-                0.7,
-                supports=(
-                    f"{count(len(together), 'tensor')} had gradients until step {first.onset - 1} and none since",
-                ),
-                against=("not recorded: whether units in front of it are dead",),
-            ),
-        ),
-        remedy=Remedy(
-            "Look for a detach(), a torch.no_grad(), a mask or a branch that leaves this part out of the loss, and for "
-            "units that are always off in front of it.",
-            {},
-            "print([(n, p.grad.abs().max()) for n, p in model.named_parameters() if p.grad is not None])",
-        ),
+        causes=causes,
+        remedy=_LOOK if causes[0].id == "gradient-cut-off" else _ALIVE,
     )
+
+
+_LOOK = Remedy(
+    "Look for a detach(), a torch.no_grad(), a mask or a branch that leaves this part out of the loss, and for "
+    "units that are always off in front of it.",
+    {},
+    "print([(n, p.grad.abs().max()) for n, p in model.named_parameters() if p.grad is not None])",
+)
+_ALIVE = Remedy(
+    "Dead units do not come back by themselves: begin again, or at a checkpoint from before, with a learning rate a "
+    "tenth as high, or with an activation that does not die (GELU, leaky ReLU).",
+    {},
+    'for group in optimizer.param_groups:\n    group["lr"] *= 0.1',
+)
 
 
 def _fading(matrix: LayerMatrix, ratio: float, order: float, rows: int) -> Finding | None:

@@ -7,8 +7,10 @@ import pytest
 
 from monitor.diagnosis.engine import diagnose
 from monitor.diagnosis.rule import Cause, Finding
+from monitor.diagnosis.rules import vanishing_gradient
 from monitor.diagnosis.view import Facts, Mark, Signals
 from tests.monitor.diagnosis.cases.drawn import AT, STEPS, changed, constant_lr, layer_norms, level, norms, put
+from tests.monitor.diagnosis.cases.vanishing_gradient import died, zeroed
 from tests.monitor.diagnosis.controls import LAYERS
 
 EMBEDDING = ("token_embedding.weight", *LAYERS[1:])
@@ -189,3 +191,18 @@ def test_at_a_guess_the_size_of_updates_tells_a_low_rate_from_labels_without_sig
         "update_to_weight_ratio": (step, np.full(20, ratio)),
     }
     assert finding_of("not-learning", Signals.from_arrays(series)).causes[0].id == cause
+
+
+def test_a_gradient_of_zero_is_laid_to_the_steps_that_killed_the_units_in_front_of_it():
+    def told(signals: Signals) -> tuple[Cause, ...]:
+        (finding,) = vanishing_gradient.RULE.check(signals)
+        return finding.causes
+
+    large = told(died(updates=0.9))
+    assert [cause.id for cause in large] == ["lr-too-high", "gradient-cut-off"]
+    assert large[0].supports[1] == "98 % of the units of act are dead, 4 % were" and large[1].against
+    assert [cause.id for cause in told(died(updates=1e-3))] == ["dying-relu", "gradient-cut-off"]
+    alive = told(died(updates=0.9, dead=0.05))
+    assert [cause.id for cause in alive] == ["gradient-cut-off"] and not alive[0].against
+    assert [cause.id for cause in told(died(updates=0.9, dead=np.nan))] == ["gradient-cut-off"]
+    assert "not recorded" in told(zeroed(slice(AT, None)))[0].against[0]

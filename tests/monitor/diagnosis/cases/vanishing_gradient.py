@@ -18,6 +18,21 @@ def zeroed(rows: slice, layer: int = 4) -> Signals:
     return with_layers(level(), layers)
 
 
+def died(*, updates: float, dead: float = 0.98) -> Signals:
+    """A tensor's gradient is 0 from ``AT`` on, and as many of the units of two modules are dead from then on."""
+    layers = layer_norms()
+    layers[AT:, 4] = 0.0
+    ratio = np.full(STEPS, 1e-3)
+    ratio[AT - 5 : AT] = updates
+    share = np.full((STEPS, 2), [0.04, 0.0], np.float32)
+    share[AT:, 0] = dead
+    return Signals.from_arrays(
+        {"train_loss": level(), "update_to_weight_ratio": ratio},
+        layers={"grad_norm_preclip": (LAYERS, layers)},
+        modules={"dead_units_share": (("act", "out"), share)},
+    )
+
+
 def fading(per_layer: float) -> Signals:
     """Norms that fall by ``per_layer`` from one tensor to the next towards the input."""
     return with_layers(level(), layer_norms() * per_layer ** (LAST - np.arange(len(LAYERS))))
@@ -55,6 +70,7 @@ def in_turn(low: float, rows: slice = slice(150, None), *, kind: str = "objectiv
 FIRES = (
     Case("a generator has lost", lambda: in_turn(5e-4), "warning", onset=151, words="next to no gradient"),
     Case("one tensor cut off", lambda: zeroed(slice(AT, None)), "warning", words=LAYERS[4]),
+    Case("steps that killed its units", lambda: died(updates=0.9), "warning", words=LAYERS[4]),
     Case("detached from the rest", gone, "warning", words="is not there any more"),
     Case("a sixth from layer to layer", lambda: fading(1 / 6), "warning", onset=21, words="fade"),
 )

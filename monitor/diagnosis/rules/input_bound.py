@@ -21,7 +21,7 @@ def input_bound(
     Why it matters: the device is idle meanwhile; it is the cheapest speed there is to gain.
 
     Stays silent: on single slow batches; on steps so short that taking any batch is a good part of them; as far as
-    other processes had the processor meanwhile, which of the step's parts ever it was that they held up.
+    other processes had the processor meanwhile, whichever part of the step they held up.
 
     Thresholds: ``share`` and ``worrying``, median share of the step over blocks of 20 steps: information and warning,
     in ``blocks`` blocks running; ``least_s``, median wait in seconds. TraceML tells of 10 and 20 %, pytscope of 25 and

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parents[1]
 SAMPLES = ROOT / "sample_runs"
-SAMPLE_SWEEP = "sweep"  # in it: a folder of runs that are a sweep's trials, and not in the list of runs
+SAMPLE_SWEEP = ".sweep"  # in it: a folder of runs, the trials of a sweep, which no list of runs shows
 
 
 # ---- folders ------------------------------------------------------------------------------------------------------

@@ -94,7 +94,7 @@ SAMPLES = (
     ),
 )
 
-SWEEP, SWEEP_FOLDER = "mlp-learning-rate", "sweep"
+SWEEP, SWEEP_FOLDER = "mlp-learning-rate", ".sweep"
 RECORDS = ("run.json", "meta.json", "attempt.json", "exit.json")
 SWEEP_ARGUMENTS = (
     "--vary", "optimizer.lr=1e-3..30:log", "--vary", "optimizer.momentum=0,0.9", "--trials", "12", "--sampler", "qmc",

@@ -41,7 +41,7 @@ DIAGNOSED = "!document.body.innerText.includes('checking')"
 ALL_THREE = "run=gpt-healthy&run=gpt-one-batch-spike&run=gpt-gradient-explosion"
 BROKEN = "/run?run=gpt-gradient-explosion"
 VIEWS = {
-    "runs": View("/", f"{CURVES} && {DIAGNOSED}", 690),
+    "runs": View("/", f"{CURVES} && {DIAGNOSED}", 780),
     "run": View(BROKEN, f"{CHARTS} && {DIAGNOSED}", 1250),
     "incident": View(f"{BROKEN}&section=Incidents", "document.body.innerText.includes('Likely causes')", 1250),
     "layers": View("/run?run=gpt-healthy&section=Layers", CHARTS.replace("4", "1"), 1000),

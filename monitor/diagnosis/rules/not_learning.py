@@ -14,6 +14,7 @@ from monitor.signals import Signal
 
 _GROUP_SPREAD = re.compile(r"(?:[\w.-]+/)?reward_std")
 """As trl and what is built on it name the standard deviation of rewards within a group of answers."""
+_ERROR_RATE = re.compile(r"(^|[/_])(wer|cer)$", re.I)
 LEVEL_ROWS = 20
 """Rows of one short-term level."""
 LEAST_ZEROS = 3
@@ -28,6 +29,19 @@ that differ less than that have outputs that depend on no input. Our judgement."
 LEAST_SAME_REWARDS = 10
 """Rows, and all there are, in which no reward differs from its group's: a few prompts in a row may be too easy or too
 hard. Our judgement."""
+BAD_START = 1.5
+"""Multiple of a guess that no row but the first is above where the loss comes down to it: outputs of a usual size.
+Our judgement."""
+SMALLEST = (1.1754944e-38, 1e-7, 1.1920929e-7, 1e-12)
+"""Float32's smallest number, as Caffe has it; Keras' epsilon, above 0 and, rounded to float32, below 1; and another
+usual one: the loss of a batch whose targets all got no probability at all."""
+LEAST_LARGEST, LARGEST_TOLERANCE = 2, 2e-6
+LEAST_RECOGNITIONS, ERRED, LEVEL = 3, 0.99, 0.98
+"""Evaluations, the error rate in each, and the ratio of the loss of the last third to that of the middle one from which
+on it has stopped to fall. Our judgement."""
+GONE_ROWS, GONE_FALL = 30, 0.02
+"""Rows from which on a gradient is told to be gone; the relative fall of the loss that it may have led to, and the
+least standard deviation of its last rows."""
 TRAIN_BELOW = 0.02
 """Relative distance below the guess of the best level of the training loss, from which on something is learnt, if only
 by heart. Our judgement."""
@@ -67,7 +81,9 @@ def not_learning(
     every step, to all digits logged, though batches differ; it has stayed within ``chance`` of a uniform guess, log of
     the number of classes, for ``chance_steps`` steps; every validation loss is such a guess to a thousandth, and the
     training loss never was below it; the rewards of every group are the same from the first row to the last, so that
-    no advantage differs from 0.
+    no advantage differs from 0; learning rate and gradient norm are exactly 0; the loss rests at minus the log of the
+    smallest number that it can take the log of; no word is recognised and the loss has stopped to fall; the loss has
+    not fallen and the gradient norm has, to a hundredth.
 
     Thresholds: ``rows``, losses; ``planned``, share of the planned steps; ``improvement``, relative fall of the best
     median of 20 losses below the median of the first ten; ``frozen_rows``, equal losses in a row; ``chance``, relative
@@ -84,9 +100,11 @@ def not_learning(
         return same
     if len(value) >= LEAST_ZEROS and not value.any() and not is_reinforcement(signals):
         return _nothing_to_learn(signals, step)
-    guessing = _at_a_guess(signals, step, value) or _validation_at_a_guess(signals, value)
-    if guessing is not None:
-        return guessing
+    for look in (_no_step, _at_a_guess, _at_the_largest, _nothing_recognised, _gradient_gone):
+        if (found := look(signals, step, value)) is not None:
+            return found
+    if (found := _validation_at_a_guess(signals, value)) is not None:
+        return found
     if len(value) < min(rows, frozen_rows):
         if _epochs(signals) >= LEAST_EPOCHS_FLAT and len(value) >= LEAST_EPOCHS_FLAT:
             return _hardly(step, value)
@@ -171,6 +189,108 @@ def _no_advantage(signals: Signals) -> Finding | None:
     )
 
 
+def _no_step(signals: Signals, step: np.ndarray, value: np.ndarray) -> Finding | None:
+    """Learning rate and gradient norm exactly 0 in every row. A norm of 0 alone may be one that nobody measured."""
+    norm, lr = signals["grad_norm_preclip"].value, signals["lr"].value
+    if min(len(norm), len(lr), len(value)) < LEAST_ZEROS or norm.any() or lr.any() or not value.any():
+        return None
+    return Finding(
+        summary=f"Learning rate and gradient norm are exactly 0 in all {count(len(value), 'row')}: no step was taken",
+        onset_step=int(step[0]),
+        first_step=int(step[LEAST_ZEROS - 1]),
+        last_step=int(step[-1]),
+        severity=Severity.WARNING,
+        evidence={"zero_rows": len(value)},
+        causes=(
+            Cause("no-gradient", 0.6, supports=("the gradient norm is exactly 0",)),
+            Cause("scheduler-never-stepped", 0.4, supports=("the learning rate is 0, as when every step is skipped",)),
+        ),
+    )
+
+
+def _at_the_largest(signals: Signals, step: np.ndarray, value: np.ndarray) -> Finding | None:
+    """The loss of a probability of 0 that was replaced by the smallest number, in the last rows."""
+    for smallest in SMALLEST:
+        largest = -float(np.log(smallest))
+        off = np.flatnonzero(np.abs(value - largest) > LARGEST_TOLERANCE * largest)
+        first = int(off[-1]) + 1 if len(off) else 0
+        if len(value) - first >= LEAST_LARGEST:
+            return Finding(
+                summary=f"Training loss is {largest:.6g} from step {int(step[first])} to the last step recorded: that "
+                f"of targets with a probability of 0, minus the log of {smallest:.3g}",
+                onset_step=int(step[first]),
+                first_step=int(step[first + LEAST_LARGEST - 1]),
+                last_step=int(step[-1]),
+                severity=Severity.CRITICAL,
+                evidence={"loss": largest, "rows": len(value) - first},
+                causes=(
+                    Cause("lr-too-high", 0.6, supports=("the outputs are so large that the softmax is 0 or 1",)),
+                    Cause("non-finite", 0.3, supports=("a NaN among them gives the same",)),
+                ),
+            )
+    return None
+
+
+def _nothing_recognised(signals: Signals, step: np.ndarray, value: np.ndarray) -> Finding | None:
+    """Speech or text that is never recognised: every word or letter wrong in all evaluations, and a loss that has
+    stopped to fall, as of blanks alone."""
+    for name in signals.names:
+        rate = signals[name]
+        if not _ERROR_RATE.search(name) or len(rate) < LEAST_RECOGNITIONS or not _spans_epochs(signals, rate.step):
+            continue
+        share = rate.value / 100 if rate.value.min() > 10 * ERRED else rate.value
+        third = len(value) // 3
+        if third < LEAST_RECOGNITIONS or not (share >= ERRED).all():
+            continue
+        if float(np.median(value[-third:])) < LEVEL * float(np.median(value[third : 2 * third])):
+            continue
+        return Finding(
+            summary=f"{name} is {number(float(rate.value[-1]))} in all {count(len(rate), 'evaluation')}, and the loss "
+            f"stays at {number(float(np.median(value[-third:])))}: nothing is recognised",
+            onset_step=int(rate.step[0]),
+            first_step=int(rate.step[LEAST_RECOGNITIONS - 1]),
+            last_step=int(step[-1]),
+            severity=Severity.WARNING,
+            evidence={"signal": name, "evaluations": len(rate)},
+            causes=(Cause("labels-without-signal", 0.5, supports=("the outputs may be blanks alone",)),),
+        )
+    return None
+
+
+def _gradient_gone(signals: Signals, step: np.ndarray, value: np.ndarray) -> Finding | None:
+    """A loss as high as at the start whose gradient has come down to a hundredth: what is left to learn reaches no
+    weight. Batches that differ in their losses still have gradients, one against another, where all there is has been
+    learnt; one batch of all the data has none."""
+    norm = signals["grad_norm_preclip"]
+    if min(len(value), len(norm)) < GONE_ROWS or loss_is_signed(signals) or is_reinforcement(signals):
+        return None
+    start, end = float(np.median(norm.value[:10])), float(np.median(norm.value[-10:]))
+    first, last = float(np.median(value[:10])), float(np.median(value[-10:]))
+    if not 0 < end < CONVERGED * start or _best_level(value) < (1 - GONE_FALL) * first or last > 1.5 * first:
+        return None
+    if float(np.std(value[-10:])) < GONE_FALL * last:
+        return None
+    return Finding(
+        summary=f"Training loss has not improved ({number(first)} at the start, {number(last)} at the end) while the "
+        f"gradient norm fell from {number(start)} to {number(end)}",
+        onset_step=int(step[0]),
+        first_step=int(step[GONE_ROWS - 1]),
+        last_step=int(step[-1]),
+        severity=Severity.WARNING,
+        evidence={"first_level": first, "last_level": last, "first_norm": start, "last_norm": end},
+        causes=(
+            Cause(
+                "no-gradient",
+                0.7,
+                supports=(
+                    f"the gradient norm is {percent(end / start)} of what it was",
+                    "as of outputs that are constant",
+                ),
+            ),
+        ),
+    )
+
+
 def _frozen(step: np.ndarray, value: np.ndarray, rows: int) -> Finding | None:
     """The same loss to all digits, to the end of what was recorded."""
     changes = np.flatnonzero(value[1:] != value[:-1])
@@ -248,6 +368,11 @@ def _at_a_guess(signals: Signals, step: np.ndarray, value: np.ndarray) -> Findin
         tolerance = CLOSE
     tail = value[1:] if len(value) > LEAST_GUESSES else value  # the first mean may hold a bad start
     classes = _guessed(tail, tolerance)
+    if classes is None and len(value) >= 2 * LEAST_CLOSE and _spans_epochs(signals, step):
+        classes = _guessed(value[len(value) // 2 :], CLOSE)  # came down to it from a bad start, never below
+        guess = np.log(classes) if classes else np.nan
+        if not (tail.min() > (1 - CLOSE) * guess and tail.max() < BAD_START * guess):
+            classes = None
     return None if classes is None else _guess(signals, "Training loss", step, classes, LEAST_GUESSES)
 
 

@@ -43,6 +43,43 @@ def grouped(spread: float, gradient: float, rows: int = 40) -> Signals:
     return only(train_loss=np.zeros(rows), reward=std / 2, reward_std=std, grad_norm_preclip=np.full(rows, gradient))
 
 
+def down_to(classes: int, start: float, rows: int = 26) -> Signals:
+    """Epochs that come down from ``start`` times a guess to within a thousandth of it."""
+    step = np.arange(rows)
+    loss = np.log(classes) * (1 + (start - 1) * np.exp(-step / 2) + 5e-4 * np.exp(-step / 10))
+    return Signals.from_arrays({"train_loss": (step, loss), "epoch": (step, step.astype(float))})
+
+
+def heard(wer: float, fall: float) -> Signals:
+    """Nine epochs of speech recognition, the loss of which falls by ``fall`` in its last two thirds."""
+    step = 100 * np.arange(1, 31)
+    loss = np.r_[np.linspace(30, 5, 10), np.linspace(5, 5 * (1 - fall), 20)] * flat(1.0, sd=0.003, steps=30)
+    at = step[4::5]
+    return Signals.from_arrays(
+        {
+            "train_loss": (step, loss),
+            "epoch": (step, step / 330),
+            "eval_wer": (at, np.r_[np.ones(len(at) - 1), wer]),
+        }
+    )
+
+
+def fading(fall: float, end: float, sd: float = 0.04) -> Signals:
+    """Sixty losses that scatter by ``sd`` and fall by ``fall``; the gradient norm goes down to ``end`` of its first."""
+    share = np.linspace(0, 1, 60)
+    return only(train_loss=flat(1.0, sd, steps=60) * (1 - fall * share), grad_norm_preclip=20 * end**share)
+
+
+def resting(at: float) -> Signals:
+    return only(train_loss=np.array([82.8186, 79.2832, at, at, at]))
+
+
+def unmoved(gradient: float, lr: float) -> Signals:
+    return only(
+        train_loss=np.array([12.1, 12.06, 12.0, 12.07]), grad_norm_preclip=np.full(4, gradient), lr=np.full(4, lr)
+    )
+
+
 def still(gradient: float) -> Signals:
     """A loss that comes down and then stands still to all digits, at a gradient norm of so many times the first."""
     loss = np.r_[0.5 + np.exp(-np.arange(100) / 20), np.full(100, 0.503271)]
@@ -99,6 +136,32 @@ FIRES = (
         onset=1,
         words="loss and gradient norm are exactly 0",
     ),
+    Case(
+        "down to a guess from a bad start", lambda: down_to(2, start=1.14), "warning", onset=0, words="2 classes"
+    ),  # BelaBartok39/aes_neural_trainer
+    Case("Caffe's largest loss", lambda: resting(87.3365), "critical", onset=3, words="87.3365"),
+    Case("Keras' largest loss", lambda: resting(16.1181), "critical", onset=3, words="1e-07"),
+    Case(
+        "no word recognised in nine epochs",  # CheeseThuong/Vietnamese-asr
+        lambda: heard(wer=1.0, fall=0.0),
+        "warning",
+        onset=500,
+        words="nothing is recognised",
+    ),
+    Case(
+        "the gradient is gone and nothing learnt",  # Daneshpajouh/ChromaGuide-CRISPR
+        lambda: fading(0.0, end=1e-3),
+        "warning",
+        onset=1,
+        words="while the gradient norm fell",
+    ),
+    Case(
+        "no step is taken",  # cocoshe/MIMIGenRec#3
+        lambda: unmoved(gradient=0.0, lr=0.0),
+        "warning",
+        onset=1,
+        words="no step was taken",
+    ),
     Case("zero from the start", lambda: only(train_loss=np.zeros(40)), "warning", onset=1, words="exactly 0"),
     Case(
         "4 % better in ten epochs", lambda: epochs(*np.linspace(1.84, 1.77, 10)), "info", onset=500, words="10 epochs"
@@ -120,6 +183,12 @@ FIRES = (
 )
 
 NEAR_MISSES = (
+    Case("comes down to ln 10 from afar, as a language model may", lambda: down_to(10, start=4.0)),
+    Case("no word yet, and the loss falls", lambda: heard(wer=1.0, fall=0.2)),
+    Case("the first word at last", lambda: heard(wer=0.9, fall=0.0)),
+    Case("a gradient that fades with the loss", lambda: fading(0.2, end=1e-3)),
+    Case("one batch of all the data at its minimum", lambda: fading(0.0, end=1e-3, sd=1e-3)),
+    Case("a gradient that comes down to a tenth", lambda: fading(0.0, end=0.1)),
     Case("evaluations that leave the guess", lambda: evaluated(*GUESSES, 1.38, 1.37)),
     Case("evaluations at a guess, learnt by heart", lambda: evaluated(*GUESSES, train=1.3)),
     Case("evaluations near ln 4", lambda: evaluated(1.384, 1.385, 1.386, 1.387, 1.388, 1.389)),
@@ -139,6 +208,9 @@ NEAR_MISSES = (
 )
 
 ABSTAINS = (
+    Case("a loss near Caffe's largest", lambda: resting(87.34), words="5 losses"),
+    Case("four rows of a norm that nobody measured", lambda: unmoved(gradient=0.0, lr=1e-4), words="4 losses"),
+    Case("four rows of a rate that is rounded", lambda: unmoved(gradient=0.5, lr=0.0), words="4 losses"),
     Case(
         "a norm that was logged as 0, the reward rises",
         lambda: only(train_loss=np.zeros(400), reward=np.linspace(0.1, 0.9, 400), grad_norm_preclip=np.zeros(400)),

@@ -28,7 +28,16 @@ const acted = (globalThis.gradiometerActed ??= (() => {
   return last;
 })());
 
-function whenAtRest(act) {
-  if (scriptRests() && Date.now() - acted.at > ANSWERED_MS) act(); else setTimeout(() => whenAtRest(act), 100);
+// Once for each ``kind`` of question of a component's node, however often it is asked for meanwhile.
+function whenAtRest(root, kind, act) {
+  const waiting = (root.__gmWaiting ??= new Set());
+  if (waiting.has(kind)) return;
+  waiting.add(kind);
+  const look = () => {
+    if (!scriptRests() || Date.now() - acted.at <= ANSWERED_MS) return setTimeout(look, 100);
+    waiting.delete(kind);
+    return act();
+  };
+  look();
 }
 

@@ -13,7 +13,7 @@ export default function ({ parentElement, data, setTriggerValue }) {
     missed = !due();
     if (missed || !root.isConnected) return;
     last = Date.now();
-    whenAtRest(() => { if (root.isConnected && !ended) setTriggerValue('beat', last); });
+    whenAtRest(root, 'beat', () => { if (root.isConnected && !ended) setTriggerValue('beat', last); });
   };
   const shown = () => { if (missed && !document.hidden) beat(); };
   const timer = setInterval(beat, data.every * 1000);

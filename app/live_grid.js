@@ -309,7 +309,7 @@ function tellNews(S, pause) {
   S.newsTimer = setTimeout(() => {
     S.newsTimer = 0;
     S.newsTold = Date.now();
-    whenAtRest(() => { if (!S.stopped) S.api.setTriggerValue('news', S.newsTold); });
+    whenAtRest(S.root, 'news', () => { if (!S.stopped) S.api.setTriggerValue('news', S.newsTold); });
   }, at - Date.now());
 }
 
@@ -1004,7 +1004,7 @@ function zoom(S, range, report = true) {
   tick(S);
   clearTimeout(S.reportTimer);
   // [] and not null for no zoom: null is what a new session has, so that it would be no change and no callback.
-  if (report) S.reportTimer = setTimeout(() => whenAtRest(() => { if (!S.stopped) S.api.setStateValue('range', S.range || []); }), REPORT_AFTER_MS);
+  if (report) S.reportTimer = setTimeout(() => whenAtRest(S.root, 'range', () => { if (!S.stopped) S.api.setStateValue('range', S.range || []); }), REPORT_AFTER_MS);
 }
 
 // Keys that no field and no button has taken; those of the page itself are in page_tools.js.

@@ -81,7 +81,7 @@ async function ask(S) {
   try {
     const answer = await fetch(`${S.data.base}/api/runs?have=${encodeURIComponent(S.data.version)}`, { cache: 'no-store' });
     S.root.classList.toggle('gm-runs-away', !answer.ok);
-    if (answer.ok && (answer.status !== 204 || S.data.pending)) whenAtRest(() => { if (!S.stopped) S.api.setTriggerValue('changed', S.data.version); });
+    if (answer.ok && (answer.status !== 204 || S.data.pending)) whenAtRest(S.root, 'changed', () => { if (!S.stopped) S.api.setTriggerValue('changed', S.data.version); });
   } catch {
     S.root.classList.add('gm-runs-away');
   } finally {

@@ -33,6 +33,8 @@ NO_USE_EVALUATIONS = 2
 GUESS_TOLERANCE = 0.02
 """Relative distance below a blind guess that is no better than it, since a model that gives each input much the same
 comes that far by what it knows of the classes' shares. Our judgement."""
+ABOVE_ALL = 1.5
+"""Multiple of the highest evaluation before, as in slow-divergence."""
 LEARNT = 0.2
 """Share of its first level to which the training loss must have fallen while the validation loss has not moved."""
 
@@ -55,8 +57,9 @@ def overfitting(
     training loss (that is a divergence); within the scatter between evaluations; after a new best. Information only: a
     rise below ``worrying``, and a larger one while a validation score such as accuracy still improves, since a
     classifier's loss then grows by over-confidence alone. A validation loss that never falls while the training loss
-    goes to a fifth is told as well, and one whose evaluations after the lowest rise as a whole; and one that was never
-    better than a blind guess by more than 2 %, twice running, where the training loss is below half of it.
+    goes to a fifth is told as well; one whose evaluations after the lowest rise as a whole; one that was never better
+    than a blind guess by more than 2 %, twice running, where the training loss is below half of it; and one whose last
+    four or more evaluations all lie above 1.5 times every one before.
 
     Thresholds: ``evaluations`` in a row above the best by the relative ``rise``, or the last two where each is above
     the one before and the last by a quarter; ``worrying``, relative rise that is a warning; ``train_fall``, relative
@@ -84,7 +87,12 @@ def overfitting(
             found.append(_finding(signals, levels, val, best, best + first + evaluations, stop - 1, worrying))
         elif _sharp(val.value[best:stop], raised & fell):
             found.append(_finding(signals, levels, val, best, stop - 1, stop - 1, worrying))
-    return found or _by_heart(signals, levels, val, rise) or _trend(signals, levels, val, rise, worrying, train_fall)
+    return (
+        found
+        or _by_heart(signals, levels, val, rise)
+        or _above_all(signals, levels, val, worrying, train_fall)
+        or _trend(signals, levels, val, rise, worrying, train_fall)
+    )
 
 
 def _of_no_use(signals: Signals, loss: Signal, val: Signal) -> Finding | None:
@@ -135,6 +143,22 @@ def _by_heart(signals: Signals, levels: np.ndarray, val: Signal, rise: float) ->
     if not end < LEARNT * start or not end < 0.5 * float(val.value[-1]):
         return []
     return [_finding(signals, levels, val, 0, len(val) - 1, len(val) - 1, worrying=0.0)]
+
+
+def _above_all(signals: Signals, levels: np.ndarray, val: Signal, worrying: float, train_fall: float) -> list[Finding]:
+    """The last evaluations, four or more, all lie far above every one before: whatever they scatter, validation is
+    lost."""
+    highest = np.maximum.accumulate(val.value)[:-1]
+    lowest_ahead = np.minimum.accumulate(val.value[::-1])[::-1][1:]
+    starts = np.flatnonzero(lowest_ahead > ABOVE_ALL * highest) + 1
+    starts = starts[(starts >= GAP_EVALUATIONS) & (len(val) - starts >= GAP_EVALUATIONS)]
+    if len(starts) == 0:
+        return []
+    first, last = int(starts[0]), len(val) - 1
+    best = int(np.argmin(val.value[:first]))
+    if not levels[last] < (1 - train_fall) * levels[best]:
+        return []
+    return [_finding(signals, levels, val, best, first + GAP_EVALUATIONS - 1, last, worrying)]
 
 
 def _trend(

@@ -65,7 +65,15 @@ FTC_UNET = np.r_[
     0.02798,
 ]
 
+GROWW = np.array([0.7286, 0.4989, 0.3873, 0.5213, 0.3333, 0.4409, 5.0336, 7.1756, 1.6807, 1.2049])
+
 FIRES = (
+    Case(
+        "four evaluations above all before, whatever they scatter",  # 065010-AmanMalhi/groww-sentiment-analyser
+        lambda: run(GROWW),
+        "warning",
+        onset=EPOCH * 5,
+    ),
     Case(
         "evaluations that scatter by a third and double",  # DexterGomez/ftc-unet training_history.csv
         lambda: run(FTC_UNET),
@@ -122,6 +130,8 @@ FIRES = (
 )
 
 NEAR_MISSES = (
+    Case("three evaluations above all before, which scatter", lambda: run(GROWW[[0, 1, 2, 3, 4, 5, 6, 8, 9]])),
+    Case("back from above all before", lambda: run(np.r_[GROWW, 0.3, 0.35])),
     Case("scatter by a third around one level", lambda: run(np.exp(np.random.default_rng(3).normal(0, 0.35, 32)))),
     Case("three evaluations, the last 10 % higher", lambda: run(np.array([0.50, 0.51, 0.55]))),
     Case("never falls, and training does not learn it either", lambda: run(np.full(8, 0.7), train_end=1.5)),

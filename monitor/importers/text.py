@@ -33,7 +33,8 @@ LONGEST_LABEL = 300
 """Characters before a number that may name it; a log repeats its own, so that they are looked at once."""
 
 _HINT = re.compile(
-    r"loss|step|iter|epoch|episode|update|trl:|tel:|eval:|train |val |hella|\d/\d|perplexity|ppl|^\[\d+\]\s|grad norm",
+    r"loss|step|iter|epoch|episode|update|trl:|tel:|eval:|train |val |hella|\d/\d|perplexity|ppl|^\[\d+\]\s|grad norm"
+    r"|frame number",
     re.I,
 )
 _STAMP = re.compile(
@@ -115,6 +116,8 @@ _STEPS = (
     "batches",
     "episode",
 )
+_NUMBERED = {"frame": "step", "game": "episode", "episode": "episode", "iteration": "iteration", "step": "step"}
+"""What a number of these counts: ``Game number: 10590  Frame number: 7943478``."""
 _IN_EPOCH = frozenset(("iters", "batch", "batches"))
 """Count within an epoch, as a rule."""
 _SPLIT = re.compile(r"^(?:train|valid)_|\((?:train|val|test)\)$")
@@ -564,6 +567,8 @@ def _key(label: str) -> tuple[str, str]:
         name = " ".join(words)
     if [word.lower() for word in words] == ["episode", "steps"]:
         return name, before  # how long it was
+    if len(words) == 2 and words[1].lower() == "number" and (counter := _NUMBERED.get(words[0].lower())):
+        return counter, before
     if words and words[-1].lower() in _STEPS and (len(words) <= 2 or not said):
         return words[-1], f"{before} {' '.join(words[:-1])}"
     if len(words) == 2 and "epoch" in (words[0].lower(), words[1].lower()) and not _OF_EPOCH.search(name):

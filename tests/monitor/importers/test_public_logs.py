@@ -281,6 +281,16 @@ def test_a_loss_that_ends_as_nothing_beside_an_accuracy(rows: str, wanted: dict[
     assert same(series(read(log(tmp_path, text, "history.csv"), tmp_path / "runs"), "train_loss"), wanted)
 
 
+def test_frames_and_games_are_counted(tmp_path: Path) -> None:
+    """sebtheiler/tutorials#10."""
+    text = (
+        "Game number: 010590  Frame number: 07943478  Average reward: 115.7  Time taken: 69.4s\n"
+        "Game number: 010600  Frame number: 07958788  Average reward: 118.1  Time taken: 92.3s\n"
+    )
+    run = read(log(tmp_path, text), tmp_path / "runs")
+    assert series(run, "Average reward") == {7943478: 115.7, 7958788: 118.1}
+
+
 NULLS = {
     "to the end": (((2.0, 1.0), (1.5, 1.1), (None, None), (None, None)), {1: 2.0, 2: 1.5, 3: math.nan, 4: math.nan}),
     "the norm alone": (((2.0, 1.0), (1.5, 1.1), (1.25, None), (1.0, None)), {1: 2.0, 2: 1.5, 3: 1.25, 4: 1.0}),

@@ -33,10 +33,10 @@ class StepTimes:
 
     def part(self, signals: Signals, name: str) -> np.ndarray:
         """float64[T]: seconds of one part of these steps; NaN where it was not recorded."""
-        return _at(signals[name], self.step)
+        return at_steps(signals[name], self.step)
 
 
-def _at(series: Signal, step: np.ndarray) -> np.ndarray:
+def at_steps(series: Signal, step: np.ndarray) -> np.ndarray:
     """float64[T]: the values at these steps; NaN where there is none."""
     if len(series) == 0:
         return np.full(len(step), np.nan)
@@ -60,7 +60,7 @@ def _step_times(signals: Signals) -> StepTimes:
     starts += [event.step + 1 for event in signals.events("resume") if event.step is not None]
     for start in starts:
         keep &= (time.step < start) | (time.step >= start + WARM_UP_ROWS)
-    return StepTimes(time.step[keep], time.value[keep], _at(signals["cpu_wait_s"], time.step[keep]))
+    return StepTimes(time.step[keep], time.value[keep], at_steps(signals["cpu_wait_s"], time.step[keep]))
 
 
 def block_medians(value: np.ndarray, rows: int) -> np.ndarray:

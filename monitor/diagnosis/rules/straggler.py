@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from monitor.diagnosis.rule import Abstained, Cause, Finding, Remedy, Rule, Severity, Verdict
+from monitor.diagnosis.timing import at_steps
 from monitor.diagnosis.view import Signals
 from monitor.diagnosis.wording import count, percent
 from monitor.signals import Signal
@@ -26,8 +27,9 @@ def straggler(signals: Signals, *, slower: float = 0.1, h: float = 9.0) -> Verdi
     Why it matters: a synchronous step takes as long as its slowest rank. The step time is the same on all of them, and
     the time spent in communication is long on the innocent ones, so neither says who it is.
 
-    Stays silent: on ranks that take turns being last; on less than ``slower``. Abstains where the time to the first
-    gradient was not recorded on two ranks or more.
+    Stays silent: on ranks that take turns being last; on less than ``slower``. Information where the rank would be no
+    slower by itself: other processes of its host had the processor. Abstains where the time to the first gradient was
+    not recorded on two ranks or more.
 
     Thresholds: ``slower``, relative excess of its median over that of the others since it began; ``h``, evidence in
     natural logarithms: how much likelier it is for a rank that is last nine times in ten to be last that often than for
@@ -54,7 +56,20 @@ def straggler(signals: Signals, *, slower: float = 0.1, h: float = 9.0) -> Verdi
     if not known:
         return None
     told, begin, column = min(known)
-    return _finding(ranks[column], step, value, begin, told, column)
+    waited = np.stack([np.nan_to_num(at_steps(signals.of_rank(rank)["cpu_wait_s"], step)) for rank in ranks], axis=1)
+    own = np.maximum(value - waited, 0.0)[begin:]
+    slow = np.median(own[:, column]) > (1 + slower) * np.median(np.delete(own, column, axis=1))
+    cause = (
+        Cause("slow-rank", 0.8, (f"rank {ranks[column]} is late by itself, before any communication",))
+        if slow
+        else Cause("busy-host", 0.9, (_without_processor(waited[begin:], column),))
+    )
+    return _finding(ranks[column], step, value, begin, told, column, cause)
+
+
+def _without_processor(waited: np.ndarray, column: int) -> str:
+    late, others = float(np.median(waited[:, column])), float(np.median(np.delete(waited, column, axis=1)))
+    return f"{1000 * late:.3g} ms of a step it was ready to run and had no processor, the others {1000 * others:.3g} ms"
 
 
 def _common(series: list[Signal]) -> tuple[np.ndarray, np.ndarray]:
@@ -84,7 +99,9 @@ def _late(value: np.ndarray, last: np.ndarray, column: int, slower: float, h: fl
     return 0, None
 
 
-def _finding(rank: int, step: np.ndarray, value: np.ndarray, begin: int, told: int, column: int) -> Finding:
+def _finding(
+    rank: int, step: np.ndarray, value: np.ndarray, begin: int, told: int, column: int, cause: Cause
+) -> Finding:
     late = float(np.median(value[begin:, column]))
     others = float(np.median(np.delete(value[begin:], column, axis=1)))
     share = float((value[begin:].argmax(axis=1) == column).mean())
@@ -94,10 +111,10 @@ def _finding(rank: int, step: np.ndarray, value: np.ndarray, begin: int, told: i
         onset_step=int(step[begin]),
         first_step=int(step[told]),
         last_step=int(step[-1]),
-        severity=Severity.WARNING,
+        severity=Severity.INFO if cause.id == "busy-host" else Severity.WARNING,
         rank=rank,
         evidence={"seconds": late, "others_s": others, "last_share": share},
-        causes=(Cause("slow-rank", 0.8, supports=(f"rank {rank} is late by itself, before any communication",)),),
+        causes=(cause,),
         remedy=Remedy(
             f"Look at the host and the device of rank {rank}: clocks, temperature, other processes, its data; "
             "exchange or "

@@ -14,6 +14,9 @@ BLOCK_ROWS = 25
 LEAST_BLOCKS = 4
 SHARED = 0.05
 """Share of the time without a processor from which on the host is shared; our judgement."""
+LEAST_S = 1e-4
+"""A tenth of a millisecond: caches and clocks of a shared machine make as much, of which a step of one millisecond is
+5 % longer (our judgement)."""
 
 
 def slower_steps(signals: Signals, *, rise: float = 0.03, lasting: int = 175, z: float = 6.0) -> Verdict:
@@ -26,8 +29,8 @@ def slower_steps(signals: Signals, *, rise: float = 0.03, lasting: int = 175, z:
     Information where other processes of the host take the processor away: the time in which the training had none is
     taken off, and on a host without a device that is shared so, a step of which each part is longer by as much is its
     doing, too. Where that time was not recorded, the training uses no more processor time in a step than before.
-    Information as well where it is this monitor that takes longer, for which there is a budget, and where more layers
-    are trained than before.
+    Information as well where it is this monitor that takes longer, for which there is a budget, where more layers are
+    trained than before, and where the step is longer by less than ``LEAST_S``.
 
     Thresholds: ``rise``, relative rise of the median, over ``lasting`` steps; ``z``, robust standard deviations of the
     medians of 25 steps before, so that a busy machine is not called slow. Design notes F41: 3 % over 200 steps, since
@@ -94,7 +97,7 @@ def _finding(
         onset_step=int(times.step[row]),
         first_step=int(times.step[min(row + lasting, len(times.step)) - 1]),
         last_step=int(times.step[-1]),
-        severity=Severity.INFO if excuse else Severity.WARNING,
+        severity=Severity.INFO if excuse or after - before < LEAST_S else Severity.WARNING,
         evidence={"before_s": before, "after_s": after, "part": part, "part_share": share},
         causes=(excuse or _cause(signals, part, share, int(times.step[row])),),
         remedy=Remedy(

@@ -15,6 +15,12 @@ def paused():
     return timed(time, **more)
 
 
+def short(more: float) -> Signals:
+    """Steps of a millisecond, longer from row AT + 10 on."""
+    time = changed(seconds(usual=0.001), slice(AT + 10, None), more)
+    return timed(time, 0.0 * time)
+
+
 def doubled(backward: float, cpu_pct: float) -> Signals:
     """Twice the step time from row AT on, of which backward's own factor is given; 80 % of a core before."""
     late = np.arange(STEPS) >= AT
@@ -58,6 +64,7 @@ FIRES = (
     Case("backward alone, the process idle", lambda: doubled(3.0, 40), "warning", onset=AT + 11),
     Case("5 % for good, and the monitor takes longer before", lambda: monitored(1.2, 1.05), "warning", onset=AT + 11),
     Case("5 % for good on a host that others use", lambda: shared(1.05, 0.0), "warning", onset=AT + 11),
+    Case("a fifth of a millisecond", lambda: short(1.2), "warning", onset=AT + 11),
     Case("5 % for good", lambda: timed(changed(seconds(), slice(AT + 10, None), 1.05)), "warning", onset=AT + 11),
     Case(
         "two thirds for good, on a restless machine",
@@ -74,6 +81,7 @@ NEAR_MISSES = (
     Case("twice as long, on half as much of a core", lambda: doubled(2.0, 40)),
     Case("half as long again, all of it the monitor's", lambda: monitored(1.5, 1.0)),
     Case("half as long again without a processor", lambda: shared(1.0, 0.5)),
+    Case("5 % of a millisecond", lambda: short(1.05)),
     Case("2 % for good", lambda: timed(changed(seconds(), slice(AT, None), 1.02))),
     Case("5 % on a machine that wanders by 10 %", lambda: timed(changed(seconds(wander=0.1), slice(AT, None), 1.05))),
     Case("half as long again for 150 steps", lambda: timed(changed(seconds(), slice(AT, AT + 150), 1.5))),

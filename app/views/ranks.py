@@ -62,17 +62,13 @@ def tables(path: Path) -> None:
         st.info("These ranks have recorded no step yet.")
         return
     st.markdown(f"**The last {WINDOW} steps** (attempt {whole.attempt}, {len(whole.ranks)} ranks)")
-    st.dataframe(pd.DataFrame(rows(measured_in(recent), recent.ranks)), hide_index=True, key="ranks_recent")
+    st.dataframe(pd.DataFrame(rows(of_window(recent), recent.ranks)), hide_index=True, key="ranks_recent")
     worst = worst_window(whole)
     if worst is not None:
         first, final = int(whole.first_step[worst]), int(whole.last_step[worst])
         where = f"step {text.count(first)}" if first == final else f"steps {text.count(first)} to {text.count(final)}"
         st.markdown(f"**The worst window**: {where}, where one rank is farthest from the others")
-        st.dataframe(
-            pd.DataFrame(rows(measured_in(whole, slice(worst, worst + 1)), whole.ranks)),
-            hide_index=True,
-            key="ranks_worst",
-        )
+        st.dataframe(pd.DataFrame(rows(of_row(whole, worst), whole.ranks)), hide_index=True, key="ranks_worst")
     weights(whole)
 
 
@@ -86,17 +82,30 @@ class Measured:
     """bool[R]: whether that rank had a value at all."""
 
 
-def measured_in(table: RankTable, rows: slice = slice(None)) -> Measured:
-    """The medians over ``rows`` of ``table``."""
-    values: dict[str, np.ndarray] = {}
-    there: dict[str, np.ndarray] = {}
-    for name, medians in table.median.items():
-        held = table.count[name][rows] > 0
-        if held.any():
-            own = zip(medians[rows].T, held.T, strict=True)
-            values[name] = np.array([float(np.median(of[has])) if has.any() else np.nan for of, has in own])
-            there[name] = np.logical_or.reduce(held, axis=0)
-    return Measured(values, there)
+def of_window(table: RankTable) -> Measured:
+    """The medians over all rows of ``table``."""
+    held = {name: table.count[name] > 0 for name in table.median}
+    values = {
+        name: np.array(
+            [
+                float(np.median(of[has])) if has.any() else np.nan
+                for of, has in zip(medians.T, held[name].T, strict=True)
+            ]
+        )
+        for name, medians in table.median.items()
+    }
+    return _of_those(values, {name: np.logical_or.reduce(has, axis=0) for name, has in held.items()})
+
+
+def of_row(table: RankTable, row: int) -> Measured:
+    """The same of one row."""
+    there = {name: count[row] > 0 for name, count in table.count.items()}
+    return _of_those({name: medians[row] for name, medians in table.median.items()}, there)
+
+
+def _of_those(values: dict[str, np.ndarray], there: dict[str, np.ndarray]) -> Measured:
+    had = [name for name in values if there[name].any()]
+    return Measured({name: values[name] for name in had}, {name: there[name] for name in had})
 
 
 def slowness(measured: dict[str, np.ndarray]) -> tuple[str, np.ndarray] | None:
@@ -130,7 +139,7 @@ def worst_window(table: RankTable) -> int | None:
     """
     worst, most = None, 0.0
     for row in range(len(table.first_step)):
-        far = distance(measured_in(table, slice(row, row + 1)))
+        far = distance(of_row(table, row))
         if far > most:
             worst, most = row, far
     return worst

@@ -10,7 +10,7 @@ import pytest
 
 from app import frame
 from app.charts.ranks import MOST_CURVES, most_apart
-from app.views.ranks import Measured, by_middle, measured_in, remarked, rows, worst_window
+from app.views.ranks import Measured, by_middle, of_row, of_window, remarked, rows, worst_window
 from monitor.runfile.ranks import RankTable, rank_table
 from monitor.runfile.reader import open_run
 from monitor.runfile.writer import RankWriter, begin_attempt, create_run, write_exit
@@ -110,8 +110,8 @@ def test_a_value_that_a_rank_does_not_have_is_a_dash_and_nothing_odd():
         {"step_time_s": np.ones((4, 2), int), "first_gradient_s": np.array([[1, 1]] + 3 * [[0, 0]])},
         np.empty(0, int), np.empty(0, int), (),
     )  # fmt: skip
-    assert set(measured_in(table, slice(2, 3)).values) == {"step_time_s"}, "measured in other steps alone"
-    np.testing.assert_allclose(measured_in(table).values["first_gradient_s"], [0.1, 0.2])
+    assert set(of_row(table, 2).values) == {"step_time_s"}, "measured in other steps alone"
+    np.testing.assert_allclose(of_window(table).values["first_gradient_s"], [0.1, 0.2])
 
 
 def measured(**values: np.ndarray) -> Measured:

@@ -9,7 +9,7 @@ import numpy as np
 from monitor.diagnosis.context import is_reinforcement, loss_follows_policy, loss_is_signed, returns_change
 from monitor.diagnosis.rule import Cause, Finding, Remedy, Severity
 from monitor.diagnosis.view import Signals
-from monitor.diagnosis.wording import count, number, percent
+from monitor.diagnosis.wording import count, number
 
 _GROUP_SPREAD = re.compile(r"(?:[\w.-]+/)?reward_std")
 """As trl and what is built on it name the standard deviation of rewards within a group of answers."""
@@ -186,7 +186,7 @@ def gradient_gone(signals: Signals, step: np.ndarray, value: np.ndarray) -> Find
                 "no-gradient",
                 0.7,
                 supports=(
-                    f"the gradient norm is {percent(end / start)} of what it was",
+                    f"the gradient norm is {100 * end / start:.2g} % of what it was",
                     "as of outputs that are constant",
                 ),
             ),
